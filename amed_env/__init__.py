@@ -1,0 +1,62 @@
+"""AMED-Env: automatic mixed-precision quantization for edge devices as a Gymnasium environment.
+
+`import amed_env` registers the environments with Gymnasium; torch is imported only when something needs it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from amed_env import envs as envs  # registers the environments
+from amed_env._version import __version__
+from amed_env.allocation import BitAllocation, Precision
+from amed_env.errors import AmedError
+from amed_env.workload import Layer, Workload
+
+if TYPE_CHECKING:
+    from amed_env.agents import Agent, SearchResult, SearchSession, make_agent, register_agent
+    from amed_env.evaluation.quality import Quality
+    from amed_env.evaluation.store import Trial, TrialStore
+    from amed_env.hardware import HardwareBackend, check_hardware, load_device, register_hardware
+    from amed_env.task import Task
+    from amed_env.task_registry import make_task
+    from amed_env.tracing import trace
+
+_LAZY = {
+    **dict.fromkeys(("Agent", "SearchResult", "SearchSession", "make_agent", "register_agent"), "amed_env.agents"),
+    "Quality": "amed_env.evaluation.quality",
+    **dict.fromkeys(("Trial", "TrialStore"), "amed_env.evaluation.store"),
+    **dict.fromkeys(("HardwareBackend", "check_hardware", "load_device", "register_hardware"), "amed_env.hardware"),
+    "Task": "amed_env.task",
+    "make_task": "amed_env.task_registry",
+    "trace": "amed_env.tracing",
+}
+
+__all__ = [
+    "Agent",
+    "AmedError",
+    "BitAllocation",
+    "HardwareBackend",
+    "Layer",
+    "Precision",
+    "Quality",
+    "SearchResult",
+    "SearchSession",
+    "Task",
+    "Trial",
+    "TrialStore",
+    "Workload",
+    "__version__",
+    "check_hardware",
+    "load_device",
+    "make_agent",
+    "make_task",
+    "register_agent",
+    "register_hardware",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'amed_env' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,163 @@
+"""Agents that do not learn: uniform widths, random allocations, and greedy descent by sensitivity."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.agents.protocol import Agent
+from amed_env.agents.session import SearchSession
+from amed_env.constraints import allowed_choices, least_rest
+from amed_env.errors import AmedError, StoreError
+from amed_env.repair import repair
+from amed_env.task import Task
+
+_MOST_REPEATS = 2_000  # random draws in a row that bring nothing new before the space counts as exhausted
+
+
+class UniformAgent(Agent):
+    """Evaluates every uniform precision of the task that meets the budget."""
+
+    name = "uniform"
+
+    def explore(self, session: SearchSession) -> None:
+        """See `Agent.explore`."""
+        for choices in _feasible_uniform(session.task):
+            _evaluate(session, choices)
+
+
+class RandomAgent(Agent):
+    """Evaluates random allocations within the budget: every layer draws among what leaves the budget reachable."""
+
+    name = "random"
+
+    def explore(self, session: SearchSession) -> None:
+        """See `Agent.explore`."""
+        repeats = 0
+        while repeats < _MOST_REPEATS:
+            choices = random_choices(session.task, session.rng)
+            if choices is None or session.knows(session.task.allocation(choices)):
+                repeats += 1
+                continue
+            repeats = 0
+            _evaluate(session, choices)
+
+
+class GreedyAgent(Agent):
+    """Starts with the widest precision and narrows the layer that loses least per cost, until the budget is met.
+
+    A layer's loss is the Kullback-Leibler divergence when it alone is quantized, on calibration samples. The allocation
+    that meets the budget first is evaluated first, then the one that spends its slack where most loss is avoided. The
+    same is done from the other side: every uniform width within the budget, and what it widens to. What is left of the
+    evaluations continues the descent below the budget, which gives the trade-off curve.
+    """
+
+    name = "greedy"
+
+    def explore(self, session: SearchSession) -> None:
+        """See `Agent.explore`."""
+        task = session.task
+        path = _descent(task)
+        meets = [task.feasible(task.cost(task.allocation(choices)).metrics) for choices in path]
+        first = next((position for position, met in enumerate(meets) if met), None)
+        if first is None:
+            repaired = repair(task, path[-1], task.limits)
+            starts, rest = ([] if repaired is None else [repaired]), []
+        else:
+            starts, rest = [path[first]], path[first + 1 :]
+        for choices in [*starts, *_feasible_uniform(task)]:
+            _evaluate(session, choices)
+            _evaluate(session, _spend_slack(task, choices))
+        for choices in rest:
+            _evaluate(session, choices)
+
+
+def _feasible_uniform(task: Task) -> list[npt.NDArray[np.int64]]:
+    """Every uniform precision within the budget, wide ones first."""
+    uniform = [np.full(len(task.workload), choice, dtype=np.int64) for choice in reversed(range(len(task.precisions)))]
+    return [choices for choices in uniform if task.feasible(task.cost(task.allocation(choices)).metrics)]
+
+
+def _evaluate(session: SearchSession, choices: npt.NDArray[np.int64]) -> None:
+    """Evaluate, and go on after a fault: the session counts it."""
+    try:
+        session.evaluate(session.task.allocation(choices))
+    except StoreError:
+        raise
+    except AmedError:
+        if session.ended:
+            raise
+
+
+def random_choices(task: Task, rng: np.random.Generator) -> npt.NDArray[np.int64] | None:
+    """A random choice a layer within the budget: int64 (L,), or None where a draw met none.
+
+    Layers are decided in a random order, so that no layer is favoured by coming first.
+    """
+    limited = [metric for metric in task.limits if metric in task.costs]
+    order = rng.permutation(len(task.workload))
+    choices = np.zeros(len(order), dtype=np.int64)
+    costs = (
+        np.stack([task.costs[metric][order] for metric in limited])
+        if limited
+        else np.zeros((0, len(order), len(task.precisions)))
+    )
+    limits = np.asarray([task.limits[metric] for metric in limited])
+    rest, used = least_rest(costs), np.zeros(len(limited))
+    for step, layer in enumerate(order):
+        allowed = np.flatnonzero(allowed_choices(used, costs[:, step], rest[:, step + 1], limits))
+        if len(allowed) == 0:
+            return None
+        choices[layer] = rng.choice(allowed)
+        used = used + costs[:, step, choices[layer]]
+    if task.feasible(task.cost(task.allocation(choices)).metrics):
+        return choices
+    return repair(task, choices, task.limits)
+
+
+def _step_weight(task: Task) -> npt.NDArray[np.float64]:
+    """(L, P) the cost that a step is weighed by: each budgeted metric as a share of its limit, added up."""
+    metrics = [metric for metric in task.limits if metric in task.costs]
+    if not metrics:
+        return task.costs["bops"] / float(task.costs["bops"].max(axis=1).sum())
+    return np.asarray(sum(task.costs[metric] / task.limits[metric] for metric in metrics))
+
+
+def _descent(task: Task) -> list[npt.NDArray[np.int64]]:
+    """From the widest precision everywhere to the narrowest, one layer a step: the least loss per cost saved."""
+    weight, loss = _step_weight(task), task.predicted_loss
+    rows = np.arange(len(task.workload))
+    current = np.full(len(rows), len(task.precisions) - 1, dtype=np.int64)
+    path = [current]
+    while True:
+        saved = weight[rows, current][:, None] - weight
+        harm = np.maximum(loss - loss[rows, current][:, None], 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            price = np.where(saved > 0, harm / saved, np.inf)
+        if not np.isfinite(price).any():
+            return path
+        # Equal prices (no harm at all) go to the step that saves most.
+        layer, choice = np.unravel_index(np.lexsort((-saved.ravel(), price.ravel()))[0], price.shape)
+        current = current.copy()
+        current[layer] = choice
+        path.append(current)
+
+
+def _spend_slack(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Widen again what still fits into the budget, most loss avoided first."""
+    current = choices.copy()
+    loss = task.predicted_loss
+    rows = np.arange(len(current))
+    while True:
+        gains = loss[rows, current][:, None] - loss
+        for position in np.argsort(-gains, axis=None, kind="stable"):
+            layer, choice = np.unravel_index(position, gains.shape)
+            if gains[layer, choice] <= 0:
+                return current
+            candidate = current.copy()
+            candidate[layer] = choice
+            if task.feasible(task.cost(task.allocation(candidate)).metrics):
+                current = candidate
+                break
+        else:
+            return current

@@ -1,0 +1,105 @@
+"""What an agent is: a class that explores a task through a session."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from amed_env.agents.result import SearchResult, pareto_front
+from amed_env.agents.session import SearchSession
+from amed_env.errors import SearchEnded, UnknownNameError
+from amed_env.evaluation.store import TrialStore
+from amed_env.objective import BUDGET_METRICS
+from amed_env.task import Task
+
+
+class Agent(abc.ABC):
+    """Solves a task within a number of evaluations. Subclass it and write `explore`.
+
+    Attributes:
+        name: The agent's name, as in `amed agents`.
+        family: `learner` or `search`, for the listing.
+        description: One line for the listing.
+    """
+
+    name: str = "unnamed"
+    family: str = "search"
+    description: str = ""
+
+    @abc.abstractmethod
+    def explore(self, session: SearchSession) -> None:
+        """Evaluate allocations through `session.evaluate` until nothing is left to try.
+
+        Asking for more than the session has ends the exploration by itself, so an endless loop is fine. Take random
+        numbers from `session.rng` only.
+
+        Args:
+            session: Gives the task, the random generator, and the evaluations.
+        """
+
+    def search(
+        self,
+        task: Task,
+        evaluations: int,
+        seed: int = 0,
+        *,
+        store: TrialStore | None = None,
+        folder: Path | None = None,
+        on_change: Callable[[SearchSession], None] | None = None,
+    ) -> SearchResult:
+        """Search for the best allocation of a task.
+
+        Ctrl-C ends the search; the result then has what was found and `interrupted`.
+
+        Args:
+            task: The task with its budgets.
+            evaluations: How many different allocations may be evaluated.
+            seed: The same seed gives the same search.
+            store: Where trials are kept; with the store of an earlier search of the same seed, that one is continued.
+            folder: Where the agent may write logs of its own.
+            on_change: Called with the session whenever a trial, a fault or the note is new.
+
+        Returns:
+            The best trial, the Pareto front and all trials; not yet the comparison (`SearchResult.add_report`).
+        """
+        self.folder = folder
+        session = SearchSession(task, evaluations, seed, store, on_change)
+        interrupted = False
+        try:
+            self.explore(session)
+        except SearchEnded:
+            pass
+        except KeyboardInterrupt:
+            interrupted = True
+        metric = task.budgets[0].metric if task.budgets else BUDGET_METRICS["latency"]
+        if session.trials and metric not in session.trials[0].costs:
+            metric = BUDGET_METRICS["memory"]
+        return SearchResult(
+            task,
+            self.name,
+            seed,
+            session.best(),
+            pareto_front(session.trials, metric),
+            metric,
+            session.trials,
+            session.evaluations,
+            evaluations,
+            session.seconds,
+            interrupted,
+            session.faults,
+        )
+
+    folder: Path | None = None
+
+
+def check_options(agent: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that an agent does not have.
+
+    Raises:
+        UnknownNameError: For the first unknown option; the message has the nearest names.
+    """
+    known = set(known)
+    for option in given:
+        if option not in known:
+            raise UnknownNameError(f"option of agent {agent!r}", option, known)

@@ -1,0 +1,136 @@
+"""What a search found: a document that another program can check by evaluating it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import amed_env._version as version
+from amed_env.allocation import BitAllocation
+from amed_env.evaluation.quality import Quality
+from amed_env.evaluation.store import Trial
+from amed_env.objective import BUDGET_METRICS
+from amed_env.task import Task
+
+FORMAT = "amed-result/1"
+
+
+@dataclass
+class SearchResult:
+    """The outcome of a search.
+
+    Attributes:
+        task: The task that was solved.
+        agent: Name of the agent.
+        seed: Seed of the search.
+        best: The feasible trial of the highest search accuracy, or None if none was found.
+        pareto: Trials of which none has both more accuracy and less of `pareto_metric`, cheapest first.
+        pareto_metric: The metric of the first budget, `latency_ms` without one.
+        trials: Every trial of the search, in order.
+        evaluations: Different allocations whose quality was asked for.
+        limit: Evaluations that were allowed.
+        seconds: Duration of the search.
+        interrupted: Whether it was stopped before its end.
+        faults: Evaluations that failed, with their message.
+        baselines: Uniform allocations by width, with search quality and costs; see `add_report`.
+        test: Quality on the test split by name: `best`, `float`, and `uniform-8` and so on; see `add_report`.
+    """
+
+    task: Task
+    agent: str
+    seed: int
+    best: Trial | None
+    pareto: list[Trial]
+    pareto_metric: str
+    trials: list[Trial]
+    evaluations: int
+    limit: int
+    seconds: float
+    interrupted: bool = False
+    faults: list[str] = field(default_factory=list)
+    baselines: dict[str, Trial] = field(default_factory=dict)
+    test: dict[str, Quality] = field(default_factory=dict)
+
+    def add_report(self) -> None:
+        """Evaluate what the final report compares with, and read the test split: for the best and the uniform ones."""
+        task = self.task
+        for bits in task.bits:
+            self.baselines[f"uniform-{bits}"] = task.measure(task.workload.uniform(bits))
+        self.test["float"] = task.quality(task.workload.uniform(32), "test")
+        for name, trial in self.baselines.items():
+            self.test[name] = task.quality(trial.allocation, "test")
+        if self.best is not None:
+            self.test["best"] = task.quality(self.best.allocation, "test")
+
+    def best_uniform(self) -> str | None:
+        """Name of the feasible uniform baseline of the highest search accuracy, or None."""
+        feasible = [name for name, trial in self.baselines.items() if self.task.feasible(trial.costs)]
+        quality = {name: self.baselines[name].quality for name in feasible}
+        return min(feasible, key=lambda name: (-quality[name].accuracy, quality[name].loss), default=None)
+
+    def relative_costs(self, costs: Mapping[str, float]) -> dict[str, float]:
+        """Costs as factors of the uniform 8-bit cost, by budget name, where the device has both."""
+        reference = {} if self.task.reference_cost is None else self.task.reference_cost.metrics
+        return {
+            name: costs[metric] / reference[metric]
+            for name, metric in BUDGET_METRICS.items()
+            if metric in costs and reference.get(metric)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as a JSON document in format `amed-result/1`."""
+        task = self.task
+        return {
+            "format": FORMAT,
+            "version": version.__version__,
+            "network": task.network,
+            "device": task.device,
+            "bits": list(task.bits),
+            "separate": task.separate,
+            "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
+            "limits": dict(task.limits),
+            "agent": self.agent,
+            "seed": self.seed,
+            "evaluations": self.evaluations,
+            "evaluations_allowed": self.limit,
+            "seconds": self.seconds,
+            "interrupted": self.interrupted,
+            "faults": list(self.faults),
+            "fingerprint": task.evaluator.fingerprint,
+            "kept_float": list(task.evaluator.kept_float),
+            "float": {"search": task.float_quality.to_json(), "test": self._test_json("float")},
+            "best": None if self.best is None else self._trial_json(self.best, "best"),
+            "pareto_metric": self.pareto_metric,
+            "pareto": [self._trial_json(trial) for trial in self.pareto],
+            "baselines": {name: self._trial_json(trial, name) for name, trial in self.baselines.items()},
+        }
+
+    def _test_json(self, name: str) -> dict[str, Any] | None:
+        return self.test[name].to_json() if name in self.test else None
+
+    def _trial_json(self, trial: Trial, test_name: str | None = None) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "allocation": trial.allocation.to_json(self.task.network),
+            "search": trial.quality.to_json(),
+            "costs": dict(trial.costs),
+            "relative_costs": self.relative_costs(trial.costs),
+            "feasible": self.task.feasible(trial.costs),
+        }
+        if test_name is not None:
+            document["test"] = self._test_json(test_name)
+        return document
+
+
+def pareto_front(trials: list[Trial], metric: str) -> list[Trial]:
+    """Trials of which no other has at least the accuracy at less cost, or more accuracy at the same; cheapest first."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.costs[metric], -t.quality.accuracy, t.quality.loss)):
+        if not front or trial.quality.accuracy > front[-1].quality.accuracy:
+            front.append(trial)
+    return front
+
+
+def allocation_of(document: Mapping[str, Any]) -> BitAllocation:
+    """The best allocation of a result document."""
+    return BitAllocation.from_json(document["best"]["allocation"], "result")

@@ -1,0 +1,219 @@
+"""Precisions and bit allocations: which width every layer of a network gets.
+
+The file format `amed-allocation/1` is plain JSON::
+
+    {"format": "amed-allocation/1", "network": "digits-cnn", "layers": {"stem": {"w": 8, "a": 8}, ...}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from amed_env.errors import AllocationError
+
+FORMAT = "amed-allocation/1"
+FLOAT_BITS = 32
+"""The width that stands for "not quantized, kept in float32"."""
+MAX_BITS = 16
+"""The widest integer precision; above it only `FLOAT_BITS` is allowed."""
+
+
+class Precision(NamedTuple):
+    """Widths of one layer in bits: its weights, and the activations that it reads.
+
+    `32` stands for float32, not quantized. Integer widths go from 1 to 16.
+    """
+
+    weight_bits: int
+    activation_bits: int
+
+    def __str__(self) -> str:
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+def check_bits(bits: object, where: str) -> int:
+    """Return `bits` as an int, or raise if it is not a width.
+
+    Args:
+        bits: The candidate; a bool or a float with a fraction is refused.
+        where: What it is the width of, for the message.
+
+    Raises:
+        AllocationError: If it is not an integer from 1 to 16, nor 32.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise AllocationError(f"{where}: bit-width {bits!r} is not an integer; give 1 to {MAX_BITS}, or 32 for float.")
+    if not (1 <= bits <= MAX_BITS or bits == FLOAT_BITS):
+        raise AllocationError(f"{where}: bit-width {bits} is out of range; give 1 to {MAX_BITS}, or 32 for float.")
+    return bits
+
+
+class BitAllocation(Mapping[str, Precision]):
+    """A precision for each layer, in network order: immutable and hashable.
+
+    Args:
+        precisions: Layer name to precision, or to a `(weight_bits, activation_bits)` pair.
+
+    Raises:
+        AllocationError: If it is empty, or a width or a name is not valid.
+    """
+
+    __slots__ = ("_hash", "_precisions")
+
+    def __init__(self, precisions: Mapping[str, Precision | tuple[int, int]]) -> None:
+        if not precisions:
+            raise AllocationError("a bit allocation needs at least one layer; it has none.")
+        checked: dict[str, Precision] = {}
+        for name, pair in precisions.items():
+            if not isinstance(name, str) or not name:
+                raise AllocationError(f"layer names are non-empty strings, not {name!r}.")
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise AllocationError(f"layer {name!r} is {pair!r}, expected (weight bits, activation bits).")
+            weight_bits, activation_bits = pair
+            checked[name] = Precision(
+                check_bits(weight_bits, f"layer {name!r}, weights"),
+                check_bits(activation_bits, f"layer {name!r}, activations"),
+            )
+        self._precisions = checked
+        self._hash = hash(tuple(checked.items()))
+
+    @classmethod
+    def uniform(cls, layers: Iterable[str], weight_bits: int, activation_bits: int | None = None) -> BitAllocation:
+        """The same precision for every layer; activations as wide as weights unless given."""
+        precision = Precision(weight_bits, weight_bits if activation_bits is None else activation_bits)
+        return cls(dict.fromkeys(layers, precision))
+
+    def replace(self, changes: Mapping[str, Precision | tuple[int, int]]) -> BitAllocation:
+        """A copy with some layers changed.
+
+        Raises:
+            AllocationError: If a name is not a layer of this allocation.
+        """
+        for name in changes:
+            if name not in self._precisions:
+                raise AllocationError(f"no layer {name!r} in this allocation; it has {', '.join(self._precisions)}.")
+        return BitAllocation({**self._precisions, **changes})
+
+    def __getitem__(self, name: str) -> Precision:
+        return self._precisions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._precisions)
+
+    def __len__(self) -> int:
+        return len(self._precisions)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        """Equal if the same layers, in the same order, have the same precisions."""
+        if not isinstance(other, BitAllocation):
+            return NotImplemented
+        return list(self._precisions.items()) == list(other._precisions.items())
+
+    def __repr__(self) -> str:
+        return f"BitAllocation({', '.join(f'{n}={p}' for n, p in self._precisions.items())})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return BitAllocation, (self._precisions,)
+
+    def key(self) -> str:
+        """A canonical text of the widths in layer order (`"8/8 4/4"`): the key of the trial store."""
+        return " ".join(f"{p.weight_bits}/{p.activation_bits}" for p in self._precisions.values())
+
+    def require_layers(self, names: Iterable[str], owner: str) -> BitAllocation:
+        """This allocation in the order of `names`, after checking that it covers exactly those layers.
+
+        Args:
+            names: The layers that are wanted, in order.
+            owner: Whose layers they are, for the message.
+
+        Raises:
+            AllocationError: If layers are missing or unknown; all of them are named.
+        """
+        wanted = list(names)
+        missing = [name for name in wanted if name not in self._precisions]
+        unknown = [name for name in self._precisions if name not in set(wanted)]
+        if missing or unknown:
+            parts = [
+                f"{label} {', '.join(repr(n) for n in found)}"
+                for label, found in (("it lacks", missing), ("it has the unknown", unknown))
+                if found
+            ]
+            raise AllocationError(f"the allocation does not fit {owner}: {' and '.join(parts)}.")
+        if wanted == list(self._precisions):
+            return self
+        return BitAllocation({name: self._precisions[name] for name in wanted})
+
+    def to_json(self, network: str | None = None) -> dict[str, Any]:
+        """The allocation as a JSON document in format `amed-allocation/1`."""
+        layers = {n: {"w": p.weight_bits, "a": p.activation_bits} for n, p in self._precisions.items()}
+        return {"format": FORMAT, "network": network, "layers": layers}
+
+    @classmethod
+    def from_json(cls, document: object, where: str = "allocation") -> BitAllocation:
+        """Read a document in format `amed-allocation/1`.
+
+        Args:
+            document: The parsed JSON.
+            where: File name or other origin, for messages.
+
+        Raises:
+            AllocationError: If the format, a key or a width is wrong.
+        """
+        if not isinstance(document, dict):
+            raise AllocationError(f"{where}: expected a JSON object, found {type(document).__name__}.")
+        if document.get("format") != FORMAT:
+            raise AllocationError(f"{where}: 'format' is {document.get('format')!r}, expected {FORMAT!r}.")
+        unknown = sorted(set(document) - {"format", "network", "layers"})
+        if unknown:
+            raise AllocationError(
+                f"{where}: unknown keys {', '.join(map(repr, unknown))}; allowed: 'format', 'network', 'layers'."
+            )
+        if not isinstance(document.get("network"), str | None):
+            raise AllocationError(f"{where}: 'network' is {document['network']!r}, expected a string or null.")
+        layers = document.get("layers")
+        if not isinstance(layers, dict) or not layers:
+            raise AllocationError(f"{where}: 'layers' must be a non-empty object of layer name to {{'w': …, 'a': …}}.")
+        precisions: dict[str, Precision] = {}
+        for name, entry in layers.items():
+            if not isinstance(entry, dict) or set(entry) != {"w", "a"}:
+                raise AllocationError(f"{where}: layer {name!r} is {entry!r}, expected exactly the keys 'w' and 'a'.")
+            precisions[name] = Precision(
+                check_bits(entry["w"], f"{where}: layer {name!r}, 'w'"),
+                check_bits(entry["a"], f"{where}: layer {name!r}, 'a'"),
+            )
+        return cls(precisions)
+
+    def save(self, path: str | Path, network: str | None = None) -> None:
+        """Write the allocation as a JSON file."""
+        Path(path).write_text(json.dumps(self.to_json(network), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> BitAllocation:
+        """Read an allocation file.
+
+        Raises:
+            AllocationError: If the file is missing, is no JSON, repeats a layer, or is malformed.
+        """
+
+        def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            keys = [key for key, _ in pairs]
+            repeated = sorted({key for key in keys if keys.count(key) > 1})
+            if repeated:
+                raise AllocationError(f"{path}: {', '.join(map(repr, repeated))} stands there more than once.")
+            return dict(pairs)
+
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise AllocationError(f"cannot read the allocation file {path}: {error}.") from error
+        try:
+            document = json.loads(text, object_pairs_hook=reject_duplicates)
+        except (ValueError, RecursionError) as error:
+            raise AllocationError(f"{path} is no valid JSON: {error}.") from error
+        return cls.from_json(document, where=str(path))

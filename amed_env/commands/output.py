@@ -1,0 +1,106 @@
+"""Where a command writes: results to stdout, everything else to stderr, and JSON alone where it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console, RenderableType
+from rich.logging import RichHandler
+from rich.text import Text
+
+from amed_env.run_folder import DISK_ERRORS, json_text
+
+WIDTH_WITHOUT_TERMINAL = 200
+"""Columns of tables that go into a file or a pipe."""
+
+
+class Output:
+    """The output of one command, as a context manager.
+
+    With `as_json` stdout carries one document and nothing else: what code of a user prints meanwhile goes to stderr.
+
+    Args:
+        as_json: Whether stdout gets a JSON document in place of tables.
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.stderr = Console(stderr=True, highlight=False)
+
+    def __enter__(self) -> Output:
+        self._stdout: TextIO = sys.stdout
+        width = None if self._stdout.isatty() else WIDTH_WITHOUT_TERMINAL
+        self._console = Console(file=self._stdout, width=width, highlight=False)
+        self._redirection = redirect_stdout(sys.stderr) if self.as_json else nullcontext()
+        self._redirection.__enter__()
+        self._handler = RichHandler(console=self.stderr, show_time=False, show_path=False, markup=False)
+        logging.getLogger("amed_env").addHandler(self._handler)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger("amed_env").removeHandler(self._handler)
+        self._redirection.__exit__(kind, error, trace)
+
+    @property
+    def live(self) -> bool:
+        """Whether progress is drawn: on a terminal, and not beside a JSON document."""
+        return self.stderr.is_terminal and not self.as_json
+
+    def show(self, *what: RenderableType) -> None:
+        """Print tables and texts on stdout; nothing in JSON mode."""
+        if not self.as_json:
+            for item in what:
+                self._console.print(item, markup=False, soft_wrap=isinstance(item, str))
+
+    def document(self, document: Any) -> None:
+        """Print the JSON document; nothing in the other mode."""
+        if self.as_json:
+            self._stdout.write(json_text(document))
+            self._stdout.flush()
+
+    def warn(self, message: str) -> None:
+        """Print a warning on stderr."""
+        self.stderr.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+
+    def note(self, message: str) -> None:
+        """Print a line on stderr."""
+        self.stderr.print(Text(message), soft_wrap=True)
+
+    @contextmanager
+    def status(self, message: str) -> Iterator[None]:
+        """Show that something is under way, where progress is drawn at all."""
+        if not self.live:
+            yield
+            return
+        with self.stderr.status(message):
+            yield
+
+
+def show_error(message: str) -> None:
+    """Print an error on stderr, as one line however long it is."""
+    Console(stderr=True, highlight=False).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+
+
+def is_disk_error(error: OSError) -> bool:
+    """Whether it is a full disk, a missing permission or the like."""
+    return error.errno in DISK_ERRORS
+
+
+def describe_disk_error(error: OSError) -> str:
+    """What failed where, in words."""
+    where = f" {os.fspath(error.filename)!r}" if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    return f"cannot read or write{where}: {error.strerror or error}"
+
+
+def silence_stdout() -> None:
+    """Let what is still buffered for a closed pipe vanish, so that the interpreter ends without a message."""
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

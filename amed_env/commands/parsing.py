@@ -1,0 +1,135 @@
+"""Texts of the command line to values: widths, agent options, and the tasks and allocations that they name."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amed_env.errors import AgentError, AllocationError, DataError, InputError
+
+if TYPE_CHECKING:
+    from amed_env.allocation import BitAllocation
+    from amed_env.task import Task
+    from amed_env.workload import Workload
+
+
+def parse_bits(text: str) -> tuple[int, ...]:
+    """Widths from `"2,3,4,8"`.
+
+    Raises:
+        AllocationError: If a part is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise AllocationError(f"--bits {text!r}: write widths with commas, for example 2,3,4,8.") from None
+
+
+def parse_options(texts: list[str]) -> dict[str, Any]:
+    """Agent options from `["warm_start_steps=2000", "reward=terminal"]`; values are JSON or Python literals, or text.
+
+    Raises:
+        AgentError: If one has no `=`, or a name stands twice.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        name = name.strip()
+        if not separator or not name.isidentifier():
+            raise AgentError(f"--option {text!r}: write it as name=value, for example warm_start_steps=2000.")
+        if name in options:
+            raise AgentError(f"--option {name} is given more than once; give it once.")
+        options[name] = _value(value.strip())
+    return options
+
+
+def _value(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except ValueError:
+        pass
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    # Options are written to JSON, which has no sets, bytes or complex numbers.
+    return list(value) if isinstance(value, tuple) else value if _is_plain(value) else text
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | dict)
+
+
+def one_of(task: str | None, network: str | None) -> None:
+    """Check that either a task or a network function is named.
+
+    Raises:
+        InputError: If both are, or neither is.
+    """
+    if (task is None) == (network is None):
+        raise InputError(
+            "name a task (see `amed tasks`) or give a network of your own with --network package.module:function; "
+            f"{'both are' if task else 'neither is'} given."
+        )
+
+
+def check_complete(name: str) -> None:
+    """Check that a task exists and that all its files are there, before anything slow begins.
+
+    Raises:
+        UnknownNameError: If there is no such task.
+        DataError: If something is missing; the message says how to get it.
+    """
+    from amed_env.task_registry import TASKS
+
+    missing = TASKS.get(name).missing()
+    if missing is not None:
+        raise DataError(f"task {name!r}: {missing}.")
+
+
+def load_task(task: str | None, network: str | None, **options: Any) -> Task:
+    """The task of a name, or of a network function; `options` are those of `make_task`."""
+    from amed_env.task_registry import import_task, make_task
+
+    one_of(task, network)
+    if network is not None:
+        return import_task(network, **options)
+    assert task is not None
+    check_complete(task)
+    return make_task(task, **options)
+
+
+def chosen_allocation(
+    workload: Workload, allocation: Path | None, bits: int | None, activation_bits: int | None
+) -> BitAllocation:
+    """The allocation of a file, or a uniform one.
+
+    Raises:
+        InputError: If a file and widths are given, or neither.
+    """
+    from amed_env.task_registry import load_allocation
+
+    if (allocation is None) == (bits is None):
+        raise InputError(
+            f"give either --allocation FILE or --bits N; {'neither is' if bits is None else 'both are'} given."
+        )
+    if allocation is not None:
+        if activation_bits is not None:
+            raise InputError("--activation-bits goes with --bits; an allocation file has its own.")
+        return load_allocation(allocation, workload)
+    assert bits is not None
+    return workload.uniform(bits, activation_bits)
+
+
+def default_threads() -> int:
+    """Threads of an evaluation: all cores, or fewer where `OMP_NUM_THREADS` says so, as elsewhere in torch."""
+    from amed_env.threads import available_cores
+
+    wished = os.environ.get("OMP_NUM_THREADS", "")
+    return min(available_cores(), int(wished)) if wished.isdecimal() and int(wished) > 0 else available_cores()

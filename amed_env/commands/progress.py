@@ -1,0 +1,107 @@
+"""The progress line of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from amed_env.agents.session import SearchSession, best_trial
+from amed_env.allocation import BitAllocation, Precision
+from amed_env.evaluation.post_training import PostTrainingEvaluator
+from amed_env.evaluation.quality import Evaluator, Quality, Split
+from amed_env.evaluation.store import Trial
+
+
+class SearchProgress:
+    """Evaluations, time, speed and the best feasible accuracy so far, as a context manager.
+
+    Args:
+        console: Where it is drawn.
+        shown: Whether it is drawn at all.
+        evaluations: Evaluations that the search has.
+    """
+
+    def __init__(self, console: Console, shown: bool, evaluations: int) -> None:
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[best]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not shown,
+            expand=True,
+            refresh_per_second=4,
+        )
+        self._task = self._bars.add_task("searching", total=evaluations, speed="", best="")
+        self._best: Trial | None = None
+        self._seen = 0
+
+    def __enter__(self) -> SearchProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, session: SearchSession) -> None:
+        """Take over what is new in a session."""
+        new = [trial for trial in session.trials[self._seen :] if session.task.feasible(trial.costs)]
+        self._seen = len(session.trials)
+        if new:
+            self._best = best_trial(new if self._best is None else [self._best, *new])
+        speed = self._bars.tasks[0].speed
+        self._bars.update(
+            self._task,
+            completed=session.evaluations,
+            description=session.note or "searching",
+            speed="" if not speed else f"{speed:.1f}/s",
+            best="" if self._best is None else f"best {100 * self._best.quality.accuracy:.2f} %",
+        )
+
+    def say(self, description: str) -> None:
+        """Show another description until the next update."""
+        self._bars.update(self._task, description=description)
+
+
+class ObservedEvaluator(Evaluator):
+    """An evaluator that says how far the measurement of sensitivities is; otherwise it is the one that it wraps."""
+
+    def __init__(self, inner: PostTrainingEvaluator, progress: SearchProgress) -> None:
+        self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
+        self._inner, self._progress = inner, progress
+
+    def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
+        """See `Evaluator.evaluate`."""
+        return self._inner.evaluate(allocation, split)
+
+    def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """See `Evaluator.predicted_loss`."""
+
+        def report(done: int, total: int) -> None:
+            self._progress.say(f"measuring sensitivities, {100 * done // total} %")
+
+        return self._inner.predicted_loss(precisions, report)
+
+    def weight_statistics(self) -> npt.NDArray[np.float64]:
+        """See `Evaluator.weight_statistics`."""
+        return self._inner.weight_statistics()

@@ -1,0 +1,204 @@
+"""`amed search`: from a task to a run folder with its best allocation."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amed_env.agents.protocol import Agent
+from amed_env.agents.registry import make_agent
+from amed_env.agents.result import SearchResult
+from amed_env.agents.session import SearchSession
+from amed_env.commands.interrupts import Interrupts
+from amed_env.commands.output import Output, describe_disk_error, is_disk_error
+from amed_env.commands.parsing import check_complete, default_threads, load_task, one_of, parse_bits, parse_options
+from amed_env.commands.progress import ObservedEvaluator, SearchProgress
+from amed_env.commands.tables import allocation_table, comparison_table, percent
+from amed_env.errors import AmedError, DeviceError
+from amed_env.evaluation.post_training import PostTrainingEvaluator
+from amed_env.evaluation.store import TrialStore
+from amed_env.hardware import HardwareBackend, load_device
+from amed_env.objective import parse_budgets
+from amed_env.run_folder import RunFolder
+from amed_env.task import Task
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """The arguments of `amed search`, as they were given."""
+
+    task: str | None
+    network: str | None
+    device: str
+    agent: str
+    evaluations: int
+    seed: int
+    bits: str
+    separate: bool
+    out: Path
+    resume: bool
+    threads: int | None = None
+    budgets: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+
+
+def search(output: Output, request: SearchRequest) -> int:
+    """Run a search and write its folder.
+
+    Returns:
+        The exit code: 0, 1 if nothing feasible was found, or 128 + the signal that ended it.
+    """
+    # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
+    bits, options = parse_bits(request.bits), parse_options(request.options)
+    budgets = parse_budgets(request.budgets)
+    one_of(request.task, request.network)
+    backend = load_device(request.device)
+    if request.task is not None:
+        check_complete(request.task)
+    agent = make_agent(request.agent, **options)
+    if not budgets:
+        output.warn(
+            "no --budget is given: the search maximises accuracy without any limit; give one, for example "
+            "--budget latency=0.6."
+        )
+    try:
+        with RunFolder(request.out, resume=request.resume) as folder:
+            with output.status(f"preparing {request.task or request.network}"):
+                threads = request.threads or default_threads()
+                task = load_task(
+                    request.task,
+                    request.network,
+                    device=backend,
+                    bits=bits,
+                    separate=request.separate,
+                    budget=request.budgets,
+                    threads=threads,
+                )
+            for kept in task.evaluator.kept_float:
+                output.note(f"kept in float: {kept}")
+            settings = _settings(request, task, options, backend)
+            store = folder.start(settings, sys.argv, {"threads": threads})
+            return _run(output, request, folder, store, task, agent)
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        raise AmedError(
+            f"{describe_disk_error(error)}. Finished trials are kept in {request.out}; continue with --resume."
+        ) from error
+
+
+def _run(output: Output, request: SearchRequest, folder: RunFolder, store: TrialStore, task: Task, agent: Agent) -> int:
+    with Interrupts() as interrupts:
+        result = _explore(output, request, folder, store, task, agent, interrupts)
+        if not result.trials and result.faults:
+            raise AmedError(f"all {len(result.faults)} evaluations failed; the first one: {result.faults[0]}.")
+        with interrupts.held():
+            written = folder.write_result(result)
+            if result.interrupted:
+                output.note("interrupted; press Ctrl-C again to do without the comparison on the test split.")
+                folder.write_pictures(result)
+        _compare(output, result)
+        with interrupts.held():
+            with output.status("drawing"):
+                written = [*folder.write_result(result), *folder.write_pictures(result)]
+            _show(output, result, written)
+    if interrupts.exit_code is not None:
+        output.note(f"interrupted after {result.evaluations} evaluations; continue with --resume.")
+        return interrupts.exit_code
+    return 0 if result.best is not None else 1
+
+
+def _explore(
+    output: Output,
+    request: SearchRequest,
+    folder: RunFolder,
+    store: TrialStore,
+    task: Task,
+    agent: Agent,
+    interrupts: Interrupts,
+) -> SearchResult:
+    evaluator = task.evaluator
+    with SearchProgress(output.stderr, output.live, request.evaluations) as progress:
+
+        def on_change(session: SearchSession) -> None:
+            progress.update(session)
+            interrupts.check()
+
+        if isinstance(evaluator, PostTrainingEvaluator):
+            task.evaluator = ObservedEvaluator(evaluator, progress)
+        try:
+            return agent.search(
+                task, request.evaluations, request.seed, store=store, folder=folder.path, on_change=on_change
+            )
+        finally:
+            task.evaluator = evaluator
+
+
+def _compare(output: Output, result: SearchResult) -> None:
+    """Add the baselines and the test split; what cannot be had is left out with a warning."""
+    try:
+        with output.status("comparing with uniform widths, on the test split"):
+            result.add_report()
+    except KeyboardInterrupt:
+        result.interrupted = True
+    except AmedError as error:
+        output.warn(f"the comparison is incomplete: {error}")
+
+
+def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
+    table = allocation_table(result)
+    if table is not None:
+        output.show(table)
+    output.show(comparison_table(result), _verdict(result), *(f"wrote {path}" for path in written))
+    if result.best is None:
+        output.warn(
+            f"none of {result.evaluations} evaluated allocations is within the budget; try another agent, or more "
+            "evaluations."
+        )
+    if result.faults:
+        output.warn(f"{len(result.faults)} evaluations failed; result.json lists them.")
+    output.document({**result.to_json(), "files": [str(path) for path in written]})
+
+
+def _verdict(result: SearchResult) -> str:
+    """One line: what was found, against the best uniform width within the budget."""
+    spent = f"{result.evaluations} evaluations in {result.seconds:.1f} s"
+    if result.best is None:
+        return f"Nothing within the budget was found ({spent})."
+    text = f"{result.agent}: {percent(result.best.quality.accuracy)} on the search split"
+    uniform = result.best_uniform()
+    if uniform is not None:
+        accuracy = result.baselines[uniform].quality.accuracy
+        text += f", best uniform width within the budget ({uniform.removeprefix('uniform-')} bit): {percent(accuracy)}"
+    elif result.baselines:
+        text += ", no uniform width is within the budget"
+    return f"{text} ({spent})."
+
+
+def _settings(request: SearchRequest, task: Task, options: dict[str, Any], backend: HardwareBackend) -> dict[str, Any]:
+    """What determines the search, resolved; see `RunFolder.start`."""
+    return {
+        "network": request.network or request.task,
+        "device": _device_settings(request.device, backend),
+        "bits": list(task.bits),
+        "separate": task.separate,
+        "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
+        "agent": request.agent,
+        "agent_options": options,
+        "evaluations": request.evaluations,
+        "seed": request.seed,
+        "fingerprint": task.evaluator.fingerprint,
+    }
+
+
+def _device_settings(spec: str, backend: HardwareBackend) -> dict[str, Any]:
+    if not spec.lower().endswith((".yaml", ".yml")):
+        return {"name": backend.name, "given": spec}
+    try:
+        content = Path(spec).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeviceError(f"cannot read the device file {spec}: {error}.") from error
+    return {"name": backend.name, "sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content}

@@ -1,0 +1,143 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from amed_env.hardware.protocol import METRIC_UNITS, Cost
+from amed_env.objective import BUDGET_METRICS
+
+if TYPE_CHECKING:
+    from amed_env.agents.result import SearchResult
+    from amed_env.allocation import Precision
+    from amed_env.evaluation.quality import Quality
+
+MISSING = "–"
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with two decimals."""
+    return f"{100 * value:.2f} %"
+
+
+def number(value: float) -> str:
+    """A number as a person reads it: whole ones in full, others with four significant digits."""
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
+
+
+def bits_text(precision: Precision) -> str:
+    """`4` where weights and activations are equally wide, otherwise `4 / 8`."""
+    weight, activation = precision
+    return str(weight) if weight == activation else f"{weight} / {activation}"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def cost_table(cost: Cost, network: str) -> Table:
+    """Totals and layers of a cost."""
+    metrics = list(cost.metrics)
+    table = _table(f"{network} on {cost.device}")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("bits (w / a)" if any(len(set(i.precision)) > 1 for i in cost.layers) else "bits", justify="right")
+    for metric in metrics:
+        table.add_column(_heading(metric), justify="right")
+    for layer in cost.layers:
+        cells = [number(layer.metrics[m]) if m in layer.metrics else MISSING for m in metrics]
+        table.add_row(layer.name, bits_text(layer.precision), *cells)
+    table.add_section()
+    table.add_row("total", "", *(number(cost.metrics[m]) for m in metrics), style="bold")
+    return table
+
+
+def _heading(metric: str) -> str:
+    unit = METRIC_UNITS.get(metric)
+    for suffix in ("_ms", "_uj", "_kib"):
+        if metric.endswith(suffix) and unit:
+            return f"{metric.removesuffix(suffix)} {unit}"
+    return metric.replace("_", " ")
+
+
+def quality_table(rows: Mapping[str, Quality]) -> Table:
+    """Qualities by name."""
+    table = _table("Quality")
+    for column in ("", "accuracy", "correct", "samples", "loss"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, quality in rows.items():
+        table.add_row(
+            name, percent(quality.accuracy), f"{quality.correct:,}", f"{quality.samples:,}", f"{quality.loss:.4f}"
+        )
+    return table
+
+
+def relative_table(costs: Mapping[str, float], relative: Mapping[str, float]) -> Table:
+    """Costs of a network with their factors of uniform 8 bit."""
+    table = _table("Cost")
+    for column in ("", "value", "of 8 bit"):
+        table.add_column(column, justify="right" if column else "left")
+    names = {metric: name for name, metric in BUDGET_METRICS.items()}
+    for metric, value in costs.items():
+        factor = relative.get(names.get(metric, ""))
+        table.add_row(_heading(metric), number(value), MISSING if factor is None else f"{factor:.3f}")
+    return table
+
+
+def allocation_table(result: SearchResult) -> Table | None:
+    """The best allocation layer by layer, or None if there is none."""
+    if result.best is None:
+        return None
+    task, allocation = result.task, result.best.allocation
+    cost = task.cost(allocation)
+    table = _table(f"Allocation of {task.network} on {task.device} by {result.agent}")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("kind")
+    for column in ("weight bits", "activation bits", "weights KiB", "share of latency"):
+        table.add_column(column, justify="right")
+    by_layer = {layer.name: layer.metrics for layer in cost.layers}
+    total = cost.metrics.get("latency_ms", 0.0)
+    for layer in task.workload:
+        precision, metrics = allocation[layer.name], by_layer.get(layer.name, {})
+        share = percent(metrics["latency_ms"] / total) if total and "latency_ms" in metrics else MISSING
+        size = layer.weight_elements * precision.weight_bits / 8 / 1024
+        table.add_row(layer.name, layer.kind, *map(str, precision), number(size), share)
+    return table
+
+
+def comparison_table(result: SearchResult) -> Table:
+    """The best allocation against every uniform width and the float network."""
+    task = result.task
+    relative = task.reference_cost is not None
+    table = _table("Comparison" + (" (costs relative to uniform 8 bit)" if relative else ""))
+    table.add_column("")
+    for column in ("search accuracy", "test accuracy"):
+        table.add_column(column, justify="right")
+    metrics = [m for m in BUDGET_METRICS.items() if m[1] in {*task.capabilities.metrics, "weight_kib", "bops"}]
+    for name, metric in metrics:
+        table.add_column(name if relative else _heading(metric), justify="right")
+    table.add_column("within budget", justify="center")
+
+    def cells(costs: Mapping[str, float]) -> list[str]:
+        factors = result.relative_costs(costs)
+        if relative:
+            return [f"{factors[name]:.3f}" if name in factors else MISSING for name, _ in metrics]
+        return [number(costs[metric]) if metric in costs else MISSING for _, metric in metrics]
+
+    trials = {**({} if result.best is None else {"best": result.best}), **result.baselines}
+    for name, trial in trials.items():
+        table.add_row(
+            result.agent if name == "best" else name.replace("uniform-", "uniform "),
+            percent(trial.quality.accuracy),
+            percent(result.test[name].accuracy) if name in result.test else MISSING,
+            *cells(trial.costs),
+            "yes" if task.feasible(trial.costs) else "no",
+            style="bold" if name == "best" else None,
+            end_section=name == "best",
+        )
+    test = percent(result.test["float"].accuracy) if "float" in result.test else MISSING
+    table.add_row("float", percent(task.float_quality.accuracy), test, *(MISSING for _ in metrics), MISSING)
+    return table

@@ -1,0 +1,220 @@
+"""Labelled samples and the three parts that a task is made of: calibration, search and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+
+from amed_env.errors import DataError
+
+_MAX_NAMED = 5  # positions named in a message; more would not be read
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs of a network with their labels.
+
+    Attributes:
+        inputs: (N, ...) float32, ready for the network; the first axis counts samples.
+        labels: (N,) int64, the class of each sample, from 0.
+        name: What they are (`"digits/search"`); it begins every message and is no part of the fingerprint.
+
+    Raises:
+        DataError: If there are no samples, lengths or dtypes are wrong, a label is negative, or an input is
+            NaN or infinite.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    name: str = "samples"
+
+    def __post_init__(self) -> None:
+        for attribute, dtype, cure in (
+            ("inputs", torch.float32, "float()"),
+            ("labels", torch.int64, "long()"),
+        ):
+            value = getattr(self, attribute)
+            if not isinstance(value, torch.Tensor):
+                raise DataError(
+                    f"{self.name}: {attribute} must be a torch tensor, not {type(value).__name__}; "
+                    "convert it with torch.as_tensor()."
+                )
+            if value.dtype != dtype:
+                raise DataError(
+                    f"{self.name}: {attribute} are {value.dtype}, expected {dtype}; convert them with .{cure}."
+                )
+        if self.inputs.ndim < 2:
+            raise DataError(
+                f"{self.name}: inputs have shape {tuple(self.inputs.shape)}; expected a leading axis of "
+                "samples and at least one axis of values."
+            )
+        if self.labels.ndim != 1:
+            raise DataError(
+                f"{self.name}: labels have shape {tuple(self.labels.shape)}; expected (N,) class numbers, not one-hot."
+            )
+        if len(self.inputs) != len(self.labels):
+            raise DataError(
+                f"{self.name}: {len(self.inputs)} inputs but {len(self.labels)} labels; give one label a sample."
+            )
+        if not len(self.labels) or not self.inputs.numel():
+            raise DataError(
+                f"{self.name}: there are no samples (inputs of shape {tuple(self.inputs.shape)}); give at least one."
+            )
+        if bool((self.labels < 0).any()):
+            at = torch.nonzero(self.labels < 0).flatten()
+            raise DataError(
+                f"{self.name}: {len(at)} labels are negative, at {_positions(at.tolist())}; classes count from 0."
+            )
+        # Extremes show NaN and infinity without a mask as large as the inputs.
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(self.inputs))).all()):
+            wrong = ~torch.isfinite(self.inputs)
+            at = torch.nonzero(wrong.flatten(1).any(dim=1)).flatten()
+            values = int(wrong.sum())
+            raise DataError(
+                f"{self.name}: {values} input values in {len(at)} samples are NaN or infinite, at "
+                f"{_positions(at.tolist())}; remove or repair those samples."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the sample axis."""
+        return tuple(self.inputs.shape[1:])
+
+    def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor, name: str | None = None) -> Samples:
+        """The samples at some positions, in that order.
+
+        Args:
+            indices: Positions from 0; a position may be given more than once.
+            name: Name of the subset; the same as this one's by default.
+
+        Raises:
+            DataError: If there are none, they are no integers, or one is out of range.
+        """
+        chosen = torch.as_tensor(np.asarray(indices))
+        if not chosen.numel():
+            raise DataError(f"{self.name}: a subset needs at least one index; none was given.")
+        if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+            raise DataError(
+                f"{self.name}: indices must be one row of integers, not {chosen.dtype} of shape {tuple(chosen.shape)}."
+            )
+        chosen = chosen.long()
+        low, high = int(chosen.min()), int(chosen.max())
+        if low < 0 or high >= len(self):
+            raise DataError(
+                f"{self.name}: indices from {low} to {high} do not fit {len(self)} samples; use 0 to {len(self) - 1}."
+            )
+        return Samples(self.inputs[chosen], self.labels[chosen], self.name if name is None else name)
+
+    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Inputs and labels in order, `size` samples at a time; the last batch may be smaller.
+
+        Raises:
+            DataError: If the size is not positive.
+        """
+        if size < 1:
+            raise DataError(f"{self.name}: the batch size is {size}; it must be at least 1.")
+        yield from zip(self.inputs.split(size), self.labels.split(size), strict=True)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of shape, inputs and labels: the same on every machine for the same contents."""
+        digest = hashlib.sha256(f"amed-samples/1 {tuple(self.inputs.shape)} ".encode())
+        digest.update(_little_endian(self.inputs, "<f4").data)
+        digest.update(_little_endian(self.labels, "<i8").data)
+        return digest.hexdigest()
+
+    def sample_hashes(self) -> list[bytes]:
+        """A 16-byte hash of each input, without its label: equal for exact copies."""
+        rows = _little_endian(self.inputs, "<f4").reshape(len(self), -1)
+        return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The three parts of a task's data; no sample may be in two of them.
+
+    Attributes:
+        calibration: Sets quantization ranges; its labels are not used for choosing.
+        search: Scores allocations while searching.
+        test: Touched once, for the final report.
+        allow_duplicates: Accept exact copies that are in two parts. For data sets that contain copies of
+            their own; it is then for the caller to see that no *index* is in two parts.
+
+    Raises:
+        DataError: If inputs of the parts have different shapes, or a sample is in two parts.
+    """
+
+    calibration: Samples
+    search: Samples
+    test: Samples
+    allow_duplicates: bool = False
+
+    def __post_init__(self) -> None:
+        for name, part in self.parts().items():
+            if part.sample_shape != self.calibration.sample_shape:
+                raise DataError(
+                    f"the {name} samples have shape {part.sample_shape} but the calibration samples "
+                    f"{self.calibration.sample_shape}; prepare all three in the same way."
+                )
+        if not self.allow_duplicates:
+            self._check_disjoint()
+
+    def parts(self) -> dict[str, Samples]:
+        """The three parts by name."""
+        return {"calibration": self.calibration, "search": self.search, "test": self.test}
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the three fingerprints."""
+        return hashlib.sha256(" ".join(p.fingerprint() for p in self.parts().values()).encode()).hexdigest()
+
+    def _check_disjoint(self) -> None:
+        hashes = {name: part.sample_hashes() for name, part in self.parts().items()}
+        for (first, first_hashes), (second, second_hashes) in combinations(hashes.items(), 2):
+            known = set(first_hashes)
+            shared = [index for index, value in enumerate(second_hashes) if value in known]
+            if shared:
+                raise DataError(
+                    f"{len(shared)} of the {len(second_hashes)} {second} samples are also in the {first} "
+                    f"samples ({second} {_positions(shared)}), so scores would be too good; split without "
+                    "overlap, or pass allow_duplicates=True if the data set contains exact copies."
+                )
+
+
+def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
+    """A fixed order of all samples in which every prefix is as class-balanced as the classes allow.
+
+    The order within a class is that of SHA-256 of salt and index, so it depends on no random number
+    generator; then classes take turns.
+
+    Args:
+        labels: (N,) class of each sample.
+        salt: Another salt, another order.
+
+    Returns:
+        (N,) int64 indices, each of them once.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    keys = [hashlib.sha256(f"{salt}:{index}".encode()).digest() for index in range(len(labels))]
+    turns: dict[int, int] = {}
+    places = []
+    for index in sorted(range(len(labels)), key=keys.__getitem__):
+        label = int(labels[index])
+        turn = turns[label] = turns.get(label, -1) + 1
+        places.append((turn, label, index))
+    return np.array([index for _, _, index in sorted(places)], dtype=np.int64)
+
+
+def _little_endian(tensor: torch.Tensor, dtype: str) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(dtype, copy=False))
+
+
+def _positions(indices: Sequence[int]) -> str:
+    shown = ", ".join(map(str, indices[:_MAX_NAMED]))
+    return f"index {shown}{', ...' if len(indices) > _MAX_NAMED else ''}"

@@ -1,0 +1,182 @@
+"""What all environments of this package share: the task, budgets of episodes, and the true reward of an allocation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.allocation import BitAllocation
+from amed_env.constraints import least_rest
+from amed_env.envs.features import METRICS
+from amed_env.errors import BudgetError, InputError, SearchEnded, StoreError
+from amed_env.evaluation.store import Trial
+from amed_env.hardware.protocol import HardwareBackend
+from amed_env.objective import BUDGET_METRICS, FAULT_REWARD, Budget, final_reward, fits, parse_budgets
+from amed_env.repair import repair
+from amed_env.task import DEFAULT_BITS, Task
+from amed_env.task_registry import DEFAULT_DEVICE, make_task
+
+logger = logging.getLogger(__name__)
+
+REWARD_VECTOR = ("accuracy", *BUDGET_METRICS)
+"""Components of `info["reward_vector"]`: accuracy, then minus each cost relative to uniform 8 bit."""
+_REMEMBERED_TRIALS = 20_000
+
+
+class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
+    """Base of the environments; its arguments are those of every one of them.
+
+    Args:
+        task: A task, or the name of one.
+        device: Device of a task that is given by name.
+        bits: Widths of a task that is given by name.
+        separate: Whether weights and activations are chosen apart, for a task that is given by name.
+        budget: Fixed budgets, `{"latency": 0.5}`; None draws one for every episode unless the task has its own.
+        budget_range: Budget name to smallest and largest factor of the 8-bit cost to draw from; by default latency (or
+            the first metric that the device has) from the smallest reachable to 1.
+        measure: What evaluates a whole allocation; by default the task itself, each allocation only once.
+    """
+
+    def __init__(
+        self,
+        task: str | Task,
+        device: str | Path | HardwareBackend | None,
+        bits: Sequence[int] | None,
+        separate: bool,
+        budget: Mapping[str, str | float] | Sequence[str] | None,
+        budget_range: Mapping[str, tuple[float, float]] | None,
+        measure: Callable[[BitAllocation], Trial] | None,
+    ) -> None:
+        if isinstance(task, Task):
+            if device is not None or bits is not None or separate:
+                raise InputError(
+                    "device, bits and separate belong to the task; give them to make_task, or give the task "
+                    "by its name."
+                )
+            self.task = task if budget is None else task.with_budget(budget)
+        else:
+            self.task = make_task(
+                task,
+                device=DEFAULT_DEVICE if device is None else device,
+                bits=DEFAULT_BITS if bits is None else bits,
+                separate=separate,
+                budget=budget,
+            )
+        self._measure = measure
+        self._trials: dict[BitAllocation, Trial] = {}
+        self._costs, self._reference = self._cost_arrays()
+        self._rest = least_rest(self._costs)
+        self._ranges = self._budget_ranges(budget_range)
+        self._limits: dict[str, float] = dict(self.task.limits)
+
+    def _cost_arrays(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(4, L, P) costs and (4,) reference; what a device does not report costs nothing."""
+        empty = np.zeros((len(self.task.workload), len(self.task.precisions)))
+        costs = np.stack([self.task.costs.get(metric, empty) for metric in METRICS])
+        known = {} if self.task.reference_cost is None else self.task.reference_cost.metrics
+        reference = [
+            known.get(metric) or float(table.max(axis=1).sum()) or 1.0
+            for metric, table in zip(METRICS, costs, strict=True)
+        ]
+        return costs, np.asarray(reference)
+
+    def _budget_ranges(self, given: Mapping[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]]:
+        if self.task.budgets:
+            if given is not None:
+                raise BudgetError("give either a fixed budget or a budget_range, not both.")
+            return {}
+        smallest = dict(zip(BUDGET_METRICS, self._rest[:, 0] / self._reference, strict=True))
+        if given is None:
+            metric = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
+            return {metric: (min(1.0, smallest[metric] * (1 + 1e-6)), 1.0)}
+        ranges = {}
+        for name, (low, high) in given.items():
+            Budget(name, high)
+            if not 0 < low <= high:
+                raise BudgetError(f"budget_range {name}: ({low}, {high}) is no range; give 0 < smallest <= largest.")
+            self.task.resolve_limits([Budget(name, low)])
+            ranges[name] = (float(low), float(high))
+        return ranges
+
+    def _draw_limits(self, options: dict[str, Any] | None) -> None:
+        """Set the limits of an episode: from the options of `reset`, else the fixed ones, else by chance.
+
+        Raises:
+            InputError: If an option is unknown.
+            BudgetError: If the budget cannot be met.
+        """
+        unknown = sorted(set(options or {}) - {"budget"})
+        if unknown:
+            raise InputError(f"reset: unknown option {', '.join(map(repr, unknown))}; the only one is 'budget'.")
+        if options and options.get("budget") is not None:
+            self._limits = self.task.resolve_limits(self._budgets_of(options["budget"]))
+        elif self._ranges:
+            drawn = {name: self.np_random.uniform(low, high) for name, (low, high) in self._ranges.items()}
+            self._limits = {
+                BUDGET_METRICS[name]: value * self._reference[METRICS.index(BUDGET_METRICS[name])]
+                for name, value in drawn.items()
+            }
+        else:
+            self._limits = dict(self.task.limits)
+
+    def _limit_array(self) -> npt.NDArray[np.float64]:
+        """(4,) limits in the order of `METRICS`; infinity where there is none."""
+        return np.asarray([self._limits.get(metric, np.inf) for metric in METRICS])
+
+    def _budgets_of(self, budget: Any) -> tuple[Budget, ...]:
+        if isinstance(budget, Mapping):
+            return parse_budgets(budget)
+        names = [known.name for known in self.task.budgets] or list(self._ranges)
+        return parse_budgets({names[0]: budget})
+
+    def _finish(self, wanted: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
+        """The true reward of a whole allocation, and whether a fault cut the episode off; `info` gets the details."""
+        try:
+            choices, info["repaired"] = self._within_limits(np.asarray(wanted, dtype=np.int64))
+            trial = self._trial(self.task.allocation(choices))
+            reference = self.task.float_quality
+        except (SearchEnded, StoreError):
+            raise
+        except Exception as error:
+            logger.warning("the episode is cut off: %s: %s", type(error).__name__, error)
+            info["fault"] = f"{type(error).__name__}: {error}"
+            return FAULT_REWARD, True
+        reward = final_reward(trial.quality.accuracy, reference.accuracy, trial.costs, self._limits)
+        ratios = [trial.costs.get(metric, 0.0) / scale for metric, scale in zip(METRICS, self._reference, strict=True)]
+        info |= {
+            "allocation": trial.allocation,
+            "choices": tuple(int(c) for c in choices),
+            "accuracy": trial.quality.accuracy,
+            "loss": trial.quality.loss,
+            "costs": dict(trial.costs),
+            "feasible": fits(trial.costs, self._limits),
+            "score": reward,
+            "reward_vector": np.asarray([trial.quality.accuracy, *(-ratio for ratio in ratios)], dtype=np.float32),
+        }
+        return reward, False
+
+    def _within_limits(self, choices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], bool]:
+        if self.task.capabilities.additive:
+            rows = np.arange(len(choices))
+            costs = {metric: float(table[rows, choices].sum()) for metric, table in self.task.costs.items()}
+        else:
+            costs = dict(self.task.cost(self.task.allocation(choices)).metrics)
+        if fits(costs, self._limits):
+            return choices, False
+        repaired = repair(self.task, choices, self._limits)
+        return (choices, False) if repaired is None else (repaired, True)
+
+    def _trial(self, allocation: BitAllocation) -> Trial:
+        if self._measure is not None:
+            return self._measure(allocation)
+        if allocation not in self._trials:
+            if len(self._trials) >= _REMEMBERED_TRIALS:
+                self._trials.clear()
+            self._trials[allocation] = self.task.measure(allocation)
+        return self._trials[allocation]

@@ -1,0 +1,126 @@
+"""What an agent sees: the observation of `AMED/LayerWise-v0`, float32 in [0, 1].
+
+Everything is relative to the network or to its uniform 8-bit cost, so that one policy can serve many networks and
+devices; nothing tells a layer's number alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.objective import BUDGET_METRICS
+from amed_env.task import Task
+from amed_env.workload import KINDS
+
+METRICS = tuple(BUDGET_METRICS.values())
+"""Metrics in the observation, in this order; one that a device lacks is all zero."""
+
+FloatArray = npt.NDArray[np.float64]
+_SIZES = ("weight_elements", "macs", "in_channels", "out_channels")
+_LARGEST_KERNEL, _LARGEST_STRIDE, _LARGEST_SPREAD = 7.0, 4.0, 16.0
+
+
+@dataclass
+class EpisodeState:
+    """Where an episode stands.
+
+    Attributes:
+        step: Layers that have been decided.
+        choices: Their precisions, by number.
+        used: (4,) cost so far, by metric in the order of `METRICS`.
+        limits: (4,) limits; infinity where there is none.
+        predicted_loss: Sum of the predicted losses of the choices, in nats.
+    """
+
+    step: int
+    choices: list[int]
+    used: FloatArray
+    limits: FloatArray
+    predicted_loss: float = 0.0
+
+
+class Observer:
+    """Turns the state of an episode into an observation.
+
+    Args:
+        task: The task.
+        costs: (4, L, P) costs by metric in the order of `METRICS`.
+        rest: (4, L + 1) the least that the layers from t on can cost.
+        reference: (4,) cost of the uniform 8-bit network; 1 where there is none.
+    """
+
+    def __init__(self, task: Task, costs: FloatArray, rest: FloatArray, reference: FloatArray) -> None:
+        self._layers, self._choices = len(task.workload), len(task.precisions)
+        self._rest, self._reference = rest, reference
+        self._most_rest = np.zeros_like(rest)
+        self._most_rest[:, : self._layers] = np.cumsum(costs.max(axis=2)[:, ::-1], axis=1)[:, ::-1]
+        self._widths = np.asarray([(p.weight_bits + p.activation_bits) / 2 for p in task.precisions])
+        self._widths = self._widths / self._widths.max()
+        self._loss_scale = np.log1p(max(float(task.predicted_loss.max(axis=1).sum()), 1e-6))
+        self._static = self._static_features(task, costs)
+        self.size = len(self.observe(self._empty(), np.ones(self._choices, dtype=bool)))
+
+    def _empty(self) -> EpisodeState:
+        return EpisodeState(0, [], np.zeros(len(METRICS)), np.full(len(METRICS), np.inf))
+
+    def _static_features(self, task: Task, costs: FloatArray) -> FloatArray:
+        """(L, F) what does not change during an episode."""
+        layers = task.workload.layers
+        kinds = np.asarray([[layer.kind == kind for kind in KINDS] for layer in layers], dtype=float)
+        sizes = np.column_stack([_relative_log([getattr(layer, size) for layer in layers]) for size in _SIZES])
+        shares = np.column_stack(
+            [_share([layer.macs for layer in layers]), _share([layer.weight_elements for layer in layers])]
+        )
+        shape = np.asarray(
+            [[max(layer.kernel) / _LARGEST_KERNEL, max(layer.stride) / _LARGEST_STRIDE] for layer in layers]
+        )
+        spread = task.evaluator.weight_statistics()[:, None] / _LARGEST_SPREAD
+        predicted = task.predicted_loss
+        sensitivity = np.log1p(predicted) / self._loss_scale
+        # Within a layer: how much better the wider choices are, whatever the layer's own level.
+        relative = predicted / np.maximum(predicted.max(axis=1, keepdims=True), 1e-12)
+        widest = costs.max(axis=2, keepdims=True)
+        ratios = (costs / np.where(widest > 0, widest, 1.0)).transpose(1, 0, 2).reshape(self._layers, -1)
+        cost_shares = _share(costs.max(axis=2).T)
+        return np.hstack([kinds, sizes, shares, shape, spread, sensitivity, relative, ratios, cost_shares])
+
+    def observe(self, state: EpisodeState, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """The observation of a state: float32 of shape (size,), all values in [0, 1].
+
+        Args:
+            state: The state; after the last layer, the layer's own features are zero.
+            allowed: (P,) what may be chosen now.
+        """
+        step, over = state.step, state.step >= self._layers
+        static = np.zeros(self._static.shape[1]) if over else self._static[step]
+        limited = np.isfinite(state.limits)
+        limits = np.where(limited, state.limits, self._most_rest[:, 0])
+        ratio = np.where(limited, state.limits / self._reference, 1.0)
+        slack = (limits - state.used - self._rest[:, step]) / self._reference
+        room = self._most_rest[:, step] - self._rest[:, step]
+        # 0: everything that is left must be the cheapest; 1: everything may be the most expensive.
+        freedom = np.where(room > 0, (limits - state.used - self._rest[:, step]) / np.where(room > 0, room, 1.0), 1.0)
+        last = np.zeros(self._choices)
+        if state.choices:
+            last[state.choices[-1]] = 1.0
+        mean_width = self._widths[state.choices].mean() if state.choices else 0.0
+        episode = [step / self._layers, mean_width, np.log1p(state.predicted_loss) / self._loss_scale]
+        values = np.concatenate(
+            [static, limited, ratio, state.used / self._reference, slack, freedom, last, allowed, episode]
+        )
+        return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
+
+
+def _relative_log(values: list[int]) -> FloatArray:
+    logs = np.log1p(np.asarray(values, dtype=float))
+    return np.asarray(logs / logs.max())
+
+
+def _share(values: FloatArray | list[int]) -> FloatArray:
+    """Values over the largest of all layers, per column."""
+    array = np.asarray(values, dtype=float)
+    largest = array.max(axis=0)
+    return np.asarray(array / np.where(largest > 0, largest, 1.0))

@@ -1,0 +1,198 @@
+"""`AMED/LayerWise-v0`: choose the precision of one layer after the other."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from amed_env.allocation import BitAllocation
+from amed_env.constraints import allowed_choices
+from amed_env.envs.base import AllocationEnv
+from amed_env.envs.features import METRICS, EpisodeState, Observer
+from amed_env.errors import InputError
+from amed_env.evaluation.store import Trial
+from amed_env.hardware.protocol import HardwareBackend
+from amed_env.objective import potential, shaping
+from amed_env.task import Task
+
+RewardKind = Literal["shaped", "terminal", "predicted"]
+
+
+class LayerWiseEnv(AllocationEnv):
+    """Bit allocation as a walk through the layers of a network.
+
+    ## Description
+    One episode visits the L layers of the task's network in order and sets the precision of each.
+
+    ## Action space
+    `Discrete(P)`, the number of a precision in `task.precisions` (narrow ones first). With `separate=True`,
+    `MultiDiscrete([W, W])`: the width of weights and that of activations. `action_masks()` tells what leaves the budget
+    reachable (for `MultiDiscrete` each part by itself). A forbidden action is replaced by the nearest allowed one.
+
+    ## Observation
+    `Box(0, 1, (F,), float32)`: the layer (kind, log sizes, shares, kernel, stride, weight spread), its predicted loss
+    and costs at every precision, the budgets, what is used and left of them, the last choice, and the mask.
+
+    ## Rewards
+    At the end the true reward: ln(float error / error) on the search split, less a penalty for an exceeded budget. With
+    `reward="shaped"` every step adds gamma x Φ(s') - Φ(s) of the predicted loss, which leaves the optimum unchanged;
+    `"terminal"` does not; `"predicted"` replaces the true reward by -ln(1 + predicted loss) and never evaluates.
+
+    ## Starting state
+    No layer is decided. The budget is `budget` if given; else `reset(options={"budget": 0.6})` (or a mapping) sets it;
+    else it is drawn uniformly from `budget_range`.
+
+    ## Termination
+    After the last layer. A fault of the evaluator or of the device truncates the episode; its reward is then
+    `objective.FAULT_REWARD`.
+
+    ## Information
+    Every step: `action_clamped`, `action_taken`. At the end: `allocation`, `choices`, `accuracy`, `loss`, `costs`,
+    `feasible`, `repaired`, `score`, `reward_vector` (see `envs.base.REWARD_VECTOR`). After a fault: `fault`.
+
+    Args:
+        task, device, bits, separate, budget, budget_range: See `AllocationEnv`.
+        reward: `shaped`, `terminal` or `predicted`.
+        gamma: Discount of the shaping; give the learner's own.
+        measure: What evaluates a whole allocation; by default the task itself, each allocation only once.
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it as an instance variable
+
+    def __init__(
+        self,
+        task: str | Task = "digits-cnn",
+        *,
+        device: str | Path | HardwareBackend | None = None,
+        bits: Sequence[int] | None = None,
+        separate: bool = False,
+        budget: Mapping[str, str | float] | Sequence[str] | None = None,
+        budget_range: Mapping[str, tuple[float, float]] | None = None,
+        reward: RewardKind = "shaped",
+        gamma: float = 1.0,
+        measure: Callable[[BitAllocation], Trial] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(task, device, bits, separate, budget, budget_range, measure)
+        if reward not in get_args(RewardKind):
+            raise InputError(f"reward {reward!r} is unknown; use one of {', '.join(get_args(RewardKind))}.")
+        if not 0 < gamma <= 1:
+            raise InputError(f"gamma is {gamma}; it must be above 0 and at most 1.")
+        if render_mode not in (None, "ansi"):
+            raise InputError(f"render_mode {render_mode!r} is unknown; use 'ansi' or None.")
+        self.reward_kind, self.gamma, self.render_mode = reward, gamma, render_mode
+        self._observer = Observer(self.task, self._costs, self._rest, self._reference)
+        self._state = self._fresh_state()
+        widths = len(self.task.bits)
+        self.action_space = (
+            spaces.MultiDiscrete([widths, widths]) if self.task.separate else spaces.Discrete(len(self.task.precisions))
+        )
+        self.observation_space = spaces.Box(0.0, 1.0, (self._observer.size,), np.float32)
+
+    def _fresh_state(self) -> EpisodeState:
+        return EpisodeState(0, [], np.zeros(len(METRICS)), self._limit_array())
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: Seeds the drawing of budgets.
+            options: `{"budget": 0.6}` for the first budget of the environment, or `{"budget": {"latency": 0.6}}`.
+
+        Raises:
+            InputError: If an option is unknown.
+            BudgetError: If the budget cannot be met.
+        """
+        super().reset(seed=seed)
+        self._draw_limits(options)
+        self._state = self._fresh_state()
+        return self._observe(), {"limits": dict(self._limits)}
+
+    def _allowed(self) -> npt.NDArray[np.bool_]:
+        """(P,) what may be chosen now; the least bad where nothing fits any more."""
+        state = self._state
+        if state.step >= len(self.task.workload):
+            return np.ones(len(self.task.precisions), dtype=bool)
+        here, rest = self._costs[:, state.step], self._rest[:, state.step + 1]
+        allowed = allowed_choices(state.used, here, rest, state.limits)
+        if not allowed.any():
+            # Only where budgets contradict each other in this layer; the final repair has the last word.
+            limited = np.isfinite(state.limits)
+            over = (state.used[limited, None] + here[limited] + rest[limited, None]) / state.limits[limited, None]
+            allowed[over.max(axis=0).argmin()] = True
+        return allowed
+
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """What may be done now, as sb3-contrib wants it: bool (P,), or (2W,) for `MultiDiscrete`."""
+        allowed = self._allowed()
+        if not self.task.separate:
+            return allowed
+        grid = allowed.reshape(len(self.task.bits), len(self.task.bits))
+        return np.concatenate([grid.any(axis=1), grid.any(axis=0)])
+
+    def _nearest_allowed(self, choice: int, allowed: npt.NDArray[np.bool_]) -> int:
+        """The allowed precision whose widths are nearest; of two equally near ones the narrower."""
+        widths = np.asarray(self.task.precisions, dtype=float)
+        distance = np.abs(widths - widths[choice]).sum(axis=1)
+        return int(np.where(allowed, distance, np.inf).argmin())
+
+    def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Set the precision of the current layer; see the class for rewards and information.
+
+        Raises:
+            InputError: If the action is not in the action space, or the episode is over.
+        """
+        state = self._state
+        if state.step >= len(self.task.workload):
+            raise InputError("the episode is over; call reset() before the next step().")
+        wanted = self._choice_of(action)
+        allowed = self._allowed()
+        choice = wanted if allowed[wanted] else self._nearest_allowed(wanted, allowed)
+        before = potential(state.predicted_loss)
+        state.used = state.used + self._costs[:, state.step, choice]
+        state.predicted_loss += float(self.task.predicted_loss[state.step, choice])
+        state.choices.append(choice)
+        state.step += 1
+        info: dict[str, Any] = {"action_clamped": choice != wanted, "action_taken": choice}
+        terminated, truncated, reward = state.step == len(self.task.workload), False, 0.0
+        if terminated:
+            if self.reward_kind == "predicted":
+                reward = potential(state.predicted_loss)
+            else:
+                reward, truncated = self._finish(state.choices, info)
+            terminated = not truncated
+        if self.reward_kind == "shaped" and not truncated:
+            after = 0.0 if terminated else potential(state.predicted_loss)
+            reward += shaping(before, after, self.gamma)
+        return self._observe(), float(reward), terminated, truncated, info
+
+    def _choice_of(self, action: Any) -> int:
+        try:
+            valid = self.action_space.contains(np.asarray(action) if self.task.separate else operator.index(action))
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise InputError(f"action {action!r} is not in {self.action_space}.")
+        if self.task.separate:
+            weight, activation = (int(part) for part in action)
+            return weight * len(self.task.bits) + activation
+        return int(action)
+
+    def _observe(self) -> npt.NDArray[np.float32]:
+        return self._observer.observe(self._state, self._allowed())
+
+    def render(self) -> str | None:
+        """The layers decided so far, a line each (mode `ansi`)."""
+        if self.render_mode is None:
+            return None
+        names = self.task.workload.layer_names
+        lines = [f"{name}: {self.task.precisions[c]}" for name, c in zip(names, self._state.choices, strict=False)]
+        return "\n".join([*lines, *(f"{name}: -" for name in names[len(lines) :])])

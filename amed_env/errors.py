@@ -1,0 +1,104 @@
+"""Every error that the package raises on purpose: one root, one class per kind of failure.
+
+A message says what was wrong, where, and what to do about it. `exit_code` is what the command line ends with.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AmedError(Exception):
+    """Root of all errors raised on purpose by `amed_env`."""
+
+    exit_code = 1
+
+
+class InputError(AmedError):
+    """The caller gave something that cannot be used: a bad name, file, number or combination."""
+
+    exit_code = 2
+
+
+class UnknownNameError(InputError):
+    """A name that no registry knows.
+
+    Args:
+        kind: What was looked up, in the singular (`"device"`).
+        name: The name that was not found.
+        known: The names that exist.
+        hint: An extra sentence about where to find or add one.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known, self.hint = kind, name, sorted(known), hint
+        self.nearest = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
+        if self.nearest:
+            advice = f"did you mean {' or '.join(repr(n) for n in self.nearest)}?"
+        else:
+            advice = f"known: {', '.join(self.known) or 'none'}."
+        super().__init__(" ".join(part for part in (f"unknown {kind} {name!r};", advice, hint) if part))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return UnknownNameError, (self.kind, self.name, self.known, self.hint)
+
+
+class AllocationError(InputError):
+    """A bit allocation that is malformed or does not fit the network."""
+
+
+class WorkloadError(InputError):
+    """A layer list that is malformed or impossible."""
+
+
+class NetworkError(InputError):
+    """A network that cannot be traced or quantized."""
+
+
+class DataError(InputError):
+    """Samples or labels that are missing, empty, malformed or inconsistent."""
+
+
+class NonFiniteError(AmedError):
+    """A network produced NaN or infinity."""
+
+
+class DeviceError(InputError):
+    """A device description that is malformed."""
+
+
+class UnsupportedPrecisionError(DeviceError):
+    """A device cannot run this kind of layer at this precision."""
+
+
+class BackendError(AmedError):
+    """A hardware backend failed, or answered something that is no cost."""
+
+
+class BudgetError(InputError):
+    """A budget that is malformed, or that no allocation can meet."""
+
+
+class AgentError(InputError):
+    """An agent that is malformed or cannot work on this task."""
+
+
+class StoreError(AmedError):
+    """The trial store cannot be read, written or locked."""
+
+
+class RunFolderError(InputError):
+    """A run folder that is in use, belongs to another search, or cannot be written."""
+
+
+class DownloadError(AmedError):
+    """A download failed or did not match its checksum."""
+
+
+class PluginError(AmedError):
+    """A plug-in could not be imported, or is not what its entry point promises."""
+
+
+class SearchEnded(AmedError):  # noqa: N818 - it is no fault, it ends a search
+    """The evaluations of a search are used up; raised by `SearchSession.evaluate`, and caught by `Agent.search`."""

@@ -1,0 +1,104 @@
+"""Quality of a network, and the contract of everything that measures it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.allocation import BitAllocation, Precision
+from amed_env.errors import InputError
+from amed_env.workload import Workload
+
+Split = Literal["search", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a network does on a set of samples.
+
+    Attributes:
+        correct: Samples whose true class has the highest score.
+        samples: Samples in all.
+        loss: Mean cross-entropy in nats.
+    """
+
+    correct: int
+    samples: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy as a fraction."""
+        return self.correct / self.samples
+
+    def __add__(self, other: Quality) -> Quality:
+        """Quality on two disjoint sets together."""
+        samples = self.samples + other.samples
+        loss = (self.loss * self.samples + other.loss * other.samples) / samples
+        return Quality(self.correct + other.correct, samples, loss)
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"accuracy", "correct", "samples", "loss"}`."""
+        return {"accuracy": self.accuracy, **asdict(self)}
+
+
+class Evaluator(abc.ABC):
+    """Measures the quality of bit allocations of one network on fixed samples.
+
+    Attributes:
+        workload: The network's layers.
+        fingerprint: Text that changes with whatever changes a result: network, samples, recipe.
+        kept_float: Modules with parameters that stay in float, a line each with the reason.
+    """
+
+    workload: Workload
+    fingerprint: str
+    kept_float: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
+        """Quality of an allocation; deterministic.
+
+        Args:
+            allocation: A precision for each layer; 32 bits stand for float.
+            split: `search` guides a search; `test` is for the final report only.
+
+        Raises:
+            AllocationError: If the allocation does not fit the network.
+            UnsupportedPrecisionError: If a width cannot be evaluated.
+            NonFiniteError: If the network returns NaN or infinity.
+        """
+
+    @abc.abstractmethod
+    def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """What quantizing one layer alone does to the output, on calibration samples.
+
+        Args:
+            precisions: P precisions.
+
+        Returns:
+            float64 of shape (layers, P): mean Kullback-Leibler divergence in nats of the quantized network's class
+            probabilities from the float network's.
+        """
+
+    @abc.abstractmethod
+    def weight_statistics(self) -> npt.NDArray[np.float64]:
+        """Per layer the largest magnitude over the standard deviation of its weights: float64 of shape (layers,)."""
+
+
+def check_split(split: str) -> Split:
+    """Return a split's name.
+
+    Raises:
+        InputError: If it is not one of `SPLITS`.
+    """
+    for known in SPLITS:
+        if split == known:
+            return known
+    raise InputError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}.")

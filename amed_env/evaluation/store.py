@@ -1,0 +1,179 @@
+"""Trials, and the store that keeps every one of them: cache, resume and archive in one SQLite file."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amed_env.allocation import BitAllocation
+from amed_env.errors import AllocationError, StoreError
+from amed_env.evaluation.quality import Quality
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE trials (
+    number INTEGER PRIMARY KEY,
+    allocation_key TEXT NOT NULL UNIQUE,
+    allocation TEXT NOT NULL,
+    correct INTEGER NOT NULL,
+    samples INTEGER NOT NULL,
+    loss REAL NOT NULL,
+    costs TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    created REAL NOT NULL
+);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An allocation that was evaluated.
+
+    Attributes:
+        allocation: The allocation.
+        quality: Its quality on the search split.
+        costs: Its cost by metric.
+        seconds: How long the evaluation of its quality took.
+    """
+
+    allocation: BitAllocation
+    quality: Quality
+    costs: Mapping[str, float]
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Layers, quality and costs as a JSON object."""
+        layers = self.allocation.to_json()["layers"]
+        return {
+            "layers": layers,
+            "quality": self.quality.to_json(),
+            "costs": dict(self.costs),
+            "seconds": self.seconds,
+        }
+
+
+class TrialStore:
+    """Every trial of a search, in the order of its evaluation.
+
+    A trial is on disk before `add` returns, so a process that is killed loses none that was finished.
+
+    Args:
+        path: The SQLite file, made if it does not exist; None keeps the trials in memory.
+
+    Raises:
+        StoreError: If the file is no trial store or cannot be opened.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        try:
+            self._connection = sqlite3.connect(":memory:" if path is None else str(path), isolation_level=None)
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot open the trial store {path}: {error}.") from error
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise StoreError(f"cannot open the trial store {path}: {error}. If it is damaged, move it away.") from error
+        except StoreError:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            raise StoreError(f"{self.path} is a database of another program; choose another file.")
+        if version not in (0, _SCHEMA_VERSION):
+            raise StoreError(
+                f"{self.path} has trial-store version {version}, this program reads {_SCHEMA_VERSION}; "
+                "use the version of amed-env that wrote it, or another folder."
+            )
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")  # WAL survives a killed process
+        if version == 0:
+            self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
+
+    def get(self, allocation: BitAllocation) -> Trial | None:
+        """The trial of an allocation, or None if it was never evaluated."""
+        rows = self._run(
+            "SELECT allocation, correct, samples, loss, costs, seconds FROM trials WHERE allocation_key=?",
+            (allocation.key(),),
+        )
+        return _trial(rows[0]) if rows else None
+
+    def add(self, trial: Trial) -> None:
+        """Keep a trial; one of the same allocation that is there already stays.
+
+        Raises:
+            StoreError: If it cannot be written, for example on a full disk.
+        """
+        self._run(
+            "INSERT INTO trials (allocation_key, allocation, correct, samples, loss, costs, seconds, created) "
+            "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (allocation_key) DO NOTHING",
+            (
+                trial.allocation.key(),
+                json.dumps(trial.allocation.to_json()),
+                trial.quality.correct,
+                trial.quality.samples,
+                trial.quality.loss,
+                json.dumps(dict(trial.costs)),
+                trial.seconds,
+                time.time(),
+            ),
+        )
+
+    def __iter__(self) -> Iterator[Trial]:
+        """All trials, oldest first."""
+        rows = self._run("SELECT allocation, correct, samples, loss, costs, seconds FROM trials ORDER BY number")
+        return iter([_trial(row) for row in rows])
+
+    def __len__(self) -> int:
+        return int(self._run("SELECT COUNT(*) FROM trials")[0][0])
+
+    def bind(self, facts: Mapping[str, str]) -> None:
+        """Tie the store to facts (fingerprints), or check that it is tied to the same ones.
+
+        Raises:
+            StoreError: If it holds trials of something else; what differs is named.
+        """
+        known = dict(self._run("SELECT name, value FROM facts"))
+        differing = sorted(name for name, value in facts.items() if known.get(name, value) != value)
+        if differing:
+            raise StoreError(
+                f"{self.path or 'the trial store'} holds trials of another {', '.join(differing)}; "
+                "use another folder for this search."
+            )
+        for name, value in facts.items():
+            self._run("INSERT OR IGNORE INTO facts VALUES (?,?)", (name, value))
+
+    def close(self) -> None:
+        """Close the file; the store cannot be used afterwards."""
+        self._connection.close()
+
+    def _run(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the trial store {self.path or 'in memory'} failed: {error}. Finished trials are kept; "
+                "see that the disk has space and continue with --resume."
+            ) from error
+
+
+def _trial(row: tuple[Any, ...]) -> Trial:
+    allocation, correct, samples, loss, costs, seconds = row
+    try:
+        return Trial(
+            BitAllocation.from_json(json.loads(allocation)),
+            Quality(correct, samples, loss),
+            dict(json.loads(costs)),
+            seconds,
+        )
+    except (ValueError, TypeError, RecursionError, AllocationError) as error:
+        raise StoreError(f"the trial store has a damaged row: {error}.") from error

@@ -1,0 +1,33 @@
+"""Devices and simulators of devices: what a network costs at given bit-widths. Never imports torch."""
+
+from amed_env.hardware.check import check_hardware
+from amed_env.hardware.config import DeviceConfig, load_device_config, parse_device_config
+from amed_env.hardware.costs import cost_table, evaluate_cost
+from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
+from amed_env.hardware.registry import DeviceInfo, device_names, list_devices, load_device, register_hardware
+from amed_env.hardware.simulator import SystolicBackend
+from amed_env.hardware.systolic import SramAccesses, gemm_cycles, gemm_sram_accesses
+
+__all__ = [
+    "METRIC_UNITS",
+    "Capabilities",
+    "Cost",
+    "CostTable",
+    "DeviceConfig",
+    "DeviceInfo",
+    "HardwareBackend",
+    "LayerCost",
+    "SramAccesses",
+    "SystolicBackend",
+    "check_hardware",
+    "cost_table",
+    "device_names",
+    "evaluate_cost",
+    "gemm_cycles",
+    "gemm_sram_accesses",
+    "list_devices",
+    "load_device",
+    "load_device_config",
+    "parse_device_config",
+    "register_hardware",
+]

@@ -1,0 +1,254 @@
+"""How the package asks a device: checks before and after, and the metrics that need no device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.allocation import BitAllocation, Precision
+from amed_env.errors import AmedError, BackendError, InputError
+from amed_env.hardware.metrics import checked_metrics, sum_over_layers
+from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
+from amed_env.workload import Layer, Workload, bops, weight_kib
+
+T = TypeVar("T")
+
+COMMON_METRICS = ("weight_kib", "bops")
+"""Metrics that follow from the network alone; added where a backend does not give them."""
+
+
+def backend_capabilities(backend: HardwareBackend) -> Capabilities:
+    """What a backend says that it can do, after checking that it says so properly.
+
+    Raises:
+        BackendError: If `capabilities()` raises, or does not answer `Capabilities`.
+    """
+    capabilities = _call(backend, "capabilities()", None, backend.capabilities)
+    if not isinstance(capabilities, Capabilities):
+        raise BackendError(
+            f"device {backend.name!r}: capabilities() answered {type(capabilities).__name__}, expected Capabilities."
+        )
+    return capabilities
+
+
+def evaluate_cost(backend: HardwareBackend, workload: Workload, allocation: BitAllocation) -> Cost:
+    """Cost of a network on a device under an allocation.
+
+    Args:
+        backend: The device.
+        workload: The network.
+        allocation: A precision for every layer, in any order.
+
+    Returns:
+        The checked cost, with `weight_kib` (KiB) and `bops` (bit operations) in the totals and, where the
+        device gives a breakdown, in every layer.
+
+    Raises:
+        AllocationError: If the allocation does not have exactly the workload's layers.
+        UnsupportedPrecisionError: If a layer cannot run at its precision.
+        BackendError: If the backend fails, or answers something that is no cost; the message names the
+            device, and the layer and metric at fault.
+    """
+    allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
+    capabilities = backend_capabilities(backend)
+    for layer in workload:
+        capabilities.require(layer, allocation[layer.name], backend.name)
+    cost = _call(backend, "evaluate()", workload, lambda: backend.evaluate(workload, allocation))
+    return _checked_cost(backend, capabilities, workload, allocation, cost)
+
+
+def cost_table(
+    backend: HardwareBackend, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]
+) -> CostTable:
+    """Costs of every layer of a network at every pair of widths.
+
+    Args:
+        backend: A device whose costs add up over the layers.
+        workload: The network.
+        weight_bits: W different widths of weights.
+        activation_bits: A different widths of activations.
+
+    Returns:
+        The checked table, float64 arrays of shape (L, W, A), with `weight_kib` and `bops` among the metrics.
+
+    Raises:
+        InputError: If a list of widths is empty or repeats one.
+        UnsupportedPrecisionError: If a layer cannot run at one of the widths.
+        BackendError: If the device's costs do not add up over the layers, if it fails, or if it answers
+            something that is no cost table.
+    """
+    weights, activations = (
+        _checked_widths("weight", weight_bits),
+        _checked_widths("activation", activation_bits),
+    )
+    capabilities = backend_capabilities(backend)
+    if not capabilities.additive:
+        raise BackendError(
+            f"device {backend.name!r} has no cost table: its costs do not add up over the layers; "
+            "evaluate whole allocations instead."
+        )
+    for layer in {layer.kind: layer for layer in reversed(workload.layers)}.values():
+        for bits in weights:
+            capabilities.require(layer, Precision(bits, activations[0]), backend.name)
+        for bits in activations:
+            capabilities.require(layer, Precision(weights[0], bits), backend.name)
+    table = _call(backend, "table()", workload, lambda: backend.table(workload, weights, activations))
+    if table is None:
+        metrics = _tabulate(backend, capabilities, workload, weights, activations)
+    else:
+        metrics = _checked_table(backend, capabilities, workload, weights, activations, table)
+    for metric, values in _common_metrics(workload, weights, activations).items():
+        metrics.setdefault(metric, values)
+    return CostTable(workload.layer_names, weights, activations, metrics)
+
+
+def _call(backend: HardwareBackend, what: str, workload: Workload | None, function: Callable[[], T]) -> T:
+    """Call into a backend; whatever it raises that is not ours becomes a `BackendError`."""
+    try:
+        return function()
+    except AmedError:
+        raise
+    except (Exception, SystemExit) as error:  # a simulator may call sys.exit()
+        network = "" if workload is None else f" for network {workload.name!r} with {len(workload)} layers"
+        raise BackendError(
+            f"device {backend.name!r}: {what} failed{network}: {type(error).__name__}: {error}."
+        ) from error
+
+
+def _checked_cost(
+    backend: HardwareBackend,
+    capabilities: Capabilities,
+    workload: Workload,
+    allocation: BitAllocation,
+    cost: object,
+) -> Cost:
+    here = f"device {backend.name!r}"
+    if not isinstance(cost, Cost):
+        raise BackendError(f"{here}: evaluate() answered {type(cost).__name__}, expected Cost.")
+    totals = checked_metrics(cost.metrics, capabilities.metrics, f"{here}, total")
+    layers = []
+    if cost.layers:
+        if not all(isinstance(layer, LayerCost) for layer in cost.layers):
+            raise BackendError(f"{here}: the breakdown by layer holds something that is no LayerCost.")
+        names = tuple(layer.name for layer in cost.layers)
+        if names != workload.layer_names:
+            raise BackendError(
+                f"{here}: the breakdown has the layers {', '.join(names)}; "
+                f"expected {', '.join(workload.layer_names)}, in this order."
+            )
+        for layer, entry in zip(workload, cost.layers, strict=True):
+            where = f"{here}, layer {layer.name!r}"
+            if entry.precision != allocation[layer.name]:
+                raise BackendError(f"{where}: evaluated at {entry.precision}, expected {allocation[layer.name]}.")
+            # Shared costs of a device whose costs do not add up may have no share of a layer.
+            required = tuple(capabilities.metrics) if capabilities.additive else ()
+            metrics = checked_metrics(entry.metrics, required, where)
+            for metric, value in _common_of_layer(layer, entry.precision).items():
+                metrics.setdefault(metric, value)
+            layers.append(replace(entry, metrics=metrics))
+    common = [_common_of_layer(layer, allocation[layer.name]) for layer in workload]
+    for metric in COMMON_METRICS:
+        totals.setdefault(metric, sum_over_layers([values[metric] for values in common]))
+    return Cost(backend.name, totals, tuple(layers))
+
+
+def _checked_table(
+    backend: HardwareBackend,
+    capabilities: Capabilities,
+    workload: Workload,
+    weights: tuple[int, ...],
+    activations: tuple[int, ...],
+    table: object,
+) -> dict[str, npt.NDArray[np.float64]]:
+    here = f"device {backend.name!r}"
+    if not isinstance(table, CostTable):
+        raise BackendError(f"{here}: table() answered {type(table).__name__}, expected CostTable or None.")
+    for what, found, wanted in (
+        ("layers", table.layers, workload.layer_names),
+        ("weight widths", table.weight_bits, weights),
+        ("activation widths", table.activation_bits, activations),
+    ):
+        if tuple(found) != tuple(wanted):
+            raise BackendError(f"{here}: the table has the {what} {tuple(found)}, expected {tuple(wanted)}.")
+    missing = [metric for metric in capabilities.metrics if metric not in table.metrics]
+    if missing:
+        raise BackendError(f"{here}: declared metrics are missing in the table: {', '.join(missing)}.")
+    shape = (len(workload), len(weights), len(activations))
+    checked = {}
+    for metric, values in table.metrics.items():
+        try:
+            array = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise BackendError(f"{here}: metric {metric!r} of the table holds no numbers: {error}.") from error
+        if array.shape != shape:
+            raise BackendError(f"{here}: metric {metric!r} of the table has shape {array.shape}, expected {shape}.")
+        wrong = np.argwhere(~np.isfinite(array) | (array < 0))
+        if len(wrong):
+            layer, weight, activation = wrong[0]
+            at = Precision(weights[weight], activations[activation])
+            where = f"layer {workload.layer_names[layer]!r} at {at}"
+            raise BackendError(
+                f"{here}, {where}: metric {metric!r} is {array[layer, weight, activation]}, "
+                "expected a finite number that is not negative."
+            )
+        checked[metric] = array
+    return checked
+
+
+def _tabulate(
+    backend: HardwareBackend,
+    capabilities: Capabilities,
+    workload: Workload,
+    weights: tuple[int, ...],
+    activations: tuple[int, ...],
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The table of a backend without a fast way: one evaluation of the network for every pair of widths."""
+    shape = (len(workload), len(weights), len(activations))
+    metrics: dict[str, npt.NDArray[np.float64]] = {}
+    for i, weight in enumerate(weights):
+        for j, activation in enumerate(activations):
+            cost = evaluate_cost(backend, workload, workload.uniform(weight, activation))
+            if not cost.layers:
+                raise BackendError(
+                    f"device {backend.name!r} has no cost table: evaluate() gives no breakdown by layer; "
+                    "return one, or declare additive=False in its capabilities."
+                )
+            for row, layer in enumerate(cost.layers):
+                for metric in (*capabilities.metrics, *COMMON_METRICS):
+                    metrics.setdefault(metric, np.zeros(shape))[row, i, j] = layer.metrics[metric]
+    return metrics
+
+
+def common_cost_table(workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
+    """The metrics that need no device, `weight_kib` and `bops`, of every layer at every pair of widths."""
+    weights, activations = tuple(weight_bits), tuple(activation_bits)
+    return CostTable(workload.layer_names, weights, activations, _common_metrics(workload, weights, activations))
+
+
+def _common_of_layer(layer: Layer, precision: Precision) -> dict[str, float]:
+    return {"weight_kib": weight_kib(layer, precision.weight_bits), "bops": float(bops(layer, *precision))}
+
+
+def _common_metrics(
+    workload: Workload, weights: tuple[int, ...], activations: tuple[int, ...]
+) -> dict[str, npt.NDArray[np.float64]]:
+    shape = (len(workload), len(weights), len(activations))
+    macs = np.array([float(layer.macs) for layer in workload]).reshape(-1, 1, 1)
+    elements = np.array([float(layer.weight_elements) for layer in workload]).reshape(-1, 1, 1)
+    weight = np.array(weights, dtype=np.float64).reshape(1, -1, 1)
+    activation = np.array(activations, dtype=np.float64).reshape(1, 1, -1)
+    return {
+        "weight_kib": np.broadcast_to(elements * weight / 8 / 1024, shape).copy(),
+        "bops": macs * weight * activation,
+    }
+
+
+def _checked_widths(what: str, bits: Sequence[int]) -> tuple[int, ...]:
+    widths = tuple(bits)
+    if not widths or len(set(widths)) != len(widths):
+        raise InputError(f"a cost table needs {what} widths without repetition; found {list(widths)}.")
+    return widths

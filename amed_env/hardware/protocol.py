@@ -1,0 +1,228 @@
+"""The contract between the package and a device: capabilities, costs, cost tables and `HardwareBackend`."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.allocation import BitAllocation, Precision
+from amed_env.errors import UnsupportedPrecisionError
+from amed_env.hardware.metrics import checked_metrics, sum_over_layers
+from amed_env.workload import KINDS, Layer, Workload
+
+METRIC_UNITS: dict[str, str] = {
+    "latency_ms": "ms",
+    "energy_uj": "uJ",
+    "weight_kib": "KiB",
+    "bops": "bit operations",
+    "cycles": "cycles",
+    "compute_cycles": "cycles",
+    "memory_cycles": "cycles",
+}
+"""Units of the metrics that the package itself knows; a backend may add its own."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a device can run and what it reports.
+
+    Attributes:
+        weight_bits: Widths that weights may have, by kind of layer.
+        activation_bits: Widths that activations may have, by kind of layer.
+        metrics: Metric name to unit, for example `{"latency_ms": "ms"}`.
+        deterministic: Whether equal calls give equal answers.
+        additive: Whether the cost of a network is the sum over its layers.
+    """
+
+    weight_bits: Mapping[str, tuple[int, ...]]
+    activation_bits: Mapping[str, tuple[int, ...]]
+    metrics: Mapping[str, str]
+    deterministic: bool = True
+    additive: bool = True
+
+    @classmethod
+    def same_for_all_kinds(
+        cls,
+        bits: Sequence[int],
+        metrics: Mapping[str, str],
+        *,
+        deterministic: bool = True,
+        additive: bool = True,
+    ) -> Capabilities:
+        """Capabilities of a device that treats every kind of layer, weights and activations alike."""
+        widths: dict[str, tuple[int, ...]] = {kind: tuple(bits) for kind in KINDS}
+        return cls(widths, dict(widths), dict(metrics), deterministic, additive)
+
+    def require(self, layer: Layer, precision: Precision, device: str) -> None:
+        """Check that a layer can run at a precision.
+
+        Raises:
+            UnsupportedPrecisionError: If not; the message names layer, kind, width and what is supported.
+        """
+        for what, bits, table in (
+            ("weights", precision.weight_bits, self.weight_bits),
+            ("activations", precision.activation_bits, self.activation_bits),
+        ):
+            allowed = table.get(layer.kind, ())
+            if not allowed:
+                raise UnsupportedPrecisionError(
+                    f"device {device!r} cannot run layer {layer.name!r}: it has no support for kind {layer.kind!r}."
+                )
+            if bits not in allowed:
+                raise UnsupportedPrecisionError(
+                    f"device {device!r} cannot run layer {layer.name!r} ({layer.kind}) with {bits}-bit "
+                    f"{what}; it supports {', '.join(map(str, allowed))} bits."
+                )
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs: its precision, metrics by name, and the bound that held (`compute`, `memory`)."""
+
+    name: str
+    precision: Precision
+    metrics: Mapping[str, float]
+    bound: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The layer as a flat JSON object."""
+        entry = {
+            "name": self.name,
+            "w_bits": self.precision.weight_bits,
+            "a_bits": self.precision.activation_bits,
+            **{k: _plain(v) for k, v in self.metrics.items()},
+        }
+        return entry if self.bound is None else {**entry, "bound": self.bound}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs under an allocation: totals by metric, and the breakdown by layer if any."""
+
+    device: str
+    metrics: Mapping[str, float]
+    layers: tuple[LayerCost, ...] = field(default_factory=tuple)
+
+    def __getitem__(self, metric: str) -> float:
+        return self.metrics[metric]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"device", "total": {metric: value}, "layers": [...]}`."""
+        return {
+            "device": self.device,
+            "total": {k: _plain(v) for k, v in self.metrics.items()},
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What every layer costs at every precision.
+
+    Attributes:
+        layers: L layer names, in network order.
+        weight_bits: W widths of weights.
+        activation_bits: A widths of activations.
+        metrics: Metric name to float64 array of shape (L, W, A), in the metric's unit.
+    """
+
+    layers: tuple[str, ...]
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    metrics: Mapping[str, npt.NDArray[np.float64]]
+
+    def column(self, metric: str, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """Costs of every layer at the given precisions: float64 of shape (L, len(precisions))."""
+        weights = [self.weight_bits.index(p.weight_bits) for p in precisions]
+        activations = [self.activation_bits.index(p.activation_bits) for p in precisions]
+        return np.asarray(self.metrics[metric][:, weights, activations])
+
+    def totals(self, allocation: BitAllocation) -> dict[str, float]:
+        """Costs of the network under an allocation: metric name to the sum over its layers.
+
+        Raises:
+            AllocationError: If the allocation does not have exactly the table's layers.
+            UnsupportedPrecisionError: If the table lacks a width.
+        """
+        allocation = allocation.require_layers(self.layers, "the cost table")
+        for name, precision in allocation.items():
+            for bits, widths in zip(precision, (self.weight_bits, self.activation_bits), strict=True):
+                if bits not in widths:
+                    raise UnsupportedPrecisionError(
+                        f"layer {name!r}: the cost table has no {bits} bits; it has {', '.join(map(str, widths))}."
+                    )
+        rows = np.arange(len(self.layers))
+        weights = [self.weight_bits.index(p.weight_bits) for p in allocation.values()]
+        activations = [self.activation_bits.index(p.activation_bits) for p in allocation.values()]
+        return {
+            metric: float(sum_over_layers(values[rows, weights, activations].tolist()))
+            for metric, values in self.metrics.items()
+        }
+
+
+class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides depends on the device)
+    """A device, or a simulator of one. Subclass it, and register the class with `amed_env.register_hardware`.
+
+    The least that a device needs is `metrics` and `layer_cost`; costs then add up over the layers. A device
+    whose costs do not add up overrides `evaluate` and `capabilities`; a fast one overrides `table` with
+    vectorised code.
+
+    Attributes:
+        name: The device's name, as in `amed devices`.
+        metrics: Metric name to unit of what `layer_cost` returns. `weight_kib` and `bops` need not be given:
+            the package adds them, they do not depend on a device.
+        bits: Widths that weights and activations of every kind of layer may have.
+    """
+
+    name: str = "unnamed"
+    metrics: Mapping[str, str] = {"latency_ms": "ms"}
+    bits: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+
+    def capabilities(self) -> Capabilities:
+        """What the device can run and what it reports."""
+        return Capabilities.same_for_all_kinds(self.bits, self.metrics)
+
+    def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
+        """Cost of one layer at one precision: metric name to value, in the declared units."""
+        raise TypeError(f"{type(self).__name__} must override layer_cost(), or evaluate() if its costs do not add up.")
+
+    def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
+        """Cost of a network under an allocation.
+
+        Raises:
+            UnsupportedPrecisionError: If a layer cannot run at its precision.
+            AllocationError: If the allocation does not have exactly the workload's layers.
+            BackendError: If `layer_cost` answers no finite, non-negative number for a declared metric.
+        """
+        allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
+        capabilities = self.capabilities()
+        layers = []
+        for layer in workload:
+            precision = allocation[layer.name]
+            capabilities.require(layer, precision, self.name)
+            where = f"device {self.name!r}, layer {layer.name!r} at {precision}"
+            metrics = checked_metrics(self.layer_cost(layer, precision), self.metrics, where)
+            layers.append(LayerCost(layer.name, precision, metrics))
+        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in self.metrics}
+        return Cost(self.name, totals, tuple(layers))
+
+    def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable | None:
+        """Costs of every layer at every pair of widths, or None if the device has no fast way to them.
+
+        Args:
+            workload: The network.
+            weight_bits: Widths of weights.
+            activation_bits: Widths of activations.
+        """
+        return None
+
+
+def _plain(value: float) -> float | int:
+    """A number that JSON can carry: integers stay integers."""
+    number = float(value)
+    return int(number) if number.is_integer() and isinstance(value, int | np.integer) else number

@@ -1,0 +1,160 @@
+"""Devices by name: registered classes, shipped device files, and plug-ins of other distributions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
+from amed_env.hardware.config import parse_device_config
+from amed_env.hardware.protocol import HardwareBackend
+from amed_env.hardware.simulator import SystolicBackend
+from amed_env.registry import Registry, call_into_plugin, import_object
+
+GROUP = "amed_env.hardware"
+"""Entry-point group in which a distribution announces its devices."""
+
+DEVICES: Registry[Any] = Registry("device", group=GROUP)
+"""Devices registered in this process, and plug-ins; the shipped files are not among them."""
+
+B = TypeVar("B", bound=type[HardwareBackend])
+_HINT = "A device file ends in .yaml or .yml; a class is written package.module:Class."
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A device in the listing.
+
+    Attributes:
+        name: Its name.
+        description: One line, empty if it could not be loaded.
+        source: Where it comes from: `file`, `registered` or `plug-in`.
+        error: Why it cannot be used, or None.
+    """
+
+    name: str
+    description: str
+    source: str
+    error: str | None = None
+
+
+def register_hardware(name: str) -> Callable[[B], B]:
+    """Decorator that registers a device class under a name.
+
+    The class is instantiated without arguments when the device is asked for.
+
+    Args:
+        name: The device's name, as in `amed devices`.
+
+    Raises:
+        InputError: If the name is taken, or what is decorated is no subclass of `HardwareBackend`.
+
+    Example:
+        >>> @register_hardware("my-device")
+        ... class MyDevice(HardwareBackend):
+        ...     metrics = {"latency_ms": "ms"}
+        ...
+        ...     def layer_cost(self, layer, precision):
+        ...         return {"latency_ms": layer.macs * precision.weight_bits / 8e9}
+    """
+
+    def decorator(decorated: B) -> B:
+        if not (isinstance(decorated, type) and issubclass(decorated, HardwareBackend)):
+            raise InputError(f"device {name!r}: {decorated!r} is no subclass of HardwareBackend.")
+        if name in _shipped():
+            raise InputError(f"a device named {name!r} is shipped with amed_env; choose another name.")
+        DEVICES.register(name, decorated)
+        if "name" not in vars(decorated):
+            decorated.name = name
+        return decorated
+
+    return decorator
+
+
+def load_device(spec: str | Path | HardwareBackend | type[HardwareBackend]) -> HardwareBackend:
+    """The device that a user means.
+
+    Args:
+        spec: A backend or its class; the name of a shipped, registered or plug-in device; the path of a
+            `.yaml` or `.yml` device file; or `package.module:Class`.
+
+    Raises:
+        UnknownNameError: If there is no device of that name; the message has the nearest names.
+        DeviceError: If a device file cannot be read or is malformed.
+        PluginError: If a class or a plug-in cannot be imported or instantiated.
+        InputError: If `spec` is something else.
+    """
+    try:
+        return _load(spec)
+    except SystemExit as error:  # a module may call sys.exit() while it is imported
+        raise PluginError(f"device {spec!r} ended the program while it was loaded: exit({error.code}).") from error
+
+
+def _load(spec: object) -> HardwareBackend:
+    if isinstance(spec, HardwareBackend):
+        return spec
+    if isinstance(spec, type):
+        return _instantiate(spec, f"device class {spec.__qualname__}", None)
+    if isinstance(spec, Path) or (isinstance(spec, str) and spec.lower().endswith((".yaml", ".yml"))):
+        return SystolicBackend.from_file(spec)
+    if not isinstance(spec, str):
+        raise InputError(f"{spec!r} is no device; give a name, a device file, or a HardwareBackend. {_HINT}")
+    if ":" in spec:
+        return _instantiate(import_object(spec, "device class"), f"device {spec!r}", None)
+    shipped = _shipped()
+    if spec in shipped:
+        return _load_shipped(shipped[spec])
+    if spec in DEVICES:
+        return _instantiate(DEVICES.get(spec), f"device {spec!r}", spec)
+    raise UnknownNameError("device", spec, device_names(), hint=_HINT)
+
+
+def device_names() -> list[str]:
+    """Names of all devices, sorted; nothing is parsed or imported for it."""
+    return sorted({*_shipped(), *DEVICES.names()})
+
+
+def list_devices() -> dict[str, DeviceInfo]:
+    """All devices by name, each loaded; one that cannot be loaded is listed with its error."""
+    shipped = _shipped()
+    plug_ins = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
+    listing = {}
+    for name in device_names():
+        source = "file" if name in shipped else "plug-in" if name in plug_ins else "registered"
+        try:
+            device = load_device(name)
+            description = getattr(device, "description", None) or (type(device).__doc__ or "").strip()
+            listing[name] = DeviceInfo(name, str(description).partition("\n")[0], source)
+        except AmedError as error:
+            listing[name] = DeviceInfo(name, "", source, str(error))
+        except Exception as error:  # one broken plug-in must not hide the others
+            listing[name] = DeviceInfo(name, "", source, f"{type(error).__name__}: {error}")
+    return listing
+
+
+def _shipped() -> dict[str, Traversable]:
+    folder = importlib.resources.files("amed_env.hardware") / "devices"
+    files = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    return {entry.name.removesuffix(".yaml"): entry for entry in files}
+
+
+def _load_shipped(entry: Traversable) -> HardwareBackend:
+    return SystolicBackend(parse_device_config(entry.read_text(encoding="utf-8"), where=entry.name))
+
+
+def _instantiate(found: object, what: str, name: str | None) -> HardwareBackend:
+    """A backend from a class or an instance, named after its registration."""
+    if isinstance(found, type):
+        found = call_into_plugin(f"creating {what}", found)
+    if not isinstance(found, HardwareBackend):
+        raise PluginError(f"{what} is {found!r}; expected a subclass of HardwareBackend, or an instance of one.")
+    if name is not None:
+        found.name = name
+    elif found.name == HardwareBackend.name:
+        found.name = type(found).__name__
+    return found

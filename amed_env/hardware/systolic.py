@@ -1,0 +1,224 @@
+"""Cycles and on-chip memory accesses of matrix products on a systolic array: closed forms over numpy arrays.
+
+A product of (m x k) by (k x n) is cut into folds that fill the array of `rows` x `cols` processing elements.
+Every fold costs the same number of cycles (fill, stream, drain); the last cycle of the last fold is not
+counted, as SCALE-Sim counts from zero. Memory never stalls the array here; bandwidth is added by the
+simulator.
+
+Source of the forms: SCALE-Sim 3.0.0 (Samajdar et al., ISPASS 2020, arXiv 1811.02883), whose reported total
+cycles they equal; `docs/hardware.md` has the comparison.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.errors import DeviceError, InputError, WorkloadError
+
+Dataflow = Literal["os", "ws", "is"]
+DATAFLOWS: tuple[Dataflow, ...] = get_args(Dataflow)
+"""Output, weight and input stationary."""
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+# Products are checked in float64, whose rounding could hide a value just beyond the largest int64.
+_SAFE_LIMIT = float(2**63) * (1 - 1e-9)
+
+
+class SramAccesses(NamedTuple):
+    """Elements that cross the edge of the array: int64 arrays of the broadcast shape.
+
+    Attributes:
+        ifmap_reads: Activations read from their buffer.
+        weight_reads: Weights read from their buffer.
+        ofmap_writes: Outputs or partial sums written to their buffer.
+    """
+
+    ifmap_reads: IntArray
+    weight_reads: IntArray
+    ofmap_writes: IntArray
+
+
+def checked_product(what: str, *factors: npt.ArrayLike) -> IntArray:
+    """The element-wise product of non-negative int64 arrays, with overflow as an error.
+
+    Args:
+        what: What is being computed, for the message.
+        *factors: Arrays that broadcast.
+
+    Returns:
+        The product as int64.
+
+    Raises:
+        WorkloadError: If a product is beyond int64.
+    """
+    product = np.ones((), dtype=np.int64)
+    estimate = np.ones((), dtype=np.float64)
+    with np.errstate(over="ignore"):
+        for factor in factors:
+            values = np.asarray(factor, dtype=np.int64)
+            product = product * values
+            estimate = estimate * values
+    _refuse_overflow(what, np.asarray(estimate))
+    return np.asarray(product)
+
+
+def checked_sum(what: str, *terms: npt.ArrayLike) -> IntArray:
+    """The element-wise sum of non-negative int64 arrays, with overflow as an error.
+
+    Args:
+        what: What is being computed, for the message.
+        *terms: Arrays that broadcast.
+
+    Returns:
+        The sum as int64.
+
+    Raises:
+        WorkloadError: If a sum is beyond int64.
+    """
+    arrays = [np.asarray(term, dtype=np.int64) for term in terms]
+    estimate = sum((array.astype(np.float64) for array in arrays), start=np.zeros(()))
+    _refuse_overflow(what, np.asarray(estimate))
+    return np.asarray(sum(arrays, start=np.zeros((), dtype=np.int64)))
+
+
+def float_to_int64(what: str, values: npt.ArrayLike) -> IntArray:
+    """Whole numbers as int64, with overflow as an error.
+
+    Args:
+        what: What they are, for the message.
+        values: Non-negative whole numbers, as floats or as Python integers of any size.
+
+    Raises:
+        WorkloadError: If a number is beyond int64.
+    """
+    array = np.asarray(values)
+    _refuse_overflow(what, array.astype(np.float64))
+    return array.astype(np.int64)
+
+
+def ceil_divide(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> IntArray:
+    """Quotient of positive integers, rounded up: int64; does not overflow."""
+    return np.asarray(-(-np.asarray(numerator, dtype=np.int64) // np.asarray(denominator, dtype=np.int64)))
+
+
+def gemm_cycles(
+    m: npt.ArrayLike,
+    n: npt.ArrayLike,
+    k: npt.ArrayLike,
+    rows: npt.ArrayLike,
+    cols: npt.ArrayLike,
+    dataflow: str,
+) -> IntArray:
+    """Cycles of (m x k) by (k x n) on a systolic array that never waits for memory.
+
+    Args:
+        m: Output pixels, times the batch; integers, any shape.
+        n: Filters; broadcasts with the others.
+        k: Products summed for one output.
+        rows: Rows of the array.
+        cols: Columns of the array.
+        dataflow: `"os"`, `"ws"` or `"is"`.
+
+    Returns:
+        Cycles as int64, of the broadcast shape.
+
+    Raises:
+        WorkloadError: If m, n or k is no positive integer, or the result is beyond int64.
+        DeviceError: If rows or cols is no positive integer, or the dataflow is unknown.
+
+    Example:
+        >>> int(gemm_cycles(784, 128, 1152, 16, 16, "ws"))
+        478079
+    """
+    m, n, k, rows, cols = _checked_inputs(m, n, k, rows, cols, dataflow)
+    if dataflow == "os":
+        folds = checked_product("folds", ceil_divide(m, rows), ceil_divide(n, cols))
+        fold_cycles = checked_sum("cycles of one fold", k, rows, cols) - 2
+    elif dataflow == "ws":
+        folds = checked_product("folds", ceil_divide(k, rows), ceil_divide(n, cols))
+        fold_cycles = checked_sum("cycles of one fold", m, rows, rows, cols) - 2
+    else:
+        folds = checked_product("folds", ceil_divide(k, rows), ceil_divide(m, cols))
+        fold_cycles = checked_sum("cycles of one fold", n, rows, rows, cols) - 2
+    return checked_product("cycles of a matrix product", folds, fold_cycles) - 1
+
+
+def gemm_sram_accesses(
+    m: npt.ArrayLike,
+    n: npt.ArrayLike,
+    k: npt.ArrayLike,
+    rows: npt.ArrayLike,
+    cols: npt.ArrayLike,
+    dataflow: str,
+) -> SramAccesses:
+    """On-chip buffer accesses, in elements, of (m x k) by (k x n) on a systolic array.
+
+    Args:
+        m: Output pixels, times the batch; integers, any shape.
+        n: Filters; broadcasts with the others.
+        k: Products summed for one output.
+        rows: Rows of the array.
+        cols: Columns of the array.
+        dataflow: `"os"`, `"ws"` or `"is"`.
+
+    Returns:
+        Reads and writes as int64 arrays of the broadcast shape.
+
+    Raises:
+        WorkloadError: If m, n or k is no positive integer, or a result is beyond int64.
+        DeviceError: If rows or cols is no positive integer, or the dataflow is unknown.
+    """
+    m, n, k, rows, cols = _checked_inputs(m, n, k, rows, cols, dataflow)
+    ifmap_repeats = np.ones_like(m) if dataflow == "is" else ceil_divide(n, cols)
+    weight_repeats = {"os": ceil_divide(m, rows), "is": ceil_divide(m, cols)}.get(dataflow, np.ones_like(m))
+    ofmap_repeats = np.ones_like(m) if dataflow == "os" else ceil_divide(k, rows)
+    return SramAccesses(
+        checked_product("activation reads", ifmap_repeats, m, k),
+        checked_product("weight reads", weight_repeats, k, n),
+        checked_product("output writes", ofmap_repeats, m, n),
+    )
+
+
+def _checked_inputs(
+    m: npt.ArrayLike,
+    n: npt.ArrayLike,
+    k: npt.ArrayLike,
+    rows: npt.ArrayLike,
+    cols: npt.ArrayLike,
+    dataflow: str,
+) -> tuple[IntArray, ...]:
+    if dataflow not in DATAFLOWS:
+        raise DeviceError(f"dataflow {dataflow!r} is unknown; use one of {', '.join(DATAFLOWS)}.")
+    named = {"m": m, "n": n, "k": k, "rows": rows, "cols": cols}
+    checked = [
+        _positive_int64(name, value, DeviceError if name in ("rows", "cols") else WorkloadError)
+        for name, value in named.items()
+    ]
+    try:
+        return tuple(np.asarray(array) for array in np.broadcast_arrays(*checked))
+    except ValueError as error:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(named, checked, strict=True))
+        raise WorkloadError(f"matrix product: the shapes do not broadcast: {shapes}.") from error
+
+
+def _positive_int64(name: str, value: npt.ArrayLike, error: type[InputError]) -> IntArray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise error(f"matrix product: {name} has type {array.dtype}, expected integers that fit into int64.")
+    if array.size and (array.min() < 1 or array.max() > np.iinfo(np.int64).max):
+        wrong = array.min() if array.min() < 1 else array.max()
+        raise error(f"matrix product: {name} is {wrong}, expected a positive integer that fits into int64.")
+    return array.astype(np.int64)
+
+
+def _refuse_overflow(what: str, estimate: FloatArray) -> None:
+    if estimate.size and not float(estimate.max()) < _SAFE_LIMIT:
+        raise WorkloadError(
+            f"{what}: about {float(estimate.max()):.3g} is beyond what int64 can count (9.2e18); "
+            "check the layer sizes, or split the layer."
+        )

@@ -1,0 +1,44 @@
+"""Colours and conventions of all pictures. The colours differ in lightness, so they survive greyscale."""
+
+from __future__ import annotations
+
+import io
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from amed_env.objective import BUDGET_METRICS
+
+DARK, MIDDLE, LIGHT, ACCENT = "#12355b", "#4d8fc4", "#b9bec5", "#c8451b"
+"""Ink of what matters, of its neighbours, of the background, and of the one thing to look at."""
+DOTS = "#a3aab4"
+"""Ink of small marks of the background."""
+_DOTS_PER_INCH = 150
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, with a canvas that needs no display."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Axes) -> None:
+    """Remove what carries no information."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+    return stream.getvalue()
+
+
+def metric_title(metric: str) -> str:
+    """What a metric is called in a picture: `latency`, `memory of weights`."""
+    names = {known: name for name, known in BUDGET_METRICS.items()}
+    name = names.get(metric, metric)
+    return {"memory": "memory of weights", "bops": "bit operations"}.get(name, name)

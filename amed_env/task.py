@@ -1,0 +1,229 @@
+"""A task: a network with its data, a device, the widths to choose from and the budgets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.allocation import BitAllocation, Precision, check_bits
+from amed_env.constraints import cheapest_choices, smallest_reachable
+from amed_env.errors import AllocationError, BudgetError, UnsupportedPrecisionError
+from amed_env.evaluation.quality import Evaluator, Quality, Split
+from amed_env.evaluation.store import Trial
+from amed_env.hardware.costs import backend_capabilities, common_cost_table, cost_table, evaluate_cost
+from amed_env.hardware.protocol import Cost, HardwareBackend
+from amed_env.objective import Budget, fits, parse_budgets, resolve
+from amed_env.workload import Workload
+
+DEFAULT_BITS = (2, 3, 4, 8)
+REFERENCE_BITS = 8
+"""Relative budgets are factors of the cost at this uniform width."""
+
+
+class Task:
+    """A named, reproducible problem: which allocation has the most accuracy within the budgets on this device?
+
+    Args:
+        network: Name of the network, part of every file that is written.
+        evaluator: Measures quality; it is shared by tasks that differ only in device or budget.
+        backend: The device.
+        bits: Widths to choose from.
+        separate: Whether weights and activations are chosen apart; otherwise both get the same width.
+        budgets: Limits on the cost.
+
+    Raises:
+        AllocationError: If the widths are malformed.
+        UnsupportedPrecisionError: If the device cannot run a layer at one of the widths.
+        BudgetError: If no allocation can meet the budgets; the message has the smallest reachable value.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        evaluator: Evaluator,
+        backend: HardwareBackend,
+        bits: Sequence[int] = DEFAULT_BITS,
+        *,
+        separate: bool = False,
+        budgets: Iterable[Budget] = (),
+    ) -> None:
+        self.network, self.evaluator, self.backend = network, evaluator, backend
+        self.bits = _check_widths(bits)
+        self.separate = separate
+        self.capabilities = backend_capabilities(backend)
+        self._check_device_supports_widths()
+        self.budgets = tuple(budgets)
+        self.limits = self.resolve_limits(self.budgets)
+
+    @property
+    def workload(self) -> Workload:
+        """The network's layers."""
+        return self.evaluator.workload
+
+    @property
+    def device(self) -> str:
+        """The device's name."""
+        return self.backend.name
+
+    @cached_property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The P choices of every layer, narrow ones first; with separate widths, activations vary fastest."""
+        if self.separate:
+            return tuple(Precision(w, a) for w in self.bits for a in self.bits)
+        return tuple(Precision(b, b) for b in self.bits)
+
+    @cached_property
+    def costs(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Metric to the cost of every layer at every choice, float64 (L, P), for the metrics that add up.
+
+        On a device whose costs do not add up these are `weight_kib` and `bops` alone.
+        """
+        if self.capabilities.additive:
+            table = cost_table(self.backend, self.workload, self.bits, self.bits)
+        else:
+            table = common_cost_table(self.workload, self.bits, self.bits)
+        return {metric: table.column(metric, self.precisions) for metric in table.metrics}
+
+    @cached_property
+    def reference_cost(self) -> Cost | None:
+        """Cost of the uniform 8-bit network; None on a device that has no 8 bit."""
+        try:
+            return self.cost(self.workload.uniform(REFERENCE_BITS))
+        except UnsupportedPrecisionError:
+            return None
+
+    @cached_property
+    def predicted_loss(self) -> npt.NDArray[np.float64]:
+        """Predicted loss in nats of every layer at every choice alone: float64 (L, P)."""
+        return self.evaluator.predicted_loss(self.precisions)
+
+    @cached_property
+    def float_quality(self) -> Quality:
+        """Quality of the float network on the search split."""
+        return self.evaluator.evaluate(self.workload.uniform(32))
+
+    def quality(self, allocation: BitAllocation, split: Split = "search") -> Quality:
+        """Quality of an allocation; `test` is for the final report only."""
+        return self.evaluator.evaluate(allocation, split)
+
+    def cost(self, allocation: BitAllocation) -> Cost:
+        """Cost of an allocation on the task's device."""
+        return evaluate_cost(self.backend, self.workload, allocation)
+
+    def measure(self, allocation: BitAllocation) -> Trial:
+        """Cost and quality (on the search split) of an allocation."""
+        costs = dict(self.cost(allocation).metrics)
+        start = perf_counter()
+        quality = self.quality(allocation)
+        return Trial(allocation, quality, costs, perf_counter() - start)
+
+    def feasible(self, costs: Mapping[str, float]) -> bool:
+        """Whether costs are within the task's budgets."""
+        return fits(costs, self.limits)
+
+    def allocation(self, choices: Iterable[int]) -> BitAllocation:
+        """The allocation that gives layer i the precision number `choices[i]`."""
+        pairs = zip(self.workload.layer_names, choices, strict=True)
+        return BitAllocation({name: self.precisions[int(choice)] for name, choice in pairs})
+
+    def choices(self, allocation: BitAllocation) -> npt.NDArray[np.int64]:
+        """The number of each layer's precision among `precisions`: int64 (L,).
+
+        Raises:
+            AllocationError: If a precision is not one of the task's.
+        """
+        allocation = allocation.require_layers(self.workload.layer_names, f"network {self.network!r}")
+        for name, precision in allocation.items():
+            if precision not in self.precisions:
+                raise AllocationError(
+                    f"layer {name!r} has {precision}, which is none of this task's choices "
+                    f"{', '.join(map(str, self.precisions))}."
+                )
+        return np.asarray([self.precisions.index(precision) for precision in allocation.values()], dtype=np.int64)
+
+    def with_budget(self, budgets: Mapping[str, str | float] | Iterable[str] | None) -> Task:
+        """The same task with other budgets; network, tables and caches are shared."""
+        task = copy.copy(self)
+        task.budgets = parse_budgets(budgets)
+        task.limits = task.resolve_limits(task.budgets)
+        return task
+
+    def resolve_limits(self, budgets: Iterable[Budget]) -> dict[str, float]:
+        """Limits by metric, after checking that an allocation can meet them.
+
+        Raises:
+            BudgetError: If none can; the message has the smallest reachable value.
+        """
+        budgets = tuple(budgets)
+        if not budgets:
+            return {}
+        if any(budget.relative for budget in budgets) and self.reference_cost is None:
+            raise BudgetError(
+                f"device {self.device!r} has no {REFERENCE_BITS}-bit precision to compare with; give "
+                "budgets with a unit, for example latency=2.5ms."
+            )
+        if self.reference_cost is None:
+            reference = dict.fromkeys((*self.costs, *self.capabilities.metrics), 1.0)
+        else:
+            reference = dict(self.reference_cost.metrics)
+        limits = resolve(budgets, reference)
+        self._check_reachable(budgets, limits)
+        return limits
+
+    def _check_reachable(self, budgets: Sequence[Budget], limits: Mapping[str, float]) -> None:
+        additive = [budget for budget in budgets if budget.metric in self.costs]
+        if not additive:
+            return
+        table = np.stack([self.costs[budget.metric] for budget in additive])
+        values = np.asarray([limits[budget.metric] for budget in additive])
+        tolerant = values * (1 + 1e-9)
+        smallest = table.min(axis=2).sum(axis=1)
+        for budget, limit, least in zip(additive, tolerant, smallest, strict=True):
+            if least > limit:
+                raise BudgetError(
+                    f"no allocation meets {budget} on {self.device!r}: {self._reachable(budget, least)} "
+                    f"with widths {', '.join(map(str, self.bits))}."
+                )
+        if len(additive) > 1 and cheapest_choices(table, values, table[0]) is None:
+            for position, budget in enumerate(additive):
+                least_with_others = smallest_reachable(table, values, position)
+                if least_with_others is not None:
+                    others = " and ".join(str(b) for i, b in enumerate(additive) if i != position)
+                    raise BudgetError(
+                        f"no allocation meets {budget} together with {others} on {self.device!r}: "
+                        f"{self._reachable(budget, least_with_others)} then."
+                    )
+            raise BudgetError(
+                f"no allocation meets {' and '.join(map(str, additive))} together on {self.device!r}; "
+                "loosen at least two of them."
+            )
+
+    def _reachable(self, budget: Budget, least: float) -> str:
+        metric = budget.metric
+        text = f"the smallest reachable {metric} is {least:.6g}"
+        if self.reference_cost is not None and self.reference_cost[metric] > 0:
+            # Rounded up, so that the printed value can be used as a budget.
+            ratio = np.ceil(least / self.reference_cost[metric] * 1e4) / 1e4
+            text += f" ({budget.name}={ratio:.4f} of uniform {REFERENCE_BITS} bit)"
+        return text
+
+    def _check_device_supports_widths(self) -> None:
+        for layer in self.workload:
+            for precision in self.precisions:
+                self.capabilities.require(layer, precision, self.backend.name)
+
+    def __repr__(self) -> str:
+        budgets = ", ".join(map(str, self.budgets)) or "none"
+        return f"Task({self.network!r}, device={self.device!r}, bits={self.bits}, budgets: {budgets})"
+
+
+def _check_widths(bits: Sequence[int]) -> tuple[int, ...]:
+    widths = tuple(check_bits(int(b) if isinstance(b, np.integer) else b, "widths to choose from") for b in bits)
+    if len(widths) < 2 or len(set(widths)) != len(widths):
+        raise AllocationError(f"widths to choose from are {widths}; give at least two different ones.")
+    return tuple(sorted(widths))

@@ -1,0 +1,186 @@
+"""The six agents: feasible, deterministic, equal counting; learners learn, and fail where there is nothing to learn."""
+
+import numpy as np
+import pytest
+from small_task import SharedBuffer, all_choices, formula_task
+
+import amed_env
+from amed_env.agents import Agent, agent_names, list_agents, make_agent
+from amed_env.agents.registry import AGENTS
+from amed_env.envs import base
+from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.errors import AgentError, InputError, UnknownNameError
+
+LEARNERS = ("maskable-ppo", "ppo", "dqn")
+ALL = (*LEARNERS, "uniform", "random", "greedy")
+
+
+def quick(name, **options):
+    return make_agent(name, **({"warm_start_steps": 1_000} if name in LEARNERS else {}), **options)
+
+
+def fingerprint(result):
+    return [(t.allocation.key(), t.quality.correct) for t in result.trials]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_results_are_feasible_counted_and_repeatable(name):
+    def run(seed):
+        task = formula_task(5, {"latency": 0.6})
+        return task, quick(name).search(task, 24, seed)
+
+    task, result = run(3)
+    assert result.agent == name and result.best is not None
+    assert result.best.costs["latency_ms"] <= task.limits["latency_ms"] * (1 + 1e-9)
+    assert result.evaluations == len(result.trials) == len({t.allocation for t in result.trials}) <= 24
+    asked = [allocation for allocation, _ in task.evaluator.asked]
+    assert len(asked) == len(set(asked))
+    assert {split for _, split in task.evaluator.asked} == {"search"}
+    assert fingerprint(run(3)[1]) == fingerprint(result)
+    if name not in ("uniform", "greedy"):
+        assert fingerprint(run(4)[1]) != fingerprint(result)
+
+
+@pytest.mark.parametrize("name", ["greedy", "random", "maskable-ppo"])
+def test_every_trial_of_a_masked_or_cost_aware_agent_is_within_the_budget(name):
+    result = quick(name).search(formula_task(5, {"latency": 0.5, "memory": 0.55}), 30)
+    assert all(result.task.feasible(t.costs) for t in result.trials)
+
+
+@pytest.mark.parametrize("name", ["random", "greedy", "maskable-ppo", "uniform"])
+def test_costs_that_do_not_add_up_still_give_a_feasible_allocation(name):
+    result = quick(name).search(formula_task(4, {"latency": 0.5}, device=SharedBuffer()), 15)
+    assert result.task.feasible(result.best.costs)
+
+
+def test_uniform_evaluates_the_feasible_widths_only():
+    result = make_agent("uniform").search(formula_task(4, {"latency": 0.5}), 10)
+    assert [t.allocation.key() for t in result.trials] == ["4/4 4/4 4/4 4/4", "2/2 2/2 2/2 2/2"]
+
+
+def test_greedy_follows_its_rule_on_a_case_worked_out_by_hand():
+    # Equal layers, 8 -> 4 -> 2 bits: harm h x 2^-bits. With harms 0.8, 0.1 the second layer is narrowed first.
+    task = formula_task(2, {"latency": 0.9}, harms=[0.8, 0.1])
+    layers = task.workload.layers
+    assert layers[0].macs == layers[1].macs * 8 * 9 / (8 * 9)
+    result = make_agent("greedy").search(task, 1)
+    assert result.trials[0].allocation.key() == "8/8 4/4"
+
+
+def test_greedy_finds_the_optimum_where_losses_add_up():
+    task = formula_task(4, {"latency": 0.6})
+    result = make_agent("greedy").search(task, 10)
+    table, every = task.costs["latency_ms"], all_choices(task)
+    within = every[table[np.arange(4), every].sum(axis=1) <= task.limits["latency_ms"] * (1 + 1e-9)]
+    least = task.predicted_loss[np.arange(4), within].sum(axis=1).min()
+    found = task.predicted_loss[np.arange(4), task.choices(result.best.allocation)].sum()
+    assert found <= 1.5 * least
+
+
+def test_random_ends_when_every_allocation_is_known():
+    result = make_agent("random").search(formula_task(2), 100)
+    assert result.evaluations == 9
+
+
+LESSON = {"budget": {"latency": 0.7}, "bits": (2, 4, 8), "harms": [3.0, 0.0, 3.0, 0.0, 0.0]}
+"""Layers 0 and 2 need many bits, the others none."""
+
+
+def policy_accuracy(agent, task):
+    """Accuracy of the allocation that the learner's deterministic policy ends with, and the mean of random ones."""
+    env = LayerWiseEnv(task, reward="terminal")
+    observation, _ = env.reset()
+    terminated, info = False, {}
+    while not terminated:
+        masks = {"action_masks": env.action_masks()} if agent.name == "maskable-ppo" else {}
+        action, _ = agent.model.predict(observation, deterministic=True, **masks)
+        observation, _, terminated, _, info = env.step(int(action))
+    random = make_agent("random").search(task, 60, 1)
+    return info["accuracy"], np.mean([t.quality.accuracy for t in random.trials])
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learners_learn_from_true_rewards_alone(name):
+    task = formula_task(5, **LESSON)
+    agent = make_agent(name, warm_start_steps=0)
+    agent.search(task, 120, 0)
+    learned, random = policy_accuracy(agent, task)
+    assert learned > 0.75 and learned > random + 0.15
+
+
+def test_a_learner_with_meaningless_rewards_does_not_learn(monkeypatch):
+    """The negative control of the test above."""
+    generator = np.random.default_rng(0)
+    monkeypatch.setattr(base, "final_reward", lambda *_: float(generator.normal()))
+    task = formula_task(5, **LESSON)
+    agent = make_agent("maskable-ppo", warm_start_steps=0, reward="terminal")
+    agent.search(task, 120, 0)
+    learned, random = policy_accuracy(agent, task)
+    assert learned < random + 0.15
+
+
+def test_the_warm_start_costs_no_evaluation_and_helps_at_once():
+    task = formula_task(5, {"latency": 0.6})
+    warm = make_agent("maskable-ppo", warm_start_steps=4_000).search(task, 16, 0)
+    assert len(task.evaluator.asked) <= 17  # and the float network
+    cold = make_agent("maskable-ppo", warm_start_steps=0).search(formula_task(5, {"latency": 0.6}), 16, 0)
+    mean = [np.mean([t.quality.accuracy for t in r.trials]) for r in (warm, cold)]
+    assert mean[0] > mean[1]
+
+
+def test_a_learner_that_only_repeats_itself_comes_to_an_end():
+    result = make_agent("ppo", warm_start_steps=0).search(formula_task(2, bits=(4, 8)), 50)
+    assert result.evaluations <= 4 and not result.interrupted
+
+
+def test_separate_widths():
+    result = quick("maskable-ppo").search(formula_task(3, {"latency": 0.6}, separate=True), 20)
+    assert any(p.weight_bits != p.activation_bits for t in result.trials for p in t.allocation.values())
+    with pytest.raises(AgentError, match="dqn"):
+        quick("dqn").search(formula_task(3, separate=True), 5)
+
+
+def test_unknown_agents_and_options_are_refused_with_the_nearest_names():
+    with pytest.raises(UnknownNameError, match="'maskable-ppo'"):
+        make_agent("maskable-pp0")
+    with pytest.raises(UnknownNameError, match="'learning_rate'"):
+        make_agent("ppo", learning_rat=1e-3)
+    with pytest.raises(AgentError, match="no arguments"):
+        make_agent("greedy", speed=3)
+    with pytest.raises(AgentError, match="learning_rate"):
+        make_agent("ppo", learning_rate="fast").search(formula_task(), 5)
+    with pytest.raises(InputError, match="does_not_exist"):
+        make_agent("does_not_exist:Agent")
+    with pytest.raises(AgentError, match="subclass"):
+        make_agent("collections:OrderedDict")
+
+
+def test_an_own_agent_can_be_registered_listed_and_used():
+    @amed_env.register_agent("test-widest")
+    class Widest(Agent):
+        """Eight bits everywhere."""
+
+        def explore(self, session):
+            session.evaluate(session.task.workload.uniform(8))
+
+    try:
+        assert "test-widest" in agent_names()
+        assert list_agents()["test-widest"].description == "Eight bits everywhere."
+        assert make_agent("test-widest").search(formula_task(), 5).agent == "test-widest"
+        with pytest.raises(AgentError, match="part of amed_env"):
+            amed_env.register_agent("greedy")(Widest)
+    finally:
+        AGENTS.unregister("test-widest")
+
+
+def test_the_report_reads_the_test_split_only_at_the_end():
+    task = formula_task(4, {"latency": 0.5})
+    result = make_agent("greedy").search(task, 10)
+    assert {split for _, split in task.evaluator.asked} == {"search"}
+    result.add_report()
+    read = [allocation for allocation, split in task.evaluator.asked if split == "test"]
+    assert set(read) == {result.best.allocation, *(task.workload.uniform(b) for b in (2, 4, 8, 32))}
+    assert result.best_uniform() == "uniform-4"
+    document = result.to_json()
+    assert document["best"]["test"]["accuracy"] == task.quality(result.best.allocation, "test").accuracy
+    assert document["best"]["relative_costs"]["latency"] <= 0.5 + 1e-9

@@ -1,0 +1,81 @@
+import subprocess
+import sys
+
+import pytest
+
+from amed_env.hardware import HardwareBackend
+from amed_env.hardware.registry import DEVICES
+from amed_env.task_registry import TASKS
+
+
+@pytest.mark.parametrize(("command", "name"), [("tasks", "digits-cnn"), ("devices", "bitfusion"), ("agents", "greedy")])
+def test_listing(amed, command, name):
+    assert name in amed(command).out
+    rows = amed(command, "--json").json[command]
+    assert name in [row["name"] for row in rows]
+    assert all(set(row) >= {"name", "description", "problem"} for row in rows)
+
+
+def test_tasks_say_what_is_missing(amed, tmp_path, monkeypatch):
+    monkeypatch.setenv("AMED_DATA_DIR", str(tmp_path))
+    rows = {row["name"]: row for row in amed("tasks", "--json").json["tasks"]}
+    assert "amed fetch cifar10-resnet20" in rows["cifar10-resnet20"]["problem"]
+    assert rows["digits-cnn"]["problem"] is None
+
+
+def test_a_broken_device_and_a_broken_task_hide_no_others(amed):
+    class Unlicensed(HardwareBackend):
+        def __init__(self):
+            raise RuntimeError("no licence")
+
+    DEVICES.register("broken-device", Unlicensed)
+    TASKS.register("broken-task", "no task at all")
+    try:
+        answer = amed("devices")
+        assert "no licence" in answer.out and "bitfusion" in answer.out and answer.code == 0
+        answer = amed("tasks")
+        assert "broken-task" in answer.out and "digits-cnn" in answer.out and answer.code == 0
+    finally:
+        DEVICES.unregister("broken-device")
+        TASKS.unregister("broken-task")
+
+
+def test_version_and_help(amed):
+    assert amed("--version").out.startswith("amed ")
+    assert amed().code in (0, 2)
+    for command in ("tasks", "devices", "agents", "search", "evaluate", "simulate", "fetch"):
+        answer = amed(command, "--help")
+        assert answer.code == 0 and "Example" in answer.out
+
+
+def test_help_listings_and_simulation_do_not_import_torch(tmp_path):
+    (tmp_path / "layers.csv").write_text("name,kind,m,n,k,groups\nfirst,conv,64,32,27,1\n")
+    program = """
+import sys
+from amed_env.cli import main
+for arguments in (["--help"], ["devices"], ["agents"], ["simulate", "--layers", "layers.csv", "--bits", "8"]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == 0, end.code
+    assert "torch" not in sys.modules, arguments
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_typing_errors_exit_with_2(amed):
+    assert amed("serch").code == 2
+    answer = amed("search", "digits-cnn", "--outt", "x")
+    assert answer.code == 2 and "--out" in answer.err
+
+
+def test_debug_shows_the_traceback(amed):
+    with pytest.raises(Exception, match="did you mean 'digits-cnn'"):
+        amed("--debug", "fetch", "digits-cn")
+
+
+def test_a_closed_pipe_is_silent(tmp_path):
+    command = f"{sys.executable} -c 'from amed_env.cli import main; main()' devices --json | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "{" and done.stderr == ""

@@ -1,0 +1,202 @@
+import json
+import sqlite3
+
+import pytest
+
+from amed_env.allocation import BitAllocation
+from amed_env.evaluation.store import TrialStore
+from amed_env.run_folder import RunFolder
+
+RANDOM = ["search", "digits-cnn", "--agent", "random", "--budget", "latency=0.5", "--evaluations", 6, "--out", "run"]
+
+
+def test_run_folder_has_everything(amed, tmp_path):
+    answer = amed(*RANDOM, "--seed", 3, "--json")
+    document = answer.json
+    assert answer.code == 0 and document["format"] == "amed-result/1" and answer.err == ""
+    assert document["evaluations"] == 6 and document["best"]["feasible"] and not document["interrupted"]
+    assert document["best"]["test"]["samples"] == document["float"]["test"]["samples"] == 500
+    assert set(document["baselines"]) == {"uniform-2", "uniform-3", "uniform-4", "uniform-8"}
+    folder = tmp_path / "run"
+    visible = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert visible == {"config.json", "trials.sqlite", "result.json", "allocation.json", "pareto.png", "allocation.png"}
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved == {key: value for key, value in document.items() if key != "files"}
+    assert {str(folder / name).rpartition("/")[2] for name in visible} >= {
+        f.rpartition("/")[2] for f in document["files"]
+    }
+    allocation = BitAllocation.load(folder / "allocation.json")
+    assert allocation == BitAllocation.from_json(document["best"]["allocation"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["seed"] == 3 and config["settings"]["evaluations"] == 6
+    assert {"amed_env", "python", "torch", "numpy", "gymnasium", "stable-baselines3"} <= set(config["versions"])
+
+
+def test_tables_and_a_learner(amed, tmp_path):
+    arguments = ["search", "digits-cnn", "--budget", "latency=0.5", "--evaluations", 3, "--out", "run", "--separate"]
+    answer = amed(*arguments, "--agent", "maskable-ppo", "--option", "warm_start_steps=64", "--bits", "4,8")
+    assert answer.code == 0
+    for text in ("block1.conv1", "weight bits", "uniform 4", "float", "within budget", "pareto.png"):
+        assert text in answer.out
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_own_network_device_file_and_class_agent(amed, networks, tmp_path):
+    from importlib.resources import files
+
+    text = (files("amed_env.hardware") / "devices" / "systolic-32.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(text.replace("name: systolic-32", "name: own"))
+    arguments = ["search", "--network", f"{networks}:make", "--device", "own.yaml", "--budget", "memory=0.6"]
+    arguments += ["--agent", "amed_env.agents.baselines:GreedyAgent", "--evaluations", 4, "--out", "run", "--json"]
+    answer = amed(*arguments)
+    assert answer.json["device"] == "own" and "noise on stdout" in answer.err
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["device"]["content"].startswith("format: amed-device/1")
+    (tmp_path / "own.yaml").write_text(text.replace("name: systolic-32", "name: own").replace("rows: 32", "rows: 16"))
+    answer = amed(*arguments, "--resume")
+    assert answer.code == 2 and "other settings: device" in answer.err and answer.out == ""
+
+
+def test_no_budget_is_warned_about(amed):
+    arguments = [part for part in RANDOM if part not in ("--budget", "latency=0.5")]
+    answer = amed(*arguments, "--evaluations", 2)
+    assert answer.code == 0 and "without any limit" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "latency=0.1"], "smallest reachable latency_ms is 0.00411"),
+        (["--budget", "latancy=0.5"], "did you mean 'latency'"),
+        (["--budget", "latency=0.5parsec"], "unknown unit 'parsec'"),
+        (["--agent", "gredy"], "did you mean 'greedy'"),
+        (["--agent", "maskable-ppo", "--option", "warm_start_step=5"], "did you mean 'warm_start_steps'"),
+        (["--option", "warm_start_steps"], "name=value"),
+        (["--device", "bitfuson"], "did you mean 'bitfusion'"),
+        (["--bits", "2,x"], "2,3,4,8"),
+        (["--bits", "4"], "at least two"),
+        (["--evaluations", "0"], "--evaluations"),
+    ],
+)
+def test_bad_input_leaves_no_folder(amed, tmp_path, arguments, message):
+    answer = amed("search", "digits-cnn", "--agent", "random", "--out", "run", *arguments)
+    assert answer.code == 2 and message in answer.err and answer.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreachable_budget_is_refused_before_any_evaluation(amed, monkeypatch):
+    from amed_env.evaluation.post_training import PostTrainingEvaluator
+
+    monkeypatch.setattr(PostTrainingEvaluator, "evaluate", lambda *_: pytest.fail("evaluated"))
+    assert amed("search", "digits-cnn", "--budget", "memory=0.2", "--out", "run").code == 2
+
+
+def test_resume(amed, tmp_path, rows_of, monkeypatch):
+    first = amed(*RANDOM, "--json").json
+    answer = amed(*RANDOM)
+    assert answer.code == 2 and "--resume" in answer.err and "--out" in answer.err
+    answer = amed(*RANDOM, "--seed", 1, "--budget", "memory=0.5", "--resume")
+    assert answer.code == 2 and "seed (there 0, now 1)" in answer.err and "budgets" in answer.err
+    answer = amed(*RANDOM, "--evaluations", 5, "--resume")
+    assert answer.code == 2 and "evaluations (there 6, now 5)" in answer.err
+    before = rows_of(tmp_path / "run" / "trials.sqlite")
+    finished = amed(*RANDOM, "--resume", "--json").json
+    assert rows_of(tmp_path / "run" / "trials.sqlite") == before
+    assert {**finished, "seconds": 0} == {**first, "seconds": 0}
+    grown = amed(*RANDOM, "--evaluations", 8, "--resume", "--json").json
+    assert grown["evaluations"] == 8
+    assert rows_of(tmp_path / "run" / "trials.sqlite")[:6] == before
+
+
+def test_resume_on_a_new_folder_starts(amed):
+    assert amed(*RANDOM, "--resume", "--evaluations", 2).code == 0
+
+
+def test_other_peoples_folders_are_left_alone(amed, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    for extra in ([], ["--resume"]):
+        answer = amed(*RANDOM, *extra)
+        assert answer.code == 2 and "thesis.tex" in answer.err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+    (tmp_path / "file").write_text("")
+    assert "is no folder" in amed(*RANDOM[:-1], "file").err
+    assert amed(*RANDOM[:-1], "/dev/full/run").code == 2
+
+
+def test_damaged_config(amed, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{")
+    answer = amed(*RANDOM, "--resume")
+    assert answer.code == 2 and "damaged" in answer.err
+
+
+def test_a_second_process_is_refused(amed, tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        folder.start({"seed": 0}, ["amed"])
+        answer = amed(*RANDOM, "--resume")
+    assert answer.code == 2 and "in use by another process" in answer.err
+
+
+def test_full_disk_under_the_store(amed, tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, connection):
+            self.connection = connection
+
+        def execute(self, statement, values=()):
+            if "INTO trials" in statement and len(list(self.rows())) == 3:
+                raise sqlite3.OperationalError("database or disk is full")
+            return self.connection.execute(statement, values)
+
+        def rows(self):
+            return self.connection.execute("SELECT number FROM trials")
+
+        def close(self):
+            self.connection.close()
+
+    opened = TrialStore.__init__
+
+    def open_full(self, path=None):
+        opened(self, path)
+        self._connection = Full(self._connection)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialStore, "__init__", open_full)
+        answer = amed(*RANDOM)
+    assert answer.code == 1 and "disk is full" in answer.err and "Finished trials are kept" in answer.err
+    assert amed(*RANDOM, "--resume", "--json").json["evaluations"] == 6
+
+
+@pytest.mark.parametrize("errno_name", ["ENOSPC", "EACCES"])
+def test_disk_fault_while_writing_the_result(amed, monkeypatch, errno_name):
+    import errno
+    import os
+
+    number = getattr(errno, errno_name)
+
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("amed_env.run_folder.os.fsync", fail)
+        answer = amed(*RANDOM)
+    assert answer.code == 1 and os.strerror(number) in answer.err and "Traceback" not in answer.err
+
+
+def test_an_agent_that_finds_nothing_ends_with_1(amed, tmp_path):
+    (tmp_path / "cli_agents.py").write_text(
+        "from amed_env import Agent\n"
+        "class Wide(Agent):\n"
+        "    def explore(self, session):\n"
+        "        session.evaluate(session.task.workload.uniform(8))\n"
+        "class Nothing(Agent):\n"
+        "    def explore(self, session):\n"
+        "        pass\n"
+    )
+    for number, name in enumerate(("Wide", "Nothing")):
+        arguments = ["search", "digits-cnn", "--budget", "latency=0.5", "--evaluations", 3]
+        answer = amed(*arguments, "--agent", f"cli_agents:{name}", "--out", f"run{number}")
+        assert answer.code == 1 and "is within the budget" in answer.err
+        folder = tmp_path / f"run{number}"
+        assert (folder / "pareto.png").exists() and not (folder / "allocation.json").exists()
+        assert json.loads((folder / "result.json").read_text())["best"] is None

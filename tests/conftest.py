@@ -1,0 +1,85 @@
+"""What all tests share: a home of their own, the real data where there is any, one torch thread, fixed examples."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+DATA_VARIABLE = "AMED_DATA_DIR"
+DATA_FILES = ("cifar-10-batches-bin/test_batch.bin", "weights/cifar10_resnet20.safetensors")
+
+settings.register_profile(
+    "amed",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    # A fixture that is made once a test is what these tests mean: temporary folders that each example writes anew.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("amed")
+
+_HOME = pytest.StashKey[Path]()
+
+
+def pytest_configure(config):
+    """Give all tests, and the processes that they start, a home that is thrown away.
+
+    Workers of pytest-xdist inherit it, so what is cached is computed once a session.
+    """
+    torch.set_num_threads(1)
+    if hasattr(config, "workerinput"):
+        return
+    home = Path(tempfile.mkdtemp(prefix="amed-tests-"))
+    config.stash[_HOME] = home
+    for variable in (
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+        "XDG_STATE_HOME",
+        "MPLCONFIGDIR",
+        "AMED_CACHE_DIR",
+    ):
+        os.environ[variable] = str(home / variable.lower())
+    os.environ["HOME"] = str(home)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_unconfigure(config):
+    home = config.stash.get(_HOME, None)
+    if home is not None:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def missing_data():
+    """Why tests on real data cannot run, or None."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        return f"set {DATA_VARIABLE} to the folder that holds {' and '.join(DATA_FILES)}"
+    absent = [name for name in DATA_FILES if not (Path(folder) / name).is_file()]
+    return f"{', '.join(absent)} not found below {DATA_VARIABLE} ({folder})" if absent else None
+
+
+def pytest_collection_modifyitems(items):
+    reason = missing_data()
+    if reason is not None:
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def amed_data_dir():
+    """The folder of the real data; skips where there is none."""
+    reason = missing_data()
+    if reason is not None:
+        pytest.skip(reason)
+    return Path(os.environ[DATA_VARIABLE])
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread():
+    torch.set_num_threads(1)

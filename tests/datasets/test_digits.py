@@ -1,0 +1,61 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from amed_env.datasets.digits import digits_splits, digits_train
+from amed_env.errors import DataError
+
+# Published figures hold for exactly these samples.
+FINGERPRINTS = {
+    "calibration": "55163a03c79c5383a81d3334fab807c84fb84c6f612511deee0995d5431e2d7c",
+    "search": "359a49b540165f368e811a115403a186ae04c7d85835f1be64f25595090eb373",
+    "test": "525ce9bfe83a5c9db601875540b7e45626597a51d4956745271cb3e59e112951",
+}
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return digits_splits()
+
+
+@pytest.mark.parametrize("part", FINGERPRINTS)
+def test_splits_are_pinned(splits, part):
+    assert splits.parts()[part].fingerprint() == FINGERPRINTS[part]
+
+
+def test_sizes_shapes_and_range(splits):
+    assert [len(part) for part in splits.parts().values()] == [200, 500, 500]
+    for part in splits.parts().values():
+        assert part.inputs.shape[1:] == (1, 8, 8)
+        assert (part.inputs.min().item(), part.inputs.max().item()) == (0.0, 1.0)
+
+
+def test_splits_are_balanced(splits):
+    for part, each in zip(splits.parts().values(), (20, 50, 50), strict=True):
+        assert torch.bincount(part.labels).tolist() == [each] * 10
+
+
+def test_parts_are_disjoint_and_calibration_is_training_data(splits):
+    train = digits_train()
+    hashes = {name: set(part.sample_hashes()) for name, part in splits.parts().items()}
+    hashes["train"] = set(train.sample_hashes())
+    assert hashes["calibration"] < hashes["train"]
+    assert not hashes["search"] & hashes["test"]
+    assert not hashes["train"] & (hashes["search"] | hashes["test"])
+    assert sum(len(hashes[name]) for name in ("train", "search", "test")) == 1797
+
+
+def test_images_keep_their_labels(splits):
+    images, labels = load_digits(return_X_y=True)
+    known = {tuple(image): label for image, label in zip(images, labels, strict=True)}
+    for image, label in zip(splits.search.inputs, splits.search.labels, strict=True):
+        assert known[tuple((image * 16).flatten().tolist())] == label
+
+
+def test_calibration_size_is_a_prefix(splits):
+    fewer = digits_splits(calibration_samples=64).calibration
+    assert torch.equal(fewer.inputs, splits.calibration.inputs[:64])
+    assert len(digits_splits(calibration_samples=797).calibration) == 797
+    for size in (0, 798):
+        with pytest.raises(DataError, match="choose 1 to 797"):
+            digits_splits(calibration_samples=size)

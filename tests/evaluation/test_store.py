@@ -1,0 +1,236 @@
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from amed_env import BitAllocation, Quality, Trial, TrialStore
+from amed_env.errors import StoreError
+
+
+def trial(number, bits=None, **costs):
+    allocation = BitAllocation({"a": (8, 8), "b": (bits or 1 + number % 16, 1 + number // 16 % 16)})
+    return Trial(allocation, Quality(number, 1000, 0.1 * number), {"latency_ms": 1.5 * number, **costs}, 0.25)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "trials.sqlite"
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request, path):
+    found = TrialStore(path if request.param == "file" else None)
+    yield found
+    found.close()
+
+
+def test_round_trip_in_order(store):
+    trials = [trial(number) for number in (3, 1, 2)]
+    for each in trials:
+        store.add(each)
+    assert list(store) == trials
+    assert len(store) == 3
+    assert store.get(trials[1].allocation) == trials[1]
+    assert store.get(BitAllocation.uniform(["a", "b"], 7)) is None
+
+
+def test_a_second_process_life_finds_them(path):
+    trials = [trial(number) for number in range(5)]
+    with_first = TrialStore(path)
+    for each in trials:
+        with_first.add(each)
+    with_first.close()
+    again = TrialStore(path)
+    assert list(again) == trials
+    again.close()
+
+
+def test_an_allocation_is_kept_once(store):
+    store.add(trial(1, bits=4))
+    store.add(Trial(trial(1, bits=4).allocation, Quality(0, 1, 9.0), {}))
+    assert list(store) == [trial(1, bits=4)]
+
+
+def test_odd_names_and_values_survive(store):
+    allocation = BitAllocation({"layer.0 'ü'\n": (32, 1), '"; DROP TABLE trials': (2, 3)})
+    odd = Trial(allocation, Quality(0, 1, float("inf")), {"zero": 0.0, "large": 1e300}, 1e-9)
+    store.add(odd)
+    assert list(store) == [odd]
+
+
+def test_a_trial_that_cannot_be_kept_is_not_lost_in_silence(store):
+    with pytest.raises(StoreError):
+        store.add(Trial(trial(1).allocation, Quality(0, 1, float("nan")), {}))
+    assert len(store) == 0
+
+
+def test_trials_as_json():
+    document = json.loads(json.dumps(trial(2, energy_uj=7.0).to_json()))
+    assert document == {
+        "layers": {"a": {"w": 8, "a": 8}, "b": {"w": 3, "a": 1}},
+        "quality": {"accuracy": 0.002, "correct": 2, "samples": 1000, "loss": 0.2},
+        "costs": {"latency_ms": 3.0, "energy_uj": 7.0},
+        "seconds": 0.25,
+    }
+
+
+WRITER = """
+import sys
+from amed_env import BitAllocation, Quality, Trial, TrialStore
+
+store = TrialStore(sys.argv[1])
+for number in range(10_000):
+    allocation = BitAllocation({f"layer{i}": (1 + number // 16**i % 16, 8) for i in range(4)})
+    store.add(Trial(allocation, Quality(number, 10_000, 0.5), {"latency_ms": float(number)}))
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 7, 60])
+def test_a_killed_process_loses_no_finished_trial(path, after):
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if int(line) >= after:
+                process.send_signal(signal.SIGKILL)
+                break
+        finished = after + len(process.stdout.read().splitlines())
+    assert process.returncode == -signal.SIGKILL
+    store = TrialStore(path)
+    found = [each.quality.correct for each in store]
+    assert found == list(range(len(found)))
+    assert len(found) >= finished + 1
+    store.add(Trial(BitAllocation.uniform(["other"], 32), Quality(1, 2, 0.0), {}))
+    assert len(store) == len(found) + 1
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"this is no database, but it is long enough to look like one" * 20, b"SQLite format 3\0" + b"\xff" * 4096],
+)
+def test_a_file_that_is_no_store(path, content):
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"trials\.sqlite"):
+        TrialStore(path)
+    assert path.read_bytes() == content
+
+
+def test_places_where_no_store_can_be(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere" / "trials.sqlite"):
+        with pytest.raises(StoreError, match="cannot open the trial store"):
+            TrialStore(place)
+
+
+def fill(path, count=200):
+    store = TrialStore(path)
+    for number in range(count):
+        store.add(trial(number))
+    store.close()
+
+
+@pytest.mark.parametrize("page", [1, 2, 4, 8])
+def test_a_damaged_page_is_reported(path, page):
+    fill(path)
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[16:18], "big")
+    assert len(content) > size * 9
+    content[page * size : (page + 1) * size] = b"\xa5" * size
+    path.write_bytes(bytes(content))
+    with pytest.raises(StoreError):
+        store = TrialStore(path)
+        store.bind({"network": "abc"})
+        for each in store:
+            store.get(each.allocation)
+        for number in range(200, 256):
+            store.add(trial(number))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("allocation", "{"), ("allocation", "{}"), ("allocation", "[" * 10_000), ("costs", "nonsense"), ("costs", "3")],
+)
+def test_a_damaged_row_is_reported(path, column, value):
+    fill(path, 3)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE trials SET {column}=? WHERE number=2", (value,))
+    connection.close()
+    store = TrialStore(path)
+    with pytest.raises(StoreError, match="damaged row"):
+        list(store)
+    store.close()
+
+
+def test_a_store_of_another_version(path):
+    fill(path, 1)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(StoreError, match="version 99, this program reads"):
+        TrialStore(path)
+
+
+def test_a_database_of_another_program_is_left_alone(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE invoices (id INTEGER)")
+    connection.close()
+    with pytest.raises(StoreError):
+        TrialStore(path)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("invoices",)]
+    connection.close()
+
+
+FULL_DISK = """
+import resource, signal, sys
+from amed_env import BitAllocation, Quality, Trial, TrialStore
+from amed_env.errors import StoreError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = TrialStore(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+kept = 0
+try:
+    for number in range(10_000):
+        allocation = BitAllocation({f"layer{i}": (1 + number // 16**i % 16, 8) for i in range(10)})
+        store.add(Trial(allocation, Quality(number, 10_000, 0.5), {}))
+        kept += 1
+except StoreError as error:
+    print(kept, len(store), "--resume" in str(error))
+"""
+
+
+def test_a_full_disk_ends_with_an_error_and_keeps_what_was_there(path):
+    pytest.importorskip("resource")
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    kept, found, advised = run.stdout.split()
+    assert int(kept) > 0
+    assert (found, advised) == (kept, "True")
+    store = TrialStore(path)
+    assert [each.quality.correct for each in store] == list(range(int(kept)))
+    store.close()
+
+
+def test_it_is_bound_to_what_it_holds_trials_of(path):
+    store = TrialStore(path)
+    facts = {"network": "abc", "device": "def"}
+    store.bind(facts)
+    store.bind(facts)
+    store.close()
+    again = TrialStore(path)
+    again.bind(facts)
+    with pytest.raises(StoreError, match="trials of another device; use another folder"):
+        again.bind({**facts, "device": "other"})
+    with pytest.raises(StoreError, match="device, network"):
+        again.bind({"network": "x", "device": "y"})
+    again.close()
+
+
+def test_a_closed_store_says_so(path):
+    store = TrialStore(path)
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.add(trial(1))

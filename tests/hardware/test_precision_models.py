@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from amed_env.errors import DeviceError, UnknownNameError
+from amed_env.hardware.precision_models import (
+    PRECISION_MODELS,
+    GemmShapes,
+    SystolicArray,
+    make_precision_model,
+)
+
+
+def shapes(m, n, k, groups=1):
+    return GemmShapes(*(np.array([value], dtype=np.int64) for value in (m, n, k, groups)))
+
+
+def cycles(model, shape, weight_bits, activation_bits, array=None):
+    array = array or SystolicArray(16, 16, "ws")
+    bits = np.array([weight_bits]), np.array([activation_bits])
+    return int(make_precision_model(model).compute_cycles(shape, *bits, array)[0])
+
+
+# Products per cycle of one fused element by (weight, activation) width: Bit Fusion's simulator,
+# get_perf_factor.
+@pytest.mark.parametrize(
+    ("weight_bits", "activation_bits", "at_once"),
+    [
+        (8, 8, 1),
+        (4, 8, 2),
+        (2, 8, 4),
+        (8, 4, 2),
+        (4, 4, 4),
+        (2, 4, 8),
+        (8, 2, 4),
+        (4, 2, 8),
+        (2, 2, 16),
+        (1, 1, 16),
+        (3, 3, 4),
+        (5, 5, 1),
+        (7, 2, 4),
+    ],
+)
+def test_fusion_splits_as_published(weight_bits, activation_bits, at_once):
+    effect = make_precision_model("fusion").effect(np.array(weight_bits), np.array(activation_bits))
+    assert effect.reduction_split == at_once and effect.passes == 1
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "activation_bits", "split", "passes"),
+    [(16, 8, 1, 2), (8, 16, 1, 2), (16, 16, 1, 4), (16, 4, 2, 2), (9, 9, 1, 4), (16, 2, 4, 2)],
+)
+def test_fusion_runs_wide_operands_in_passes(weight_bits, activation_bits, split, passes):
+    effect = make_precision_model("fusion").effect(np.array(weight_bits), np.array(activation_bits))
+    assert (effect.reduction_split, effect.passes) == (split, passes)
+
+
+def test_fusion_cycles_by_hand():
+    # k = 1152 at 4 x 4 bits becomes 288 = 18 folds of 16 rows; 128 filters are 8 folds of 16 columns; a fold
+    # takes 784 + 2 * 16 + 16 - 2 = 830 cycles.
+    assert cycles("fusion", shapes(784, 128, 1152), 4, 4) == 18 * 8 * 830 - 1
+    assert cycles("fusion", shapes(784, 128, 1152), 8, 8) == 478_079
+    assert cycles("fusion", shapes(784, 128, 1152), 16, 16) == 4 * 478_079
+    # 9 products in elements that do 16 at once still take one row.
+    assert cycles("fusion", shapes(64, 1, 9, groups=5), 2, 2) == 5 * (64 + 32 + 16 - 2 - 1)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (2, 2), (1, 8), (16, 16)])
+def test_fixed_precision_never_changes_cycles(bits):
+    assert cycles("fixed", shapes(784, 128, 1152), *bits) == 478_079
+
+
+def test_widths_broadcast():
+    grid = make_precision_model("fusion").effect(np.array([[2], [4], [8]]), np.array([[2, 4, 8]]))
+    assert grid.reduction_split.tolist() == [[16, 8, 4], [8, 4, 2], [4, 2, 1]]
+
+
+@pytest.mark.parametrize("model", PRECISION_MODELS)
+@pytest.mark.parametrize("wrong", [0, -2, 17, 32])
+def test_widths_out_of_range_are_refused(model, wrong):
+    with pytest.raises(DeviceError, match=str(wrong)):
+        make_precision_model(model).effect(np.array([8, wrong]), np.array([8]))
+    with pytest.raises(DeviceError, match=str(wrong)):
+        make_precision_model(model).effect(np.array([8]), np.array([8, wrong]))
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(UnknownNameError, match="'fusion'"):
+        make_precision_model("fussion")

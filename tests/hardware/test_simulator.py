@@ -1,0 +1,260 @@
+"""The simulator against costs worked out by hand, and its promises on the shipped devices."""
+
+import math
+
+import numpy as np
+import pytest
+from hardware_samples import EASY_YAML, RESNET18, RESNET20, SMALL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amed_env.allocation import BitAllocation, Precision
+from amed_env.errors import AllocationError, UnsupportedPrecisionError, WorkloadError
+from amed_env.hardware import (
+    SystolicBackend,
+    cost_table,
+    evaluate_cost,
+    load_device,
+    parse_device_config,
+)
+from amed_env.hardware.simulator import mac_energy_by_bits
+from amed_env.workload import KINDS, Layer, Workload
+
+SHIPPED = ["bitfusion", "eyeriss-ws", "systolic-32"]
+
+
+def easy(*changes):
+    text = EASY_YAML
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return SystolicBackend(parse_device_config(text))
+
+
+def cost_of(device, layer, weight_bits, activation_bits=None):
+    workload = Workload("one", (layer,))
+    return evaluate_cost(device, workload, workload.uniform(weight_bits, activation_bits)).layers[0]
+
+
+def test_a_layer_by_hand():
+    # 8 pixels, 4 filters, 10 products each; 4 x 4 output stationary: 2 folds of 10 + 4 + 4 - 2 = 16
+    # cycles.
+    layer = Layer("l", "conv", m=8, n=4, k=10, input_elements=50)
+    cost = cost_of(easy(), layer, 4, 8)
+    assert cost.metrics["compute_cycles"] == 2 * 16 - 1
+    # Traffic: 50 inputs of 8 bits, 40 weights of 4 bits, 32 outputs of 8 bits; all fit. 16 bits a cycle.
+    bits_in, bits_weights, bits_out = 400, 160, 256
+    assert cost.metrics["memory_cycles"] == math.ceil(816 / 16) == 51
+    assert cost.metrics["cycles"] == 51 + 7
+    assert cost.bound == "memory"
+    assert cost.metrics["latency_ms"] == pytest.approx(58 / 1e6)  # 1000 MHz
+    # 4-bit weights use the 8-bit entry of the table: 320 MACs of 16 pJ.
+    arithmetic = 320 * 16
+    # One fold of columns: inputs are read once (80 elements), weights twice (2 x 40), outputs are written
+    # once.
+    on_chip = 80 * 8 * 0.5 + bits_in * 0.25 + 80 * 4 * 2 + bits_weights * 3 + 32 * 32 * (0.125 + 1)
+    external = (bits_in + bits_weights + bits_out) * 10
+    assert cost.metrics["energy_uj"] == pytest.approx((arithmetic + on_chip + external) * 1e-6, rel=1e-12)
+    assert cost.metrics["weight_kib"] == 40 * 4 / 8 / 1024
+    assert cost.metrics["bops"] == 320 * 4 * 8
+
+
+def test_arithmetic_of_unequal_widths_is_the_geometric_mean():
+    silent = [
+        (f"{buffer}_{way}_pj_per_bit: {value}", f"{buffer}_{way}_pj_per_bit: 0")
+        for buffer, way, value in [
+            ("ifmap", "read", "0.5"),
+            ("ifmap", "write", "0.25"),
+            ("weight", "read", "2"),
+            ("weight", "write", "3"),
+            ("ofmap", "read", "0.125"),
+            ("ofmap", "write", "1"),
+        ]
+    ]
+    device = easy(*silent, ("    pj_per_bit: 10", "    pj_per_bit: 0"))
+    layer = Layer("l", "conv", m=8, n=4, k=10)
+    assert cost_of(device, layer, 2, 2).metrics["energy_uj"] == pytest.approx(320e-6)
+    assert cost_of(device, layer, 2, 8).metrics["energy_uj"] == pytest.approx(4 * 320e-6)
+
+
+def test_energies_between_the_table():
+    config = parse_device_config(EASY_YAML)
+    assert mac_energy_by_bits(config.energy.mac)[1:].tolist() == [1, 1, 16, 16, 16, 16, 16, 16]
+    text = EASY_YAML.replace("between: next", "between: interpolate")
+    between = mac_energy_by_bits(parse_device_config(text).energy.mac)[1:]
+    # From 1 pJ at 2 bits to 16 pJ at 8 bits the energy is the square of half the width.
+    assert between == pytest.approx([1, 1, 2.25, 4, 6.25, 9, 12.25, 16])
+
+
+# The buffers of the easy device hold 8192 bits each.
+@pytest.mark.parametrize(
+    ("m", "n", "k", "ifmap", "weights"),
+    [
+        # Both fit: 16 x 8 inputs, 16 x 8 weights of 8 bits.
+        (16, 16, 8, 1024, 1024),
+        # Inputs do not fit (400 x 8 x 8 = 25,600 bits), weights do: each is read once.
+        (400, 16, 8, 25600, 1024),
+        # Weights do not fit, inputs do: each is read once.
+        (16, 400, 8, 1024, 25600),
+        # Neither fits: inputs 200 x 128 x 8 = 204,800, weights 32 x 128 x 8 = 32,768 bits. 8 filters (1,024
+        # bits each) stay at a time: 4 tiles read the inputs 4 times, 819,200 + 32,768. 8 pixels stay at a
+        # time: 25 tiles read the weights 25 times, 204,800 + 819,200. The first is less.
+        (200, 32, 128, 819200, 32768),
+        # The other way round: the weights are larger, so the inputs stay.
+        (32, 200, 128, 32768, 819200),
+        # The output buffer holds the sums of 8192 / (4 columns x 32 bits) = 64 pixels, fewer than the 73
+        # pixels of 112 bits in the input buffer: 3 tiles of 130 pixels would read 1,120,000 bits of weights 3
+        # times. Keeping 73 filters of 112 bits takes 137 tiles, each reading 14,560 bits of inputs, which is
+        # less.
+        (130, 10000, 14, 137 * 14560, 1120000),
+    ],
+)
+def test_external_traffic_by_hand(m, n, k, ifmap, weights):
+    traffic = easy().dram_traffic([Layer("l", "conv", m=m, n=n, k=k)], 8, 8)
+    assert (traffic.ifmap_bits[0], traffic.weight_bits[0]) == (ifmap, weights)
+    assert traffic.ofmap_bits[0] == m * n * 8
+
+
+def test_groups_are_tiled_one_by_one():
+    # 100 groups, each far below the buffers, together far above: everything moves once.
+    layer = Layer("l", "depthwise", m=64, n=1, k=9, groups=100)
+    traffic = easy().dram_traffic([layer], 8, 8)
+    assert traffic.ifmap_bits[0] == 100 * 64 * 9 * 8 and traffic.weight_bits[0] == 100 * 9 * 8
+
+
+def test_compute_cycles_are_the_closed_form():
+    device = load_device("systolic-32")
+    for bits in (2, 8):
+        cost = evaluate_cost(device, RESNET18, RESNET18.uniform(bits))
+        assert cost["compute_cycles"] == 2_133_315
+    # One column of one element product per channel: 16 x ((2 folds of 9 + 32 + 32 - 2) - 1).
+    depthwise = Layer("d", "depthwise", m=64, n=1, k=9, groups=16)
+    assert cost_of(device, depthwise, 8).metrics["compute_cycles"] == 16 * (2 * 71 - 1)
+    grouped = Layer("g", "conv", m=64, n=40, k=9, groups=3)
+    assert cost_of(device, grouped, 8).metrics["compute_cycles"] == 3 * (4 * 71 - 1)
+
+
+def test_latency_follows_clock_and_bandwidth():
+    slow = easy(("clock_mhz: 1000", "clock_mhz: 500"))
+    narrow = easy(("bandwidth_bits_per_cycle: 16", "bandwidth_bits_per_cycle: 0.5"))
+    layer = SMALL.layers[1]
+    normal = cost_of(easy(), layer, 8).metrics
+    assert cost_of(slow, layer, 8).metrics["latency_ms"] == pytest.approx(2 * normal["latency_ms"])
+    assert cost_of(narrow, layer, 8).metrics["memory_cycles"] == 32 * normal["memory_cycles"]
+    assert cost_of(narrow, layer, 8).bound == "memory"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_devices_say_what_bound_held(name):
+    cost = evaluate_cost(load_device(name), RESNET18, RESNET18.uniform(8))
+    for layer in cost.layers:
+        metrics = layer.metrics
+        assert layer.bound == ("memory" if metrics["memory_cycles"] > metrics["compute_cycles"] else "compute")
+        assert metrics["cycles"] == max(metrics["memory_cycles"], metrics["compute_cycles"])
+
+
+@pytest.mark.parametrize("workload", [RESNET20, SMALL], ids=lambda workload: workload.name)
+@pytest.mark.parametrize("name", ["bitfusion", "eyeriss-ws"])
+def test_half_the_latency_is_a_budget_with_a_choice(name, workload):
+    device = load_device(name)
+    latency = {bits: evaluate_cost(device, workload, workload.uniform(bits))["latency_ms"] for bits in (2, 4, 8)}
+    assert latency[2] < latency[4] < 0.55 * latency[8]
+    assert latency[2] < 0.4 * latency[8]
+
+
+def test_fixed_precision_only_saves_traffic():
+    device = load_device("systolic-32")
+    eight, two = (evaluate_cost(device, RESNET20, RESNET20.uniform(bits)) for bits in (8, 2))
+    assert two["compute_cycles"] == eight["compute_cycles"]
+    assert two["memory_cycles"] < 0.3 * eight["memory_cycles"]
+
+
+widths = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8])
+layers = st.builds(
+    Layer,
+    name=st.just("l"),
+    kind=st.sampled_from([kind for kind in KINDS if kind != "depthwise"]),
+    m=st.integers(1, 5000),
+    n=st.integers(1, 700),
+    k=st.integers(1, 5000),
+    groups=st.integers(1, 9),
+    input_elements=st.integers(1, 10**6),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(layers, min_size=1, max_size=6), st.data(), st.sampled_from(SHIPPED))
+def test_evaluate_equals_the_table_to_the_last_bit(drawn, data, name):
+    device = load_device(name)
+    workload = Workload("w", tuple(Layer(**{**vars(layer), "name": f"l{i}"}) for i, layer in enumerate(drawn)))
+    chosen = {layer.name: (data.draw(widths), data.draw(widths)) for layer in workload}
+    allocation = BitAllocation(chosen)
+    cost = evaluate_cost(device, workload, allocation)
+    table = cost_table(device, workload, range(1, 9), (8, 7, 6, 5, 4, 3, 2, 1))
+    assert table.totals(allocation) == dict(cost.metrics)
+    for row, layer in enumerate(cost.layers):
+        weight, activation = chosen[layer.name]
+        for metric, value in layer.metrics.items():
+            assert table.metrics[metric][row, weight - 1, 8 - activation] == value
+        assert dict(device.layer_cost(workload.layers[row], layer.precision)).items() <= layer.metrics.items()
+
+
+def test_tables_hold_float64_of_layers_by_widths():
+    table = cost_table(load_device("bitfusion"), RESNET20, (2, 4, 8), (8, 4))
+    assert table.layers == RESNET20.layer_names
+    assert set(table.metrics) == {
+        *("latency_ms", "energy_uj", "cycles", "compute_cycles", "memory_cycles"),
+        *("weight_kib", "bops"),
+    }
+    for values in table.metrics.values():
+        assert values.shape == (20, 3, 2) and values.dtype == np.float64
+    assert table.column("bops", [Precision(2, 8), Precision(8, 4)]).shape == (20, 2)
+    with pytest.raises(UnsupportedPrecisionError, match="no 3 bits; it has 2, 4, 8"):
+        table.totals(RESNET20.uniform(3, 8))
+    with pytest.raises(AllocationError):
+        table.totals(SMALL.uniform(8))
+
+
+def test_wrong_widths_and_layers_are_refused():
+    device = load_device("systolic-32")
+    with pytest.raises(UnsupportedPrecisionError, match=r"'systolic-32'.*'stem'.*16-bit weights"):
+        device.evaluate(SMALL, SMALL.uniform(16, 8))
+    with pytest.raises(UnsupportedPrecisionError, match=r"'stem'.*32-bit activations"):
+        device.table(SMALL, [8], [8, 32])
+    with pytest.raises(UnsupportedPrecisionError):
+        device.layer_cost(SMALL.layers[0], Precision(16, 8))
+    with pytest.raises(AllocationError, match="lacks 'stem'"):
+        device.evaluate(SMALL, RESNET20.uniform(8))
+
+
+def test_layers_beyond_int64_are_refused():
+    huge = Workload("huge", (Layer("l", "linear", 2**40, 2**40, 2**40, 1, 2**40, 2**40, 2**40),))
+    for name in SHIPPED:
+        with pytest.raises(WorkloadError, match="int64"):
+            evaluate_cost(load_device(name), huge, huge.uniform(8))
+
+
+def test_the_json_of_a_cost_has_whole_cycles():
+    document = evaluate_cost(load_device("bitfusion"), SMALL, SMALL.uniform(4)).to_json()
+    assert isinstance(document["total"]["cycles"], int)
+    first = document["layers"][0]
+    assert first["name"] == "stem" and first["w_bits"] == 4 and isinstance(first["compute_cycles"], int)
+    assert first["bound"] in ("compute", "memory")
+
+
+# Published compute cycles of Bit Fusion (hsharma35/bitfusion, ISCA 2018): 16 x 32 elements, batch 16.
+@pytest.mark.parametrize(
+    ("out_hw", "kernel", "channels", "filters", "bits", "published"),
+    [
+        (14, 3, 512, 512, 4, 3_612_672),
+        (7, 3, 1024, 1024, 4, 3_612_672),
+        (14, 1, 512, 512, 4, 401_408),
+        (7, 1, 512, 1024, 4, 200_704),
+        (8, 3, 256, 512, 2, 147_456),
+    ],
+)
+def test_wide_layers_are_near_the_published_compute_cycles(out_hw, kernel, channels, filters, bits, published):
+    layer = Layer("l", "conv", m=16 * out_hw**2, n=filters, k=channels * kernel**2)
+    cycles = cost_of(load_device("bitfusion"), layer, bits).metrics["compute_cycles"]
+    # The published simulator fills and drains its array for free; the closed form does not.
+    assert published < cycles < 1.1 * published

@@ -1,0 +1,84 @@
+"""Devices and agents of other distributions, one of which is broken."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from packaging_tools import ROOT, copy_of, environment, pip, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("plugins")]
+
+AMED = "from amed_env.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory):
+    """A process environment that sees both distributions."""
+    folder = tmp_path_factory.mktemp("plugins")
+    sources = [copy_of(ROOT / "tests" / "plugin_distributions" / name, folder / name) for name in ("good", "broken")]
+    target = folder / "installed"
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target"]
+    pip("install", *options, target, *sources, cwd=folder)
+    return environment(PYTHONPATH=str(target))
+
+
+@pytest.fixture
+def amed(variables, tmp_path):
+    def call(*arguments):
+        return run(sys.executable, "-c", AMED, *arguments, cwd=tmp_path, env=variables)
+
+    return call
+
+
+def rows(text, kind):
+    return {row["name"]: row for row in json.loads(text)[kind]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "shipped"),
+    [("devices", "sample-device", "bitfusion"), ("agents", "sample-agent", "greedy")],
+)
+def test_listings_show_the_good_name_the_broken_and_keep_the_others(amed, kind, good, shipped):
+    found = rows(amed(kind, "--json"), kind)
+    one = kind.removesuffix("s")
+    assert found[good]["problem"] is None
+    assert found[good]["source"] == "plug-in"
+    assert found[good]["description"]
+    assert found[shipped]["problem"] is None
+    broken = found[f"broken-{one}"]["problem"]
+    assert "a_package_that_nobody_installed" in broken and "ModuleNotFoundError" in broken
+    assert "no licence" in found[f"leaving-{one}"]["problem"]
+    if kind == "devices":
+        assert "amed_broken_plugins_of_another_name" in found["mislabelled-device"]["problem"]
+    text = amed(kind)
+    assert all(name in text for name in (good, shipped, f"broken-{one}"))
+
+
+def test_a_plugin_device_simulates(amed):
+    found = json.loads(
+        amed(*["simulate", "--network", "digits-cnn", "--device", "sample-device", "--bits", "4", "--json"])
+    )
+    assert found["device"] == "sample-device"
+    weights = found["total"]["weight_kib"] * 1024 * 8 / 4
+    assert found["total"]["latency_ms"] == pytest.approx(weights * 4 / 1e6)
+
+
+def test_plugins_search(amed, tmp_path):
+    command = "search digits-cnn --device sample-device --agent sample-agent --evaluations 2 --budget latency=0.5"
+    amed(*command.split(), "--out", "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "sample-agent" in json.dumps(result)
+    allocation = json.loads((tmp_path / "run" / "allocation.json").read_text())
+    assert {(entry["w"], entry["a"]) for entry in allocation["layers"].values()} == {(4, 4)}
+
+
+@pytest.mark.parametrize(("option", "name"), [("--device", "broken-device"), ("--agent", "broken-agent")])
+def test_asking_for_a_broken_one_says_why(variables, tmp_path, option, name):
+
+    command = [sys.executable, "-c", AMED, "search", "digits-cnn", "--evaluations", "2", option, name, "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    message = " ".join(done.stderr.split())
+    assert name in message and "a_package_that_nobody_installed" in message
+    assert "Traceback" not in done.stderr
