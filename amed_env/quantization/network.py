@@ -89,8 +89,9 @@ class QuantizedLayer(nn.Module):
             weight = self.layer.weight
             with torch_threads(1):  # many small operations: more threads only wait for each other
                 integers, scales = quantize_weight(weight.detach(), bits)
-                self._weights[bits] = _channels_last(integers * scales)
+                # The weights go last, as they stand for "prepared": a signal may end this block between two lines.
                 self._scales[bits] = self.statistics.scale(bits)
+                self._weights[bits] = _channels_last(integers * scales)
 
     def select(self, weight_bits: int, activation_bits: int) -> None:
         """Compute at this precision from now on."""
