@@ -101,6 +101,17 @@ ThreadsOption = Annotated[
 ]
 
 
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="How the network is prepared for narrow widths: nearest, bias-correction, equalization, layer, block, "
+        "network-rounding or network (the default). What is learned is kept for the next time.",
+    ),
+]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"amed {version.__version__}")
@@ -195,6 +206,7 @@ def search(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --out.")] = False,
     threads: ThreadsOption = None,
+    recipe: RecipeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search the allocation of the most accuracy within the budgets, and write it with its comparison and pictures.
@@ -226,6 +238,7 @@ def search(
             out=out,
             resume=resume,
             threads=threads,
+            recipe=recipe,
             budgets=budget or [],
             options=option or [],
         )
@@ -245,6 +258,7 @@ def evaluate(
     ] = Split.SEARCH,
     device: DeviceOption = DEFAULT_DEVICE,
     threads: ThreadsOption = None,
+    recipe: RecipeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the accuracy of a network under an allocation, and its cost where the device has those widths.
@@ -258,7 +272,7 @@ def evaluate(
     with Output(as_json) as output:
         from amed_env.commands.evaluate import evaluate as run
 
-        run(output, task, network, device, allocation, bits, activation_bits, split.value, threads)
+        run(output, task, network, device, allocation, bits, activation_bits, split.value, threads, recipe)
 
 
 @app.command()

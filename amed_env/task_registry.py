@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from amed_env.datasets import Samples, Splits
     from amed_env.evaluation.quality import Evaluator
     from amed_env.hardware.protocol import HardwareBackend
+    from amed_env.quantization.network import Engine
+    from amed_env.quantization.recipe import Recipe
     from amed_env.task import Task
     from amed_env.workload import Workload
 
@@ -161,6 +163,9 @@ def make_task(
     budget: Mapping[str, str | float] | Iterable[str] | None = None,
     threads: int | None = None,
     reuse_mib: int | None = None,
+    recipe: str | Recipe | None = None,
+    engine: Engine = "auto",
+    evaluation_device: str = "cpu",
 ) -> Task:
     """Make a task from a name, or from a network of one's own.
 
@@ -177,7 +182,11 @@ def make_task(
         separate: Whether weights and activations get widths of their own.
         budget: Limits, `{"latency": 0.6}` (relative to uniform 8 bit) or `{"memory": "96KiB"}`.
         threads: Threads of torch during an evaluation; None leaves torch's setting.
-        reuse_mib: Memory in MiB for outputs of layers that the next allocation may share; None for the default.
+        reuse_mib: Memory in MiB for results of layers that the next allocation may share; None for the default.
+        recipe: How the network is prepared for narrow widths: a name (`nearest`, `layer`, `block`, `network` …), a
+            `Recipe`, or None for the default; see docs/evaluation.md. Learning runs once and is kept in the cache.
+        engine: `auto` evaluates on integers where it can, `float` always on fake-quantized floats.
+        evaluation_device: Where floats are computed, for example `cuda`.
 
     Returns:
         The task.
@@ -190,6 +199,9 @@ def make_task(
 
     backend = load_device(device)
     budgets = parse_budgets(budget)
+    options: dict[str, Any] = {"threads": threads, "engine": engine, "device": evaluation_device}
+    if reuse_mib is not None:
+        options["reuse_mib"] = reuse_mib
     if network is None:
         given = [
             key
@@ -207,7 +219,7 @@ def make_task(
                 f"{', '.join(given) or 'neither'} is given without a network."
             )
         entry = named_network(name)
-        evaluator = _evaluator(entry.trained(), None, entry.splits(), name, threads, reuse_mib)
+        evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, options)
         return Task(name, evaluator, backend, bits, separate=separate, budgets=budgets)
 
     absent = [
@@ -223,7 +235,7 @@ def make_task(
         _samples(test, "test"),
     )
     name = name or type(network).__name__
-    evaluator = _evaluator(network, example_input, splits, name, threads, reuse_mib)
+    evaluator = _evaluator(network, example_input, splits, name, recipe, options)
     return Task(name, evaluator, backend, bits, separate=separate, budgets=budgets)
 
 
@@ -283,15 +295,14 @@ def _evaluator(
     example_input: torch.Tensor | None,
     splits: Splits,
     name: str,
-    threads: int | None,
-    reuse_mib: int | None,
+    recipe: str | Recipe | None,
+    options: Mapping[str, Any],
 ) -> Evaluator:
     from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.tracing import trace
 
     example = splits.calibration.inputs[:1] if example_input is None else example_input
-    options = {} if reuse_mib is None else {"reuse_mib": reuse_mib}
-    return PostTrainingEvaluator(trace(network, example, name), splits, threads=threads, **options)
+    return PostTrainingEvaluator(trace(network, example, name), splits, recipe, **options)
 
 
 def _samples(given: Any, part: str, labelled: bool = True) -> Samples:

@@ -7,6 +7,7 @@ from pathlib import Path
 from amed_env.allocation import BitAllocation
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import chosen_allocation, default_threads, load_task
+from amed_env.commands.preparing import prepare
 from amed_env.commands.tables import quality_table, relative_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import SPLITS, Quality
@@ -26,15 +27,17 @@ def evaluate(
     activation_bits: int | None,
     split: str,
     threads: int | None,
+    recipe: str | None = None,
 ) -> None:
     """Print quality and cost of a network; see `amed evaluate --help`."""
     if split not in (*SPLITS, "all"):
         raise InputError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}, all.")
     backend = load_device(device)
-    with output.status(f"preparing {name or network}"):
+    with output.status(f"preparing {name or network}") as say:
         # The task's own device does not matter here: the one that was asked for may lack widths of the task.
-        task = load_task(name, network, threads=threads or default_threads())
+        task = load_task(name, network, threads=threads or default_threads(), recipe=recipe)
         chosen = chosen_allocation(task.workload, allocation, bits, activation_bits)
+        prepare(task, say)
     with output.status(f"evaluating {task.network} on the {split} split"):
         quality = _quality(task, chosen, split)
     costs, missing = _costs(backend, task.workload, chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import TracebackType
 from typing import Any, TextIO
@@ -75,13 +75,13 @@ class Output:
         self.stderr.print(Text(message), soft_wrap=True)
 
     @contextmanager
-    def status(self, message: str) -> Iterator[None]:
-        """Show that something is under way, where progress is drawn at all."""
+    def status(self, message: str) -> Iterator[Callable[[str], None]]:
+        """Show that something is under way, where progress is drawn at all; yields a function that changes the text."""
         if not self.live:
-            yield
+            yield lambda text: None
             return
-        with self.stderr.status(message):
-            yield
+        with self.stderr.status(message) as status:
+            yield status.update
 
 
 def show_error(message: str) -> None:

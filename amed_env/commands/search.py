@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from amed_env.agents.session import SearchSession
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error
 from amed_env.commands.parsing import check_complete, default_threads, load_task, one_of, parse_bits, parse_options
+from amed_env.commands.preparing import note_slow_layers, prepare
 from amed_env.commands.progress import ObservedEvaluator, SearchProgress
 from amed_env.commands.tables import allocation_table, comparison_table, percent
 from amed_env.errors import AmedError, DeviceError
@@ -41,6 +42,7 @@ class SearchRequest:
     out: Path
     resume: bool
     threads: int | None = None
+    recipe: str | None = None
     budgets: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
 
@@ -66,7 +68,7 @@ def search(output: Output, request: SearchRequest) -> int:
         )
     try:
         with RunFolder(request.out, resume=request.resume) as folder:
-            with output.status(f"preparing {request.task or request.network}"):
+            with output.status(f"preparing {request.task or request.network}") as say:
                 threads = request.threads or default_threads()
                 task = load_task(
                     request.task,
@@ -76,9 +78,12 @@ def search(output: Output, request: SearchRequest) -> int:
                     separate=request.separate,
                     budget=request.budgets,
                     threads=threads,
+                    recipe=request.recipe,
                 )
+                prepare(task, say)
             for kept in task.evaluator.kept_float:
                 output.note(f"kept in float: {kept}")
+            note_slow_layers(output, task)
             settings = _settings(request, task, options, backend)
             store = folder.start(settings, sys.argv, {"threads": threads})
             return _run(output, request, folder, store, task, agent)
@@ -180,6 +185,7 @@ def _verdict(result: SearchResult) -> str:
 
 def _settings(request: SearchRequest, task: Task, options: dict[str, Any], backend: HardwareBackend) -> dict[str, Any]:
     """What determines the search, resolved; see `RunFolder.start`."""
+    recipe = getattr(task.evaluator, "recipe", None)
     return {
         "network": request.network or request.task,
         "device": _device_settings(request.device, backend),
@@ -190,6 +196,7 @@ def _settings(request: SearchRequest, task: Task, options: dict[str, Any], backe
         "agent_options": options,
         "evaluations": request.evaluations,
         "seed": request.seed,
+        "recipe": None if recipe is None else asdict(recipe),
         "fingerprint": task.evaluator.fingerprint,
     }
 

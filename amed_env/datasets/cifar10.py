@@ -26,7 +26,7 @@ RECORD_BYTES = 1 + 3 * 32 * 32
 RECORDS_PER_FILE = 10_000
 
 SEARCH_SAMPLES = 2_000
-CALIBRATION_SAMPLES = 512
+CALIBRATION_SAMPLES = 8_192
 
 # The statistics of ImageNet, not those of CIFAR-10: the pretrained ResNets were trained with them.
 MEAN = (0.485, 0.456, 0.406)

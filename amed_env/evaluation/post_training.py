@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.allocation import BitAllocation, Precision
 from amed_env.cache import cached_array
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, NonFiniteError
+from amed_env.evaluation.early_decision import EarlyDecision
+from amed_env.evaluation.preparation import Progress, prepare_network
 from amed_env.evaluation.quality import Evaluator, Quality, Split, check_split
-from amed_env.quantization.network import QuantizedNetwork
+from amed_env.evaluation.workers import Workers, in_parts
+from amed_env.quantization.network import Engine, QuantizedNetwork
+from amed_env.quantization.recipe import Recipe, make_recipe
 from amed_env.threads import torch_threads
 from amed_env.tracing import TracedNetwork
 
+logger = logging.getLogger(__name__)
+
 REUSE_MIB = 2048
-"""Default memory for outputs of layers: more than one pass of ResNet-20 over 2,000 images."""
-RECIPE = "squared-error/1"
-"""Name and version of the way in which networks are quantized; it is part of every fingerprint."""
+"""Default memory for results of layers: more than one pass of ResNet-20 over 2,000 images."""
+RANGE_SAMPLES = 1_024
+"""Calibration samples that set the ranges; learning uses all of them."""
+SENSITIVITY_SAMPLES = 1_024
+"""Calibration samples on which single-layer sensitivities are measured."""
+SENSITIVITY_BITS = 8
+"""Width of all other layers while the sensitivity of one is measured."""
+_AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
 
 
 class PostTrainingEvaluator(Evaluator):
-    """Runs a fake-quantized network over the samples of a split.
+    """Runs a quantized network over the samples of a split: on integers where it can, in float otherwise.
 
     Args:
         traced: The network.
         splits: Calibration, search and test samples.
+        recipe: How it is prepared for narrow widths: a name of `quantization.recipe.RECIPES`, a `Recipe`, or None for
+            the default. The network is prepared when it is first needed, or by `prepare`.
         batch_size: Samples of one forward pass.
         threads: Threads of torch during an evaluation; None leaves torch's setting.
-        reuse_mib: Memory in MiB for outputs of layers that the next allocation may share (`quantization.reuse`).
+        reuse_mib: Memory in MiB for results of layers that the next allocation may share (`quantization.reuse`).
+        engine: `auto` or `float`; see `QuantizedNetwork`.
+        device: Where floats are computed.
 
     Raises:
         DataError: If a label is not one of the network's classes, or search or test samples have only one class.
@@ -43,25 +59,40 @@ class PostTrainingEvaluator(Evaluator):
         self,
         traced: TracedNetwork,
         splits: Splits,
+        recipe: str | Recipe | None = None,
+        *,
         batch_size: int = 125,
         threads: int | None = None,
         reuse_mib: int = REUSE_MIB,
+        engine: Engine = "auto",
+        device: str = "cpu",
     ) -> None:
         self.workload = traced.workload
         self.kept_float = tuple(f"{kept.name} ({kept.type}): {kept.reason}" for kept in traced.kept_float)
+        self.recipe = make_recipe(recipe)
         self.threads, self.batch_size = threads, batch_size
         self._splits = splits
         with torch_threads(threads):
-            self._network = QuantizedNetwork(traced, splits.calibration.inputs, batch_size, reuse_mib)
+            self.network = QuantizedNetwork(
+                traced,
+                splits.calibration.inputs[:RANGE_SAMPLES],
+                batch_size,
+                reuse_mib,
+                engine,
+                device,
+                self.recipe.equalize,
+            )
             self._check_labels()
-        digest = hashlib.sha256(f"{RECIPE} {splits.fingerprint()}".encode())
+        digest = hashlib.sha256()
         for name, tensor in sorted(traced.module.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        self.fingerprint = digest.hexdigest()
+        self._network_fingerprint = digest.hexdigest()
+        self._prepared: str | None = None
+        self._workers: Workers[PostTrainingEvaluator] | None = None
 
     def _check_labels(self) -> None:
-        classes = self._network(self._splits.calibration.inputs[:1]).shape[1]
+        classes = self.network(self._splits.calibration.inputs[:1]).shape[1]
         for name, part in (("search", self._splits.search), ("test", self._splits.test)):
             largest = int(part.labels.max())
             if largest >= classes:
@@ -75,66 +106,184 @@ class PostTrainingEvaluator(Evaluator):
                     "nothing with one class."
                 )
 
-    def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
-        """Quality of an allocation on a split; see `Evaluator.evaluate`."""
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Prepare the network by the recipe, or take what was prepared before; a second call does nothing.
+
+        Args:
+            progress: Called with the steps done and all steps, if something has to be learned.
+        """
+        if self._prepared is None:
+            inputs = self._splits.calibration.inputs
+            self._prepared = prepare_network(self.network, self.recipe, inputs, self.made_of, self.threads, progress)
+
+    @property
+    def made_of(self) -> str:
+        """Text that changes with the network and the calibration samples: what a preparation depends on."""
+        return f"{self._network_fingerprint} {self._splits.calibration.fingerprint()}"
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Text that changes with the network, the samples, the recipe and what came out of it."""
+        self.prepare()
+        parts = (self._network_fingerprint, self._splits.fingerprint(), self.recipe.fingerprint(), self._prepared)
+        return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
+
+    @property
+    def in_float(self) -> dict[str, str]:
+        """Layers that are computed in float although their widths are integers, with the reason."""
+        return self.network.in_float
+
+    def evaluate(
+        self, allocation: BitAllocation, split: Split = "search", early: EarlyDecision | None = None
+    ) -> Quality:
+        """Quality of an allocation on a split; see `Evaluator.evaluate`.
+
+        Args:
+            allocation: A precision for each layer.
+            split: The split.
+            early: When to stop before the last sample; the quality is then `partial`.
+        """
         samples: Samples = getattr(self._splits, check_split(split))
+        self.prepare()
+        tally = _Tally()
         with torch_threads(self.threads):
-            self._network.select(allocation)
-            correct, loss = 0, 0.0
+            self.network.select(allocation)
             for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
                 # The test split is for the final report: its batches do not come again.
-                scores = self._network(inputs, (split, number) if split == "search" else None)
-                correct += int((scores.argmax(dim=1) == labels).sum())
-                loss += float(F.cross_entropy(scores, labels, reduction="sum"))
-        if not np.isfinite(loss):
-            raise NonFiniteError(
-                f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}."
-            )
-        return Quality(correct, len(samples), loss / len(samples))
+                tally.add(self.network(inputs, (split, number) if split == "search" else None), labels)
+                if early is not None and early.decided(tally.correct, tally.samples, len(samples)):
+                    break
+        return tally.quality(allocation, split, len(samples))
+
+    def evaluate_many(
+        self,
+        allocations: Sequence[BitAllocation],
+        split: Split = "search",
+        *,
+        workers: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Quality]:
+        """Qualities of many allocations: the same numbers as one by one, but what they share is computed once.
+
+        Args:
+            allocations: In any order; they are sorted into a tree of common first layers.
+            split: The split.
+            workers: Processes that share the work, each with one thread of torch; 1 works in this process.
+            progress: Called with the evaluations done and all evaluations.
+
+        Returns:
+            A quality for each allocation, in the order in which they were given.
+        """
+        check_split(split)
+        self.prepare()
+        names = self.workload.layer_names
+        ordered = sorted(
+            {allocation.require_layers(names, f"network {self.workload.name!r}") for allocation in allocations},
+            key=lambda allocation: tuple(allocation.values()),
+        )
+        found: dict[BitAllocation, Quality] = {}
+        parts = in_parts(ordered, _AT_ONCE, workers)
+        for part, qualities in self._map(parts, split, workers):
+            found.update(zip(part, qualities, strict=True))
+            if progress is not None:
+                progress(len(found), len(ordered))
+        return [found[allocation.require_layers(names, "the network")] for allocation in allocations]
+
+    def _map(
+        self, parts: list[list[BitAllocation]], split: Split, workers: int
+    ) -> Iterable[tuple[list[BitAllocation], list[Quality]]]:
+        if workers <= 1:
+            for part in parts:
+                yield part, self._evaluate_part(part, split)
+            return
+        if self._workers is None or self._workers.count != workers:
+            self.close()
+            self._workers = Workers(self, workers)
+        yield from self._workers.map(PostTrainingEvaluator._evaluate_part, parts, split)
+
+    def _evaluate_part(self, allocations: list[BitAllocation], split: Split) -> list[Quality]:
+        """Qualities of allocations in a good order."""
+        samples: Samples = getattr(self._splits, split)
+        batches = list(samples.batches(self.batch_size))
+        tallies = [_Tally() for _ in allocations]
+        with torch_threads(self.threads):
+            for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
+                tallies[position].add(scores, batches[number][1])
+        return [
+            tally.quality(allocation, split, len(samples))
+            for tally, allocation in zip(tallies, allocations, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def predicted_loss(
         self, precisions: Sequence[Precision], progress: Callable[[int, int], None] | None = None
     ) -> npt.NDArray[np.float64]:
-        """Kullback-Leibler divergence when one layer alone is quantized; see `Evaluator.predicted_loss`.
+        """Kullback-Leibler divergence when one layer alone is changed; see `Evaluator.predicted_loss`.
 
         The result is kept in the user's cache, as it depends on no device and no budget.
         """
         shape = (len(self.workload), len(precisions))
-        key = f"{self.fingerprint} {torch.__version__} {' '.join(map(str, precisions))}"
+        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {' '.join(map(str, precisions))}"
         return cached_array("predicted-loss", key, shape, lambda: self._measure_divergences(precisions, progress))
 
     def _measure_divergences(
         self, precisions: Sequence[Precision], progress: Callable[[int, int], None] | None
     ) -> npt.NDArray[np.float64]:
-        divergences = np.zeros((len(self.workload), len(precisions)))
+        names = self.workload.layer_names
+        base = self.workload.uniform(SENSITIVITY_BITS)
+        # From the last layer to the first, so that each shares all layers before its own with the one before.
+        cells = [(row, column) for row in reversed(range(len(names))) for column in range(len(precisions))]
+        allocations = [base, *(base.replace({names[row]: precisions[column]}) for row, column in cells)]
+        divergences = np.zeros((len(names), len(precisions)))
+        inputs = self._splits.calibration.inputs[:SENSITIVITY_SAMPLES]
+        batches = inputs.split(self.batch_size)
+        reference = torch.empty(0)
         with torch_threads(self.threads):
-            all_float = self.workload.uniform(FLOAT_BITS)
-            reference = self._log_probabilities(all_float)
-            for row, name in enumerate(self.workload.layer_names):
-                for column, precision in enumerate(precisions):
-                    quantized = self._log_probabilities(all_float.replace({name: precision}))
-                    divergence = F.kl_div(quantized, reference, reduction="batchmean", log_target=True)
-                    divergences[row, column] = max(0.0, float(divergence))
-                    if progress is not None:
-                        progress(row * len(precisions) + column + 1, divergences.size)
+            for number, position, scores in self.network.sweep(allocations, batches):
+                logarithms = F.log_softmax(scores.double(), dim=1)
+                if position == 0:
+                    reference = logarithms
+                    continue
+                divergence = F.kl_div(logarithms, reference, reduction="sum", log_target=True)
+                divergences[cells[position - 1]] += float(divergence) / len(inputs)
+                if progress is not None:
+                    progress(number * len(cells) + position, len(batches) * len(cells))
         if not np.isfinite(divergences).all():
             raise NonFiniteError("the network returns NaN or infinity on the calibration samples when quantized.")
-        return divergences
-
-    def _log_probabilities(self, allocation: BitAllocation) -> torch.Tensor:
-        self._network.select(allocation)
-        batches = self._splits.calibration.inputs.split(self.batch_size)
-        return torch.cat(
-            [
-                F.log_softmax(self._network(batch, ("calibration", number)).double(), dim=1)
-                for number, batch in enumerate(batches)
-            ]
-        )
+        return np.maximum(divergences, 0.0)
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """Largest magnitude over standard deviation of each layer's weights; see `Evaluator.weight_statistics`."""
         ratios = []
-        for weight in self._network.float_weights():
+        for weight in self.network.float_weights():
             deviation = float(weight.std(correction=0))
             ratios.append(float(weight.abs().max()) / deviation if deviation > 0 else 1.0)
         return np.asarray(ratios)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_workers": None}
+
+
+class _Tally:
+    """Counts what is right."""
+
+    def __init__(self) -> None:
+        self.correct, self.samples, self.loss = 0, 0, 0.0
+
+    def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        scores = scores.cpu()
+        self.correct += int((scores.argmax(dim=1) == labels).sum())
+        self.loss += float(F.cross_entropy(scores, labels, reduction="sum"))
+        self.samples += len(labels)
+
+    def quality(self, allocation: BitAllocation, split: Split, samples: int) -> Quality:
+        if not np.isfinite(self.loss):
+            raise NonFiniteError(
+                f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}."
+            )
+        return Quality(self.correct, self.samples, self.loss / self.samples, partial=self.samples < samples)

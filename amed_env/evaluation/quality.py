@@ -26,11 +26,14 @@ class Quality:
         correct: Samples whose true class has the highest score.
         samples: Samples in all.
         loss: Mean cross-entropy in nats.
+        partial: Whether the evaluation ended early, because it was worse than an incumbent: an estimate, which is
+            never reported as a final accuracy.
     """
 
     correct: int
     samples: int
     loss: float
+    partial: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -41,11 +44,14 @@ class Quality:
         """Quality on two disjoint sets together."""
         samples = self.samples + other.samples
         loss = (self.loss * self.samples + other.loss * other.samples) / samples
-        return Quality(self.correct + other.correct, samples, loss)
+        return Quality(self.correct + other.correct, samples, loss, self.partial or other.partial)
 
     def to_json(self) -> dict[str, Any]:
-        """`{"accuracy", "correct", "samples", "loss"}`."""
-        return {"accuracy": self.accuracy, **asdict(self)}
+        """`{"accuracy", "correct", "samples", "loss"}`, and `"partial": true` for an estimate."""
+        values = asdict(self)
+        if not self.partial:
+            del values["partial"]
+        return {"accuracy": self.accuracy, **values}
 
 
 class Evaluator(abc.ABC):

@@ -1,128 +1,36 @@
-"""A network with fake quantization: every layer's weights and the activations that it reads are rounded to any width.
+"""A network whose layers can be switched to any width: on integers where it can, in float everywhere.
 
 Weights: symmetric, one scale an output channel. Activations: one scale a tensor, unsigned where calibration never saw a
 negative value, signed otherwise. All scales come from one calibration pass and are prepared once per (layer, width).
+Results that more than one reader needs are kept at 8 bits (`quantization.graph`), as long as no layer reads floats.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable
-from typing import cast
+import logging
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from amed_env.allocation import FLOAT_BITS, BitAllocation
+from amed_env.allocation import BitAllocation
 from amed_env.errors import DataError, NonFiniteError
-from amed_env.quantization.ranges import quantize_weight, squared_error_scales
-from amed_env.quantization.reuse import PrefixReuse
-from amed_env.quantization.rounding import check_supported, integer_range
-from amed_env.threads import torch_threads
+from amed_env.quantization.equalization import equalize
+from amed_env.quantization.graph import capture
+from amed_env.quantization.integer import IntegerEngine, Plan
+from amed_env.quantization.kernels import integer_kernels_are_exact
+from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLayer, StoredTensor, channels_last
+from amed_env.quantization.reuse import PrefixReuse, ResultMemory
 from amed_env.tracing import TracedNetwork
 
-Quantizable = nn.Conv1d | nn.Conv2d | nn.Linear
+logger = logging.getLogger(__name__)
 
-ACTIVATION_SAMPLE = 2**16
-"""Activations of a layer that the range search looks at; more changes no scale by more than its own grid."""
-
-
-class ActivationStatistics:
-    """Extremes and a seeded sample of everything that a layer reads during calibration."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.minimum, self.maximum = float("inf"), float("-inf")
-        self._generator = torch.Generator().manual_seed(seed)
-        self._samples: list[torch.Tensor] = []
-
-    def update(self, values: torch.Tensor, share: float) -> None:
-        """Take in the input of one call.
-
-        Args:
-            values: Float tensor of any shape.
-            share: The part of the calibration samples that is in it.
-        """
-        flat = values.detach().reshape(-1)
-        self.minimum = min(self.minimum, float(flat.min()))
-        self.maximum = max(self.maximum, float(flat.max()))
-        count = max(1, round(ACTIVATION_SAMPLE * share))
-        chosen = flat
-        if flat.numel() > count:
-            chosen = flat[torch.randint(flat.numel(), (count,), generator=self._generator)]
-        self._samples.append(chosen.float().clone())
-
-    @property
-    def unsigned(self) -> bool:
-        """Whether no negative value was seen."""
-        return self.minimum >= 0
-
-    def scale(self, bits: int) -> float:
-        """The scale that minimises the squared error of the sample at a width."""
-        # The extremes belong to the sample: at 8 bits they matter more than their number.
-        values = torch.cat([*self._samples, torch.tensor([self.minimum, self.maximum])])
-        return float(squared_error_scales(values[None], bits, self.unsigned))
-
-
-class QuantizedLayer(nn.Module):
-    """A convolution or linear layer that computes at a selected precision.
-
-    Args:
-        layer: The float layer; it is kept as it is.
-        name: Its name, for messages.
-        reuse: Knows outputs that were computed before.
-    """
-
-    def __init__(self, layer: Quantizable, name: str, reuse: PrefixReuse) -> None:
-        super().__init__()
-        self.layer, self.name, self.reuse = layer, name, reuse
-        self.statistics: ActivationStatistics | None = None
-        self.recording_share: float | None = None
-        self._weights: dict[int, torch.Tensor] = {}
-        self._scales: dict[int, float] = {}
-        self.weight_bits = self.activation_bits = FLOAT_BITS
-
-    def prepare(self, bits: int) -> None:
-        """Make the weights and the activation scale of a width, unless they are there already."""
-        check_supported(bits, f"layer {self.name!r}")
-        if bits != FLOAT_BITS and bits not in self._weights:
-            assert self.statistics is not None
-            weight = self.layer.weight
-            with torch_threads(1):  # many small operations: more threads only wait for each other
-                integers, scales = quantize_weight(weight.detach(), bits)
-                # The weights go last, as they stand for "prepared": a signal may end this block between two lines.
-                self._scales[bits] = self.statistics.scale(bits)
-                self._weights[bits] = _channels_last(integers * scales)
-
-    def select(self, weight_bits: int, activation_bits: int) -> None:
-        """Compute at this precision from now on."""
-        self.prepare(weight_bits)
-        self.prepare(activation_bits)
-        self.weight_bits, self.activation_bits = weight_bits, activation_bits
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The layer's output for float inputs of the layer's own shape; the name is torch's, for calls by keyword."""
-        inputs = input
-        if self.recording_share is not None:
-            assert self.statistics is not None
-            self.statistics.update(inputs, self.recording_share)
-        known = self.reuse.find((self.name, self.weight_bits, self.activation_bits))
-        if known is not None:
-            return known
-        if self.activation_bits != FLOAT_BITS:
-            assert self.statistics is not None
-            low, high = integer_range(self.activation_bits, self.statistics.unsigned)
-            scale = self._scales[self.activation_bits]
-            # Three passes in place over one copy; torch.fake_quantize_per_tensor_affine takes over ten times as long.
-            inputs = inputs.div(scale).round_().clamp_(low, high).mul_(scale)
-        layer = self.layer
-        weight = layer.weight if self.weight_bits == FLOAT_BITS else self._weights[self.weight_bits]
-        if isinstance(layer, nn.Linear):
-            outputs = nn.functional.linear(inputs, weight, layer.bias)
-        else:
-            # The layer's own method applies its padding mode too.
-            outputs = layer._conv_forward(inputs, weight, layer.bias)
-        self.reuse.keep(outputs)
-        return outputs
+Engine = Literal["auto", "float"]
+SWEEP_MIB = 1024
+"""Memory of a sweep for results of one batch."""
 
 
 class QuantizedNetwork:
@@ -132,7 +40,13 @@ class QuantizedNetwork:
         traced: The network; it is copied.
         calibration: Float tensor (N, …) of samples that were not set apart for search or test.
         batch_size: Samples of one forward pass.
-        reuse_mib: Memory in MiB for outputs of layers that the next allocation may share; 0 for none.
+        reuse_mib: Memory in MiB for results of layers that the next allocation may share; 0 for none.
+        engine: `auto` runs on integers where it can, `float` always on fake-quantized floats.
+        device: Where floats are computed (`cpu`, `cuda`); integers are computed on the CPU only.
+        equalize_layers: Whether channels are scaled for equal ranges first (`quantization.equalization`).
+
+    Attributes:
+        why_float: Why nothing runs on integers, or None if allocations of at most 8 bits do.
 
     Raises:
         DataError: If there is no calibration sample.
@@ -140,44 +54,92 @@ class QuantizedNetwork:
     """
 
     def __init__(
-        self, traced: TracedNetwork, calibration: torch.Tensor, batch_size: int = 128, reuse_mib: int = 0
+        self,
+        traced: TracedNetwork,
+        calibration: torch.Tensor,
+        batch_size: int = 128,
+        reuse_mib: int = 0,
+        engine: Engine = "auto",
+        device: str = "cpu",
+        equalize_layers: bool = False,
     ) -> None:
         if calibration.shape[0] == 0:
             raise DataError("calibration needs at least one sample; it has none.")
         self.workload = traced.workload
-        self.batch_size = batch_size
-        self.reuse = PrefixReuse(reuse_mib)
-        self.module = copy.deepcopy(traced.module)
-        self._layers: dict[str, QuantizedLayer] = {}
-        for name in self.workload.layer_names:
-            layer = cast(Quantizable, self.module.get_submodule(name))
-            if not torch.isfinite(layer.weight).all():
-                raise NonFiniteError(f"layer {name!r} has NaN or infinite weights; repair or retrain the network.")
-            self._layers[name] = QuantizedLayer(layer, name, self.reuse)
-        self.module = _replace(self.module, self._layers)
-        for parameter in self.module.parameters():
-            parameter.data = _channels_last(parameter.data)
+        self.batch_size, self.device = batch_size, torch.device(device)
+        self.memory = ResultMemory(reuse_mib)
+        self._source = _Source(traced, calibration[:2], engine, equalize_layers)
+        self._build()
         self._calibrate(calibration)
 
+    def _build(self) -> None:
+        """Make the modules; they are not calibrated yet."""
+        source = self._source
+        self._reuse = PrefixReuse(self.memory)
+        module = copy.deepcopy(source.traced.module)
+        layers = {name: cast(Quantizable, module.get_submodule(name)) for name in self.workload.layer_names}
+        for name, layer in layers.items():
+            if not torch.isfinite(layer.weight).all():
+                raise NonFiniteError(f"layer {name!r} has NaN or infinite weights; repair or retrain the network.")
+        self._graph = capture(module, dict(layers), (source.example,))
+        if source.equalize and self._graph is not None:
+            equalize(self._graph, layers)
+        self._layers = {name: QuantizedLayer(layer, name, self._reuse) for name, layer in layers.items()}
+        self.module = _replace(module if self._graph is None else self._graph.module, self._layers)
+        self.stored = [child for child in self.module.modules() if isinstance(child, StoredTensor)]
+        self.module.to(self.device)
+        for parameter in self.module.parameters():
+            parameter.data = channels_last(parameter.data)
+        self.why_float = self._reason_for_float(source.engine)
+        self._integer: IntegerEngine | None = None
+        self._plan: Plan | None = None
+
+    def _reason_for_float(self, engine: Engine) -> str | None:
+        if engine == "float":
+            return "float was asked for"
+        if self.device.type != "cpu":
+            return f"it runs on {self.device}"
+        if self._graph is None:
+            return "the network cannot be traced symbolically"
+        if not integer_kernels_are_exact():
+            return "this machine has no exact integer kernels"
+        return None
+
     def _calibrate(self, calibration: torch.Tensor) -> None:
-        for layer in self._layers.values():
-            layer.statistics = ActivationStatistics()
+        recording: list[QuantizedLayer | StoredTensor] = [*self._layers.values(), *self.stored]
         for batch in calibration.split(self.batch_size):
-            for layer in self._layers.values():
-                layer.recording_share = batch.shape[0] / calibration.shape[0]
-            self(batch)
+            for part in recording:
+                part.recording_share = batch.shape[0] / calibration.shape[0]
+            self._run_module(batch, None)
+        for part in recording:
+            part.recording_share = None
         for name, layer in self._layers.items():
-            layer.recording_share = None
-            assert layer.statistics is not None
-            extremes = torch.tensor([layer.statistics.minimum, layer.statistics.maximum])
-            if not torch.isfinite(extremes).all():
+            if not layer.statistics.finite:
                 raise NonFiniteError(f"layer {name!r} reads NaN or infinite activations on the calibration samples.")
+
+    @property
+    def layers(self) -> Mapping[str, QuantizedLayer]:
+        """The quantized layers by name, in network order."""
+        return self._layers
+
+    @property
+    def in_float(self) -> dict[str, str]:
+        """Layers that are computed in float although their widths are integers, with the reason."""
+        if self.why_float is not None:
+            return dict.fromkeys(self._layers, self.why_float)
+        return dict(self._engine().in_float)
 
     def prepare(self, widths: Iterable[int]) -> None:
         """Prepare all layers at some widths ahead of time."""
         for bits in widths:
             for layer in self._layers.values():
                 layer.prepare(bits)
+
+    def use(self, name: str, bits: int, prepared: PreparedWidth) -> None:
+        """Let a layer use weights and scales that were found elsewhere at a width."""
+        self._layers[name].replace(bits, prepared)
+        self._plan = None
+        self.memory.clear()
 
     def select(self, allocation: BitAllocation) -> None:
         """Switch every layer to its precision in `allocation`.
@@ -187,9 +149,59 @@ class QuantizedNetwork:
             UnsupportedPrecisionError: If a width cannot be evaluated.
         """
         allocation = allocation.require_layers(self.workload.layer_names, f"network {self.workload.name!r}")
+        if self._plan is not None and self._plan.allocation == allocation:
+            self.memory.start_pass()
+            return
+        self._plan = self._plan_of(allocation)
         for name, precision in allocation.items():
             self._layers[name].select(*precision)
-        self.reuse.start_pass()
+        for stored in self.stored:
+            stored.active = IntegerEngine.runs(allocation)
+        self.memory.start_pass()
+
+    def _plan_of(self, allocation: BitAllocation) -> Plan | None:
+        """How an allocation runs on integers, or None if it runs in float."""
+        if self.why_float is not None or not IntegerEngine.runs(allocation):
+            return None
+        for name, precision in allocation.items():
+            for bits in precision:
+                self._layers[name].prepare(bits)
+        return self._engine().plan(allocation)
+
+    def sweep(
+        self, allocations: Sequence[BitAllocation], batches: Iterable[torch.Tensor]
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Class scores of many allocations, batch by batch, so that neighbours in the list share what they can.
+
+        Args:
+            allocations: Best in an order in which neighbours share their first layers.
+            batches: Float tensors (N, …).
+
+        Yields:
+            Number of the batch, number of the allocation, float32 scores (N, classes).
+        """
+        plans = [self._plan_of(allocation) for allocation in allocations]
+        memory = ResultMemory(SWEEP_MIB)
+        for number, inputs in enumerate(batches):
+            for position, (allocation, plan) in enumerate(zip(allocations, plans, strict=True)):
+                if plan is not None:
+                    memory.start_pass()
+                    yield number, position, self._engine()((inputs,), plan, memory, "batch")
+                else:
+                    self.select(allocation)
+                    yield number, position, self._run_module(inputs, None)
+            memory.clear()
+
+    def _engine(self) -> IntegerEngine:
+        if self._integer is None:
+            assert self._graph is not None
+            self._integer = IntegerEngine(self._graph, self._layers)
+        return self._integer
+
+    @property
+    def runs_on_integers(self) -> bool:
+        """Whether the selected allocation does."""
+        return self._plan is not None
 
     def float_weights(self) -> list[torch.Tensor]:
         """The float weights of every layer, in order."""
@@ -203,15 +215,54 @@ class QuantizedNetwork:
             inputs: Float tensor (N, …).
             batch: A name of the batch, if the same one will come again under other allocations.
         """
-        self.reuse.start_batch(batch)
-        scores: torch.Tensor = self.module(_channels_last(inputs))
-        self.reuse.end_batch()
+        if not self.memory.limit_mib:
+            batch = None
+        if self._plan is not None:
+            return self._engine()((inputs,), self._plan, self.memory, batch)
+        return self._run_module(inputs, batch)
+
+    def run_in_float(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Class scores of the fake-quantized float network at the selected precisions; nothing is kept or reused."""
+        return self._run_module(inputs, None)
+
+    @torch.no_grad()
+    def _run_module(self, inputs: torch.Tensor, batch: Hashable | None) -> torch.Tensor:
+        self._reuse.start_batch(None if batch is None else ("float", batch, self._stored_are_active()))
+        scores: torch.Tensor = self.module(channels_last(inputs.to(self.device)))
+        self._reuse.end_batch()
         return scores
 
+    def _stored_are_active(self) -> bool:
+        return bool(self.stored) and self.stored[0].active
 
-def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values in the layout in which convolutions on a CPU are fastest."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
+    def __getstate__(self) -> dict[str, Any]:
+        # Graphs and the kernels' packed weights cannot be pickled; both are made again from what can.
+        made = ("_reuse", "_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
+        state = {name: value for name, value in self.__dict__.items() if name not in made}
+        state["calibrated"] = [layer.statistics for layer in self._layers.values()], [s.statistics for s in self.stored]
+        state["prepared"] = {name: dict(layer.prepared) for name, layer in self._layers.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        of_layers, of_stored = state.pop("calibrated")
+        prepared = state.pop("prepared")
+        self.__dict__.update(state)
+        self._build()
+        for layer, statistics in zip(self._layers.values(), of_layers, strict=True):
+            layer.statistics = statistics
+            layer.prepared = prepared[layer.name]
+        for stored, statistics in zip(self.stored, of_stored, strict=True):
+            stored.statistics = statistics
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a network is built from."""
+
+    traced: TracedNetwork
+    example: torch.Tensor
+    engine: Engine
+    equalize: bool
 
 
 def _replace(module: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Module:

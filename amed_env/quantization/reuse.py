@@ -1,8 +1,8 @@
-"""Never compute the same activations twice: outputs of layers are kept by what led to them.
+"""Never compute the same activations twice: results are kept by what led to them, within a bounded memory.
 
-While a batch runs through a network, the output of a layer depends only on the batch and on the precisions of the
-layers that were called up to it. So an allocation that shares its first layers with an earlier one takes their outputs
-from here, and what it computes is the same to the last bit.
+What a layer returns depends only on the batch and on the precisions of the layers before it. So an allocation that
+shares its first layers with an earlier one takes their results from here, and what it computes is the same to the last
+bit.
 """
 
 from __future__ import annotations
@@ -17,53 +17,116 @@ Step = tuple[str, int, int]
 
 
 @dataclass
-class _Node:
-    """Outputs of the last layer of a path, by batch."""
+class _Entry:
+    """Results of one kind, by batch."""
 
     depth: int
     last_used: int
-    outputs: dict[Hashable, tuple[torch.Tensor, int]] = field(default_factory=dict)
+    results: dict[Hashable, torch.Tensor] = field(default_factory=dict)
 
 
-class PrefixReuse:
-    """Keeps outputs of layers within a bounded memory; the oldest go first, of these the deepest.
+class ResultMemory:
+    """Tensors by what led to them and by batch; the least recently used go first, of these the deepest.
 
     Args:
-        limit_mib: Memory for outputs in MiB; 0 keeps nothing.
+        limit_mib: Memory in MiB; 0 keeps nothing.
     """
 
     def __init__(self, limit_mib: int) -> None:
         self.limit_mib = limit_mib
         self._limit_bytes = limit_mib * 2**20
-        self._nodes: dict[tuple[Step, ...], _Node] = {}
+        self._entries: dict[Hashable, _Entry] = {}
         self._bytes = 0
         self._pass = 0
-        self._batch: Hashable | None = None
-        self._path: tuple[Step, ...] = ()
-        # Networks may change a layer's output in place (ReLU, residual sums); then copies are kept and given out.
-        self._copies = False
         self.hits = self.misses = 0
 
     def start_pass(self) -> None:
         """A new allocation is evaluated from now on."""
         self._pass += 1
 
+    def find(self, key: Hashable, batch: Hashable) -> torch.Tensor | None:
+        """The result of a key, if it is kept."""
+        entry = self._entries.get(key)
+        if entry is None or batch not in entry.results:
+            self.misses += 1
+            return None
+        self.hits += 1
+        entry.last_used = self._pass
+        return entry.results[batch]
+
+    def keep(self, key: Hashable, batch: Hashable, depth: int, result: torch.Tensor) -> bool:
+        """Keep a result, if there is room without giving up what this pass has used; says whether it is kept.
+
+        Args:
+            key: What led to it.
+            batch: The batch.
+            depth: How far from the input it is.
+            result: The tensor; it must not change any more.
+        """
+        size = _bytes_of(result)
+        if not self._make_room(size):
+            return False
+        entry = self._entries.setdefault(key, _Entry(depth, self._pass))
+        entry.last_used = self._pass
+        entry.results[batch] = result
+        self._bytes += size
+        return True
+
+    def forget(self, key: Hashable, batch: Hashable) -> None:
+        """Give up a result; nothing happens if it is not kept."""
+        entry = self._entries.get(key)
+        if entry is not None and batch in entry.results:
+            self._bytes -= _bytes_of(entry.results.pop(batch))
+
+    def clear(self) -> None:
+        """Give up everything."""
+        self._entries.clear()
+        self._bytes = 0
+
+    def _make_room(self, size: int) -> bool:
+        while self._bytes + size > self._limit_bytes:
+            key = min(self._entries, key=lambda k: (self._entries[k].last_used, -self._entries[k].depth), default=None)
+            if key is None or self._entries[key].last_used == self._pass:
+                return False  # all that is kept belongs to this very pass
+            for batch in list(self._entries[key].results):
+                self.forget(key, batch)
+            del self._entries[key]
+        return True
+
+    def __deepcopy__(self, memo: dict[int, object]) -> ResultMemory:
+        return ResultMemory(self.limit_mib)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ResultMemory, (self.limit_mib,)
+
+
+class PrefixReuse:
+    """Results of the layers of a network that runs as a module: kept by the layers that were called up to each.
+
+    Args:
+        memory: Where they are kept.
+    """
+
+    def __init__(self, memory: ResultMemory) -> None:
+        self.memory = memory
+        self._batch: Hashable | None = None
+        self._path: tuple[Step, ...] = ()
+        self._given: list[tuple[tuple[Step, ...], torch.Tensor, int]] = []
+        # Networks may change a layer's output in place (ReLU, residual sums); then copies are kept and given out.
+        self._copies = False
+
     def start_batch(self, batch: Hashable | None) -> None:
         """A batch enters the network; None is a batch that will not come again, whose outputs are not kept."""
-        self._batch, self._path = (batch if self._limit_bytes else None), ()
+        self._batch, self._path = (batch if self.memory.limit_mib else None), ()
+        self._given.clear()
 
     def end_batch(self) -> None:
         """The batch has left the network: forget outputs that the network has changed in the meantime."""
-        if self._batch is None:
-            return
-        for length in range(1, len(self._path) + 1):
-            node = self._nodes.get(self._path[:length])
-            if node is None or self._batch not in node.outputs:
-                continue
-            output, version = node.outputs[self._batch]
+        for path, output, version in self._given:
             if output._version != version:
                 self._copies = True
-                self._forget(node, self._batch)
+                self.memory.forget(path, self._batch)
+        self._given.clear()
         self._batch = None
 
     def find(self, step: Step) -> torch.Tensor | None:
@@ -71,46 +134,22 @@ class PrefixReuse:
         if self._batch is None:
             return None
         self._path = (*self._path, step)
-        node = self._nodes.get(self._path)
-        if node is None or self._batch not in node.outputs:
-            self.misses += 1
+        output = self.memory.find(self._path, self._batch)
+        if output is None:
             return None
-        self.hits += 1
-        node.last_used = self._pass
-        output = node.outputs[self._batch][0]
-        return output.clone() if self._copies else output
+        if self._copies:
+            return output.clone()
+        self._given.append((self._path, output, output._version))
+        return output
 
     def keep(self, output: torch.Tensor) -> None:
         """Remember the output of the layer that `find` did not know."""
         if self._batch is None:
             return
-        size = output.numel() * output.element_size()
-        if not self._make_room(size):
-            return
-        node = self._nodes.setdefault(self._path, _Node(len(self._path), self._pass))
-        node.last_used = self._pass
         kept = output.clone() if self._copies else output
-        node.outputs[self._batch] = (kept, kept._version)
-        self._bytes += size
+        if self.memory.keep(self._path, self._batch, len(self._path), kept) and not self._copies:
+            self._given.append((self._path, output, output._version))
 
-    def _make_room(self, size: int) -> bool:
-        while self._bytes + size > self._limit_bytes:
-            path, node = min(
-                self._nodes.items(), key=lambda item: (item[1].last_used, -item[1].depth), default=(None, None)
-            )
-            if path is None or node is None or node.last_used == self._pass:
-                return False  # all that is kept belongs to this very pass
-            for batch in list(node.outputs):
-                self._forget(node, batch)
-            del self._nodes[path]
-        return True
 
-    def _forget(self, node: _Node, batch: Hashable) -> None:
-        output, _ = node.outputs.pop(batch)
-        self._bytes -= output.numel() * output.element_size()
-
-    def __deepcopy__(self, memo: dict[int, object]) -> PrefixReuse:
-        return PrefixReuse(self.limit_mib)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return PrefixReuse, (self.limit_mib,)
+def _bytes_of(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -110,7 +110,7 @@ def test_impossible_label_is_damage(small_set):
 @pytest.mark.data
 def test_real_splits_are_fixed_balanced_and_disjoint(amed_data_dir):
     splits = cifar10.cifar10_splits(amed_data_dir)
-    assert [len(part) for part in splits.parts().values()] == [512, 2000, 8000]
+    assert [len(part) for part in splits.parts().values()] == [8192, 2000, 8000]
     assert torch.bincount(splits.search.labels).tolist() == [200] * 10
     assert torch.bincount(splits.test.labels).tolist() == [800] * 10
     assert sorted(torch.bincount(splits.calibration.labels).tolist()) == [51] * 8 + [52] * 2

@@ -24,7 +24,7 @@ def test_splits_are_pinned(splits, part):
 
 
 def test_sizes_shapes_and_range(splits):
-    assert [len(part) for part in splits.parts().values()] == [200, 500, 500]
+    assert [len(part) for part in splits.parts().values()] == [797, 500, 500]
     for part in splits.parts().values():
         assert part.inputs.shape[1:] == (1, 8, 8)
         assert (part.inputs.min().item(), part.inputs.max().item()) == (0.0, 1.0)

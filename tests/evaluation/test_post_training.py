@@ -9,8 +9,8 @@ from amed_env import BitAllocation, Precision, Quality
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import AllocationError, DataError, InputError, NonFiniteError, UnsupportedPrecisionError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.quantization.network import ActivationStatistics
 from amed_env.quantization.ranges import quantize_weight
+from amed_env.quantization.statistics import ActivationStatistics
 from amed_env.tracing import trace
 
 
@@ -43,7 +43,9 @@ def splits(**changes):
 def evaluator_of(network=None, batch_size=16, **changes):
     network = Tiny() if network is None else network
     found = splits(**changes)
-    return PostTrainingEvaluator(trace(network, found.calibration.inputs[:1], "tiny"), found, batch_size)
+    return PostTrainingEvaluator(
+        trace(network, found.calibration.inputs[:1], "tiny"), found, "nearest", batch_size=batch_size
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,16 +138,16 @@ def test_predicted_loss_is_the_divergence_of_one_layer_alone(evaluator):
     found = evaluator.predicted_loss(precisions)
     assert found.shape == (2, len(precisions))
     inputs = splits().calibration.inputs.double().numpy()
-    exact = Precision(32, 32)
-    reference = by_numpy(inputs, inputs, [exact, exact])
+    eight = Precision(8, 8)  # of the layers that are not looked at
+    reference = by_numpy(inputs, inputs, [eight, eight])
     for row in range(2):
         for column, precision in enumerate(precisions):
-            chosen = [exact, exact]
+            chosen = [eight, eight]
             chosen[row] = precision
             quantized = by_numpy(inputs, inputs, chosen)
             expected = (np.exp(reference) * (reference - quantized)).sum(axis=1).mean()
-            assert found[row, column] == pytest.approx(expected, rel=2e-3, abs=1e-6)
-    assert (found[:, -1] == 0).all()
+            assert found[row, column] == pytest.approx(expected, rel=5e-3, abs=2e-6)
+    assert (found[:, 3] == 0).all()
     assert (found[:, 0] > found[:, 3]).all()
 
 
@@ -154,9 +156,9 @@ def test_predicted_loss_reports_its_progress_and_is_kept(monkeypatch, tmp_path):
     seen = []
     precisions = [Precision(2, 2), Precision(8, 8)]
     first = evaluator_of().predicted_loss(precisions, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen == [(done, 12) for done in range(1, 13)]  # four evaluations of three batches
     again = evaluator_of().predicted_loss(precisions, progress=lambda done, total: seen.append("again"))
-    assert seen[-1] == (4, 4)
+    assert seen[-1] == (12, 12)
     np.testing.assert_array_equal(first, again)
 
 
@@ -224,22 +226,3 @@ def test_qualities_of_disjoint_sets_add_up():
     assert both.loss == pytest.approx((0.5 * 10 + 1.5 * 30) / 40)
     assert both.accuracy == 11 / 40
     assert both.to_json() == {"accuracy": 11 / 40, "correct": 11, "samples": 40, "loss": both.loss}
-
-
-@pytest.fixture(scope="module")
-def resnet20(amed_data_dir):
-    from amed_env.datasets.cifar10 import cifar10_splits
-    from amed_env.networks import pretrained_resnet20
-
-    found = cifar10_splits(amed_data_dir)
-    return PostTrainingEvaluator(trace(pretrained_resnet20(), found.calibration.inputs[:1]), found)
-
-
-@pytest.mark.data
-@pytest.mark.slow
-@pytest.mark.parametrize(("bits", "percent"), [(8, 91.6), (6, 91.6), (5, 91.1), (4, 90.0), (3, 72.0)])
-def test_weights_only_figures_of_resnet20_on_all_test_images(resnet20, bits, percent):
-    allocation = resnet20.workload.uniform(bits, 32)
-    both = resnet20.evaluate(allocation, "search") + resnet20.evaluate(allocation, "test")
-    assert both.samples == 10_000
-    assert 100 * both.accuracy >= percent

@@ -73,7 +73,7 @@ def test_a_convolution_equals_integer_arithmetic(options, weight_bits, activatio
     scale = statistics.scale(activation_bits)
     activations = np.clip(np.rint(read.numpy() / np.float32(scale)), low, high).astype(np.int64)
 
-    weight = quantized.module.conv._weights[weight_bits].double().numpy()
+    weight = quantized.module.conv.prepared[weight_bits].weight.double().numpy()
     limits = integer_range(weight_bits, unsigned=False)
     parts = [integers_and_scale(channel, limits) for channel in weight]
     weights = np.stack([part[0] for part in parts])
@@ -121,7 +121,7 @@ def test_16_bits_are_close_to_float_and_two_bits_are_not():
 def test_every_width_uses_at_most_its_levels(bits):
     _, quantized, inputs = make()
     quantized.select(BitAllocation.uniform(["conv", "head"], bits))
-    weight = quantized.module.conv._weights[bits]
+    weight = quantized.module.conv.prepared[bits].weight
     assert torch.isfinite(quantized(inputs)).all()
     assert all(len(channel.unique()) <= 2**bits for channel in weight)
 
@@ -208,11 +208,14 @@ class SharedUnderTwoNames(nn.Module):
 
 
 def test_a_layer_with_two_names_is_quantized_in_both_places():
-    _, quantized, _ = make(SharedUnderTwoNames(), normal(8, 4))
+    network = SharedUnderTwoNames()
+    _, quantized, inputs = make(network, normal(8, 4))
     (name,) = quantized.workload.layer_names
-    quantized.select(BitAllocation({name: (2, 8)}))
-    assert quantized.module.first is quantized.module.second
-    assert torch.isfinite(quantized(normal(2, 4))).all()
+    quantized.select(BitAllocation({name: (2, 32)}))
+    weight, bias = quantized.layers[name].prepared[2].weight, network.first.bias
+    hidden = torch.relu(nn.functional.linear(inputs, weight, bias))
+    expected = nn.functional.linear(hidden, weight, bias).detach()
+    torch.testing.assert_close(quantized(inputs), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_conv1d_and_a_single_layer():

@@ -1,0 +1,42 @@
+"""Preparing a task's network before the first evaluation, with progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+from amed_env.commands.output import Output
+from amed_env.evaluation.post_training import PostTrainingEvaluator
+from amed_env.task import Task
+
+
+def prepare(task: Task, say: Callable[[str], None]) -> None:
+    """Prepare the network by its recipe, or take what was prepared before.
+
+    Args:
+        task: The task.
+        say: Shows a text.
+    """
+    if not isinstance(task.evaluator, PostTrainingEvaluator):
+        return
+    started, first = monotonic(), -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal first
+        if first < 0:  # learning that goes on from a checkpoint does not begin at zero
+            first = done - 1
+        left = (monotonic() - started) / (done - first) * (total - done)
+        say(f"learning the rounding of {task.network}, once: {100 * done // total} %, {left:.0f} s left")
+
+    task.evaluator.prepare(report)
+
+
+def note_slow_layers(output: Output, task: Task) -> None:
+    """Say which layers are computed in float although their widths are integers."""
+    if not isinstance(task.evaluator, PostTrainingEvaluator):
+        return
+    if task.evaluator.network.why_float is not None:
+        output.note(f"evaluated in float: {task.evaluator.network.why_float}")
+        return
+    for name, reason in task.evaluator.in_float.items():
+        output.note(f"layer {name} is evaluated in float: {reason}")

@@ -1,0 +1,254 @@
+"""Preparing a network for narrow widths once, and keeping it: what does not depend on the allocation.
+
+A prepared network is a safetensors file with integers, scales and biases of every (layer, width). It is named by a
+fingerprint of all that it depends on: network, calibration samples, recipe. Files of the package's own tasks come with
+the package; others are made and kept in the user's cache. Learning that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.resources import as_file, files
+from pathlib import Path
+from time import monotonic
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from amed_env._version import __version__
+from amed_env.cache import cache_dir
+from amed_env.errors import AmedError
+from amed_env.quantization.bias_correction import corrected
+from amed_env.quantization.layers import PreparedWidth
+from amed_env.quantization.learned_rounding import RoundingLearner
+from amed_env.quantization.network import QuantizedNetwork
+from amed_env.quantization.recipe import LEARNED_WIDTHS, Recipe
+from amed_env.threads import torch_threads
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "amed-prepared/1"
+CHECKPOINT_SECONDS = 20.0
+SMALL_STEP_MACS = 5e8
+"""A step of less work than this is fastest on one thread; with more of them it was up to 14 times slower."""
+NARROW_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+"""Widths whose biases are corrected; at 16 bits there is nothing to correct."""
+
+Progress = Callable[[int, int], None]
+"""Called with the steps done and all steps."""
+
+
+def prepare_network(
+    network: QuantizedNetwork,
+    recipe: Recipe,
+    calibration: torch.Tensor,
+    fingerprint: str,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Prepare a calibrated network by a recipe, or take what was prepared before.
+
+    Args:
+        network: The network; afterwards it uses what was prepared.
+        recipe: The recipe.
+        calibration: Float tensor (N, …): the inputs that it was calibrated with.
+        fingerprint: Text that changes with network and calibration samples.
+        threads: Threads of torch while it learns; None leaves torch's setting.
+        progress: Called while it learns.
+
+    Returns:
+        A digest (hex) of everything that was prepared.
+
+    Raises:
+        NonFiniteError: If learning meets NaN or infinity.
+    """
+    if not recipe.learns and not recipe.bias_correction:
+        return hashlib.sha256(recipe.fingerprint().encode()).hexdigest()
+    name = preparation_name(recipe, fingerprint)
+    prepared = _shipped(network, name) or _cached(network, name)
+    if prepared is None:
+        prepared = _make(network, recipe, calibration, name, threads, progress)
+        _keep(prepared, kept_path(name), {"recipe": recipe.fingerprint(), "network": network.workload.name})
+    for (layer, bits), width in prepared.items():
+        network.use(layer, bits, width)
+    return _digest(prepared)
+
+
+def _make(
+    network: QuantizedNetwork,
+    recipe: Recipe,
+    calibration: torch.Tensor,
+    name: str,
+    threads: int | None,
+    progress: Progress | None,
+) -> dict[tuple[str, int], PreparedWidth]:
+    prepared: dict[tuple[str, int], PreparedWidth] = {}
+    if network.workload.macs * recipe.batch_size < SMALL_STEP_MACS:
+        threads = 1
+    with torch_threads(threads):
+        if recipe.learns:
+            prepared = _learn(network, recipe, calibration, name, progress)
+        if recipe.bias_correction:
+            for layer, bits in [(layer, bits) for layer in network.workload.layer_names for bits in NARROW_WIDTHS]:
+                network.layers[layer].prepare(bits)
+                prepared.setdefault((layer, bits), network.layers[layer].prepared[bits])
+            prepared = corrected(network, prepared, calibration)
+    return prepared
+
+
+def _learn(
+    network: QuantizedNetwork, recipe: Recipe, calibration: torch.Tensor, name: str, progress: Progress | None
+) -> dict[tuple[str, int], PreparedWidth]:
+    learner = RoundingLearner(network, recipe, calibration)
+    checkpoint = _Checkpoint(cache_dir() / "prepared" / f"{name}.checkpoint")
+    checkpoint.restore(learner)
+    if learner.step == 0:
+        logger.info("learning the rounding of %s: %d steps", network.workload.name, recipe.steps)
+
+    def on_step(done: int, total: int) -> None:
+        checkpoint.save_now_and_then(learner)
+        if progress is not None:
+            progress(done, total)
+
+    learner.run(on_step)
+    checkpoint.remove()
+    return {
+        (layer, bits): width for layer in network.workload.layer_names for bits, width in learner.results(layer).items()
+    }
+
+
+class _Checkpoint:
+    """The state of a learner on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last = monotonic()
+
+    def restore(self, learner: RoundingLearner) -> None:
+        if not self._path.exists():
+            return
+        try:
+            learner.restore(torch.load(self._path, weights_only=True))
+            logger.info("learning goes on at step %d", learner.step)
+        except Exception as error:  # a damaged file makes torch raise errors of many types
+            logger.warning("cannot use %s (%s); learning begins anew", self._path, error)
+
+    def save_now_and_then(self, learner: RoundingLearner) -> None:
+        if monotonic() - self._last < CHECKPOINT_SECONDS:
+            return
+        buffer = io.BytesIO()
+        torch.save(learner.state(), buffer)
+        _write(self._path, buffer.getvalue())
+        self._last = monotonic()
+
+    def remove(self) -> None:
+        with suppress(OSError):  # what could not be written need not be removed
+            self._path.unlink()
+
+
+def preparation_name(recipe: Recipe, fingerprint: str) -> str:
+    """Name of what a recipe makes of a network and calibration samples with this fingerprint."""
+    return hashlib.sha256(f"{FORMAT} {fingerprint} {recipe.fingerprint()}".encode()).hexdigest()[:32]
+
+
+def kept_path(name: str) -> Path:
+    """Where a preparation is kept in the user's cache."""
+    return cache_dir() / "prepared" / f"{name}.safetensors"
+
+
+def _shipped(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], PreparedWidth] | None:
+    resource = files("amed_env.networks") / "prepared" / f"{name}.safetensors"
+    if not resource.is_file():
+        return None
+    with as_file(resource) as path:
+        return _read(network, path)
+
+
+def _cached(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], PreparedWidth] | None:
+    path = kept_path(name)
+    if not path.exists():
+        return None
+    try:
+        return _read(network, path)
+    except AmedError as error:
+        logger.warning("%s; it is made anew", error)
+        return None
+
+
+def _read(network: QuantizedNetwork, path: Path) -> dict[tuple[str, int], PreparedWidth]:
+    try:
+        with safe_open(path, "pt") as stream:
+            if (stream.metadata() or {}).get("format") != FORMAT:
+                raise AmedError(f"{path} is no {FORMAT} file")
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise AmedError(f"{path} cannot be read ({error})") from error
+    prepared = {}
+    for key in [key for key in tensors if key.endswith("/integers")]:
+        layer, bits, _ = key.rsplit("/", 2)
+        where = f"{layer}/{bits}"
+        if layer not in network.layers or tensors[key].shape != network.layers[layer].layer.weight.shape:
+            raise AmedError(f"{path} does not fit the network at layer {layer!r}")
+        prepared[layer, int(bits)] = PreparedWidth(
+            tensors[key],
+            tensors[f"{where}/scales"],
+            tensors.get(f"{where}/bias"),
+            float(tensors[f"{where}/activation_scale"]),
+        )
+    return prepared
+
+
+def _tensors(prepared: Mapping[tuple[str, int], PreparedWidth]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for (layer, bits), width in prepared.items():
+        where = f"{layer}/{bits}"
+        tensors[f"{where}/integers"] = width.integers.contiguous()
+        tensors[f"{where}/scales"] = width.scales.contiguous()
+        tensors[f"{where}/activation_scale"] = torch.tensor(width.activation_scale, dtype=torch.float64)
+        if width.bias is not None:
+            tensors[f"{where}/bias"] = width.bias.contiguous()
+    return tensors
+
+
+def _digest(prepared: Mapping[tuple[str, int], PreparedWidth]) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(_tensors(prepared).items()):
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def prepared_file(prepared: Mapping[tuple[str, int], PreparedWidth], facts: Mapping[str, str]) -> bytes:
+    """A safetensors file of what was prepared; one entry of metadata, so that equal contents make equal files."""
+    made = json.dumps({"amed_env": __version__, "widths": list(LEARNED_WIDTHS), **facts}, sort_keys=True)
+    return save(_tensors(prepared), {"format": FORMAT, "made": made})
+
+
+def _keep(prepared: Mapping[tuple[str, int], PreparedWidth], path: Path, facts: Mapping[str, str]) -> None:
+    _write(path, prepared_file(prepared, facts))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file at once; a cache that cannot be written is only logged."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
+            temporary = Path(stream.name)
+            try:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        logger.warning("cannot keep %s (%s)", path, error)

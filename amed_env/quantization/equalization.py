@@ -1,0 +1,81 @@
+"""Cross-layer equalisation: scale channels between two layers so that their weights have equal ranges.
+
+ReLU lets a positive factor through, so a channel of one layer may be multiplied, and the weights of the next layer that
+read it divided, without any change of the network. Source: Nagel et al., Data-Free Quantization Through Weight
+Equalization and Bias Correction, ICCV 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from amed_env.quantization.graph import Group, NetworkGraph, effective_readers
+from amed_env.quantization.layers import Quantizable
+
+_ROUNDS = 10  # pairs in a chain disturb each other; the ranges settle after a few rounds
+_SMALLEST = 1e-8
+
+
+def equalizable_pairs(graph: NetworkGraph, layers: Mapping[str, Quantizable]) -> list[tuple[str, str]]:
+    """Pairs of layers between which channels can be scaled: the second alone reads the first, through ReLU at most.
+
+    Args:
+        graph: The network.
+        layers: Its layers by name.
+    """
+    calls = {group.call: group.layer for group in graph.groups.values()}
+    times_called = [group.layer for group in graph.groups.values()]
+    pairs = []
+    for group in graph.groups.values():
+        readers = list(effective_readers(graph.module, group.output))
+        if len(readers) != 1 or readers[0] not in calls or readers[0].all_input_nodes[0] is not group.output:
+            continue
+        second = calls[readers[0]]
+        if times_called.count(group.layer) == times_called.count(second) == 1 and _scales(group, layers[second]):
+            pairs.append((group.layer, second))
+    return pairs
+
+
+def _scales(group: Group, reader: Quantizable) -> bool:
+    homogeneous = group.high == math.inf and group.low in (0.0, -math.inf)
+    return (
+        homogeneous
+        and group.addition is None
+        and (isinstance(reader, nn.Linear) or reader.groups in (1, _channels(reader)))
+    )
+
+
+def _channels(layer: Quantizable) -> int:
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+
+@torch.no_grad()
+def equalize(graph: NetworkGraph, layers: Mapping[str, Quantizable]) -> list[tuple[str, str]]:
+    """Equalise the layers of a network in place; what it computes stays the same but for rounding.
+
+    Returns:
+        The pairs of layers that were scaled.
+    """
+    pairs = equalizable_pairs(graph, layers)
+    for _ in range(_ROUNDS if pairs else 0):
+        for first, second in pairs:
+            _equalize_pair(layers[first], layers[second])
+    return pairs
+
+
+def _equalize_pair(first: Quantizable, second: Quantizable) -> None:
+    written = first.weight.flatten(1).abs().amax(dim=1)
+    depthwise = not isinstance(second, nn.Linear) and second.groups > 1
+    by_channel = second.weight.flatten(1) if depthwise else second.weight.transpose(0, 1).flatten(1)
+    read = by_channel.abs().amax(dim=1)
+    usable = (written > _SMALLEST) & (read > _SMALLEST)
+    factor = torch.where(usable, (read / written.clamp_min(_SMALLEST)).sqrt(), torch.ones_like(written))
+    first.weight.mul_(factor.view(-1, *[1] * (first.weight.dim() - 1)))
+    if first.bias is not None:
+        first.bias.mul_(factor)
+    shape = (-1, *[1] * (second.weight.dim() - 1)) if depthwise else (1, -1, *[1] * (second.weight.dim() - 2))
+    second.weight.div_(factor.view(shape))

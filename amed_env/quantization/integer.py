@@ -1,0 +1,307 @@
+"""Exact integer evaluation: the network of 8-bit integers that a device would run.
+
+A group (`quantization.graph`) is one call of an integer kernel (`quantization.kernels`); what has no integer form is
+computed in float on the very values that the codes stand for. The float fake-quantized network
+(`quantization.network`) computes the same: only values that lie within float32's rounding error of the middle between
+two codes may come out differently.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from amed_env.allocation import BitAllocation
+from amed_env.quantization.graph import Group, NetworkGraph, effective_readers, passes_values, takes_maximum
+from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize
+from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
+from amed_env.quantization.reuse import ResultMemory
+
+logger = logging.getLogger(__name__)
+
+Value = Codes | torch.Tensor
+_ASKS_SHAPE = ("size", "dim", "numel")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation, and the earlier ones whose results it needs."""
+
+    node: fx.Node
+    number: int
+    needs: tuple[fx.Node, ...]
+    group: Group | None
+    passes: bool
+
+
+@dataclass
+class Plan:
+    """How the network runs under one allocation.
+
+    Attributes:
+        allocation: The allocation.
+        formats: What each step returns: codes of a format, or float values (None).
+        keys: A number that stands for everything that led to a step's result, but the batch.
+    """
+
+    allocation: BitAllocation
+    formats: dict[fx.Node, Format | None] = field(default_factory=dict)
+    keys: dict[fx.Node, int] = field(default_factory=dict)
+
+
+class IntegerEngine:
+    """Runs a network on integers.
+
+    Args:
+        graph: The network.
+        layers: Its layers by name, prepared for every width that is asked for.
+
+    Attributes:
+        in_float: Layers without an integer kernel, with the reason; they are computed in float.
+    """
+
+    def __init__(self, graph: NetworkGraph, layers: dict[str, QuantizedLayer]) -> None:
+        self._graph, self._layers = graph, layers
+        self.in_float: dict[str, str] = {}
+        self._kernels: dict[str, LayerKernel] = {}
+        for name, layer in layers.items():
+            try:
+                self._kernels[name] = LayerKernel(layer.layer)
+            except NotImplementedError as error:
+                self._give_up(name, str(error))
+        self._requantize = Requantizer()
+        self._ids: dict[Hashable, int] = {}
+        self._steps = self._find_steps()
+        self._output = next(step.node for step in reversed(self._steps) if step.node.op == "output")
+        self._last_use = {need: step.number for step in self._steps for need in step.needs}
+
+    def _give_up(self, name: str, reason: str) -> None:
+        logger.info("layer %s has no integer kernel (%s); it is computed in float", name, reason)
+        self.in_float[name] = reason
+
+    @staticmethod
+    def runs(allocation: BitAllocation) -> bool:
+        """Whether all widths are integers of at most 8 bits."""
+        return all(max(precision) <= WIDEST for precision in allocation.values())
+
+    def _find_steps(self) -> list[_Step]:
+        """Groups become one step, and results that are stored are the steps that make them."""
+        inside = {
+            node
+            for group in self._graph.groups.values()
+            for node in (group.call, group.addition, group.output)
+            if node is not None and node is not group.output
+        }
+        steps: list[_Step] = []
+        for node in self._graph.module.graph.nodes:
+            if node in inside or self._is_stored(node):
+                continue
+            group = self._graph.groups.get(node)
+            if group is None:
+                needs = tuple(self._source(argument) for argument in node.all_input_nodes)
+            else:
+                read = group.call.all_input_nodes[0]
+                needs = tuple(self._source(n) for n in (read, group.addend) if n is not None)
+            passes = group is None and passes_values(self._graph.module, node)
+            steps.append(_Step(node, len(steps), needs, group, passes))
+        return steps
+
+    def _is_stored(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(self._graph.module.get_submodule(str(node.target)), StoredTensor)
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        """The step whose result a node is."""
+        return node.all_input_nodes[0] if self._is_stored(node) else node
+
+    def plan(self, allocation: BitAllocation) -> Plan:
+        """Decide what every step returns under an allocation whose layers are prepared."""
+        plan = Plan(allocation)
+        for step in self._steps:
+            written = self._format_of(step, plan)
+            plan.formats[step.node] = written
+            settings: tuple[Hashable, ...] = ()
+            if step.group is not None:
+                precision = allocation[step.group.layer]
+                settings = (*precision, written)
+            key = (step.number, *settings, *(plan.keys[need] for need in step.needs))
+            plan.keys[step.node] = self._ids.setdefault(key, len(self._ids))
+        return plan
+
+    def _format_of(self, step: _Step, plan: Plan) -> Format | None:
+        if step.group is not None:
+            return self._written_format(step.group, plan.allocation)
+        if step.passes:
+            read = {plan.formats[need] for need in step.needs if need in plan.formats and self._is_tensor(need)}
+            return read.pop() if len(read) == 1 else None
+        return None
+
+    @staticmethod
+    def _is_tensor(node: fx.Node) -> bool:
+        return getattr(node.meta.get("tensor_meta"), "shape", None) is not None
+
+    def _written_format(self, group: Group, allocation: BitAllocation) -> Format | None:
+        for user in group.output.users:
+            if self._is_stored(user):
+                stored = self._graph.module.get_submodule(str(user.target))
+                assert isinstance(stored, StoredTensor)
+                return Format.of(stored.scale, STORED_BITS, stored.statistics.unsigned)
+        readers = list(effective_readers(self._graph.module, group.output))
+        if len(readers) == 1 and readers[0].op == "call_module":
+            reader = self._graph.module.get_submodule(str(readers[0].target))
+            if isinstance(reader, QuantizedLayer):
+                return self._read_format(reader, allocation)
+        return None
+
+    def _read_format(self, layer: QuantizedLayer, allocation: BitAllocation) -> Format:
+        bits = allocation[layer.name].activation_bits
+        return Format.of(layer.prepared[bits].activation_scale, bits, layer.statistics.unsigned)
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: tuple[torch.Tensor, ...], plan: Plan, memory: ResultMemory, batch: Hashable | None = None
+    ) -> torch.Tensor:
+        """The network's output, float32, for one batch.
+
+        Args:
+            inputs: Float tensors (N, …).
+            plan: What to run.
+            memory: Results of earlier runs.
+            batch: A name of the batch if the same one comes again; None keeps nothing.
+        """
+        values: dict[fx.Node, Value] = {}
+        missing = self._missing_steps(plan, memory, batch, values)
+        given = iter(inputs)
+        for step in self._steps:
+            if step.node.op == "placeholder":
+                values[step.node] = channels_last(next(given))
+                continue
+            if step.node not in missing:
+                continue
+            value = self._run(step, plan, values)
+            values[step.node] = value
+            if batch is not None and step.group is not None:
+                kept = value.tensor if isinstance(value, Codes) else value
+                memory.keep(plan.keys[step.node], batch, step.number, kept)
+            for need in step.needs:  # memory that is free again is memory that is in the processor's cache
+                if self._last_use[need] == step.number:
+                    values.pop(need, None)
+        result = values[self._output]
+        assert isinstance(result, torch.Tensor)
+        return result
+
+    def _missing_steps(
+        self, plan: Plan, memory: ResultMemory, batch: Hashable | None, values: dict[fx.Node, Value]
+    ) -> set[fx.Node]:
+        """The steps that must run; results that are known already go into `values`."""
+        missing: set[fx.Node] = set()
+        wanted = {self._output}
+        for step in reversed(self._steps):
+            if step.node not in wanted:
+                continue
+            if batch is not None and step.group is not None:
+                known = memory.find(plan.keys[step.node], batch)
+                if known is not None:
+                    written = plan.formats[step.node]
+                    values[step.node] = known if written is None else Codes(known, written)
+                    continue
+            missing.add(step.node)
+            wanted.update(step.needs)
+        return missing
+
+    def _run(self, step: _Step, plan: Plan, values: dict[fx.Node, Value]) -> Value:
+        if step.group is not None:
+            return self._run_group(step.group, plan, values)
+        written = plan.formats[step.node]
+        if written is not None:
+            return Codes(self._run_on_codes(step.node, written, values), written)
+        shape_only = step.node.target in _ASKS_SHAPE or step.node.target is getattr
+
+        def argument(node: fx.Node) -> Any:
+            value = values[self._source(node)]
+            if isinstance(value, Codes):
+                return value.tensor if shape_only else value.values()
+            return value
+
+        return self._compute(step.node, argument)  # type: ignore[no-any-return]
+
+    def _compute(self, node: fx.Node, argument: Any, **changes: Any) -> Any:
+        """Run a node of the graph on arguments of our own."""
+        arguments = fx.node.map_arg(node.args, argument)
+        keywords = {**fx.node.map_arg(node.kwargs, argument), **changes}
+        if node.op == "output":
+            return arguments[0]
+        if node.op == "call_function":
+            return node.target(*arguments, **keywords)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
+        if node.op == "call_module":
+            return self._graph.module.get_submodule(str(node.target))(*arguments, **keywords)
+        return operator.attrgetter(str(node.target))(self._graph.module)  # a parameter or buffer
+
+    def _run_on_codes(self, node: fx.Node, written: Format, values: dict[fx.Node, Value]) -> torch.Tensor:
+        """An operation that only moves values, or takes the largest, on the codes themselves."""
+
+        def argument(source: fx.Node) -> Any:
+            value = values[self._source(source)]
+            return value.tensor if isinstance(value, Codes) else value
+
+        module = self._graph.module
+        if node.target is F.pad:
+            padded: torch.Tensor = F.pad(argument(node.all_input_nodes[0]), _padding_of(node), value=written.zero_point)
+            return padded
+        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.ZeroPad2d):
+            padding = module.get_submodule(str(node.target)).padding
+            return F.pad(argument(node.all_input_nodes[0]), padding, value=written.zero_point)  # type: ignore[arg-type]
+        if takes_maximum(module, node):  # torch's own kernel for uint8 refuses larger tensors
+            return self._compute(node, lambda source: argument(source).float()).to(torch.uint8)  # type: ignore[no-any-return]
+        return self._compute(node, argument)  # type: ignore[no-any-return]
+
+    def _run_group(self, group: Group, plan: Plan, values: dict[fx.Node, Value]) -> Value:
+        layer, precision = self._layers[group.layer], plan.allocation[group.layer]
+        source = values[self._source(group.call.all_input_nodes[0])]
+        read_format = self._read_format(layer, plan.allocation)
+        read = self._requantize(source, read_format) if isinstance(source, Codes) else quantize(source, read_format)
+        addend = None if group.addend is None else values[self._source(group.addend)]
+        written = plan.formats[group.output]
+        if written is not None and not isinstance(addend, torch.Tensor):
+            codes = self._by_kernel(layer, read, precision.weight_bits, written, group.low, group.high, addend)
+            if codes is not None:
+                return Codes(codes, written)
+        result = self._by_kernel(layer, read, precision.weight_bits, None)
+        if result is None:
+            prepared = layer.prepared[precision.weight_bits]
+            result = layer.compute(read.values(), prepared.weight, prepared.bias)
+        if addend is not None:
+            result = result.add_(addend.values() if isinstance(addend, Codes) else addend)
+        if written is not None:
+            return quantize(result, written, group.low, group.high)
+        return result.clamp_(group.low, group.high) if (group.low, group.high) != _NO_LIMITS else result
+
+    def _by_kernel(
+        self, layer: QuantizedLayer, read: Codes, weight_bits: int, written: Format | None, *clamped_and_added: Any
+    ) -> torch.Tensor | None:
+        """What the layer's kernel returns, or None if it has none for this input."""
+        kernel = self._kernels.get(layer.name)
+        if kernel is None or (isinstance(layer.layer, nn.Linear) and read.tensor.dim() != 2):
+            return None
+        try:
+            result: torch.Tensor = kernel(read, layer.prepared[weight_bits], weight_bits, written, *clamped_and_added)
+            return result
+        except RuntimeError as error:
+            self._give_up(layer.name, str(error).strip().splitlines()[0])
+            del self._kernels[layer.name]
+            return None
+
+
+_NO_LIMITS = (float("-inf"), float("inf"))
+
+
+def _padding_of(node: fx.Node) -> Any:
+    return node.args[1] if len(node.args) > 1 else node.kwargs["pad"]

@@ -1,0 +1,320 @@
+"""The integer kernels of torch, on tensors of codes.
+
+Codes are uint8 and stand for (code - zero point) x scale; signed values have the zero point 128. Narrower widths use
+fewer codes of the same 8 bits. A kernel multiplies and adds in int32; bias, addition, activation and the rounding to
+the codes that are written follow before anything leaves it. These are the oneDNN operators on plain tensors that torch
+2.6 and later have for its compiler; torch's own quantized tensors are deprecated.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from amed_env.quantization.layers import PreparedWidth, Quantizable, channels_last
+
+logger = logging.getLogger(__name__)
+
+SIGNED_ZERO = 128
+WIDEST = 8
+LARGEST_CODE = 255
+
+
+class Format(NamedTuple):
+    """What codes stand for, and which of them a width allows.
+
+    Attributes:
+        scale: Value of one step.
+        zero_point: The code of zero.
+        low, high: The smallest and the largest code.
+    """
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, scale: float, bits: int, unsigned: bool) -> Format:
+        """The codes of a width."""
+        if unsigned:
+            return cls(scale, 0, 0, 2**bits - 1)
+        half = 2 ** (bits - 1)
+        return cls(scale, SIGNED_ZERO, SIGNED_ZERO - half, SIGNED_ZERO + half - 1)
+
+    def clamped(self, low: float, high: float) -> tuple[int, int]:
+        """The smallest and the largest code of values that are clamped to a range."""
+        least, most = self.low, self.high
+        if low > -math.inf:
+            least = min(most, max(least, self.zero_point + round(low / self.scale)))
+        if high < math.inf:
+            most = max(least, min(most, self.zero_point + round(high / self.scale)))
+        return least, most
+
+
+class Codes(NamedTuple):
+    """A tensor of codes with its format."""
+
+    tensor: torch.Tensor
+    format: Format
+
+    def values(self) -> torch.Tensor:
+        """What the codes stand for: float32."""
+        numbers = self.tensor.float()
+        if self.format.zero_point:
+            numbers.sub_(self.format.zero_point)
+        return numbers.mul_(self.format.scale)
+
+
+def quantize(values: torch.Tensor, written: Format, low: float = -math.inf, high: float = math.inf) -> Codes:
+    """Float values as codes: clamped to a range, rounded half to even, and clamped to the codes that are allowed."""
+    least, most = written.clamped(low, high)
+    zero = written.zero_point
+    codes = values.mul(1.0 / written.scale).round_().clamp_(least - zero, most - zero).add_(zero).to(torch.uint8)
+    return Codes(codes, written)
+
+
+class LayerKernel:
+    """A convolution or linear layer on codes.
+
+    Args:
+        layer: The float layer, for its shape and its options.
+
+    Raises:
+        NotImplementedError: If there is no integer kernel for its options; the message says which.
+    """
+
+    def __init__(self, layer: Quantizable) -> None:
+        self._linear = isinstance(layer, nn.Linear)
+        self._flat = isinstance(layer, nn.Conv1d)
+        self._shape: tuple[list[int], list[int], list[int], int] | None = None
+        if isinstance(layer, nn.Conv1d | nn.Conv2d):
+            self._shape = _convolution_shape(layer)
+        self._packed: dict[tuple[int, int], tuple[PreparedWidth, torch.Tensor]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("kernels hold packed weights, which cannot be pickled; make them anew.")
+
+    def __call__(
+        self,
+        read: Codes,
+        prepared: PreparedWidth,
+        weight_bits: int,
+        written: Format | None,
+        low: float = -math.inf,
+        high: float = math.inf,
+        addend: Codes | None = None,
+    ) -> torch.Tensor:
+        """Run the layer.
+
+        Args:
+            read: Codes of the shape that the layer reads.
+            prepared: The layer at `weight_bits`.
+            weight_bits: Width of the weights; at most 8.
+            written: Format of the codes that are returned; None returns float32 values, without clamping.
+            low: What values are clamped to from below.
+            high: And from above.
+            addend: Codes that are added before clamping, of the shape that is returned; with `written` only.
+
+        Returns:
+            uint8 codes, or float32 values.
+        """
+        packed = self._pack(prepared, weight_bits, read.format.zero_point)
+        codes = read.tensor.unsqueeze(2) if self._flat else read.tensor
+        arguments = [
+            codes if self._linear else channels_last(codes),
+            read.format.scale,
+            read.format.zero_point,
+            packed,
+            prepared.scales,
+            _zeros(len(prepared.scales)),
+        ]
+        if addend is None:
+            result = self._plain(arguments, prepared.bias, written, low, high)
+        else:
+            assert written is not None
+            result = self._with_addend(arguments, prepared.bias, written, low, high, addend)
+        return result.squeeze(2) if self._flat else result
+
+    def _plain(
+        self, arguments: list[Any], bias: torch.Tensor | None, written: Format | None, low: float, high: float
+    ) -> torch.Tensor:
+        tail: tuple[Any, ...]
+        if written is None:
+            tail = (1.0, 0, torch.float32, "none", [], "")
+        else:
+            tail = (written.scale, written.zero_point, torch.uint8, *_activation(written, low, high), "")
+        if self._shape is None:
+            return torch.ops.onednn.qlinear_pointwise(*arguments, bias, *tail)  # type: ignore[no-any-return]
+        return torch.ops.onednn.qconv2d_pointwise(*arguments, bias, *self._shape, *tail)  # type: ignore[no-any-return]
+
+    def _with_addend(
+        self,
+        arguments: list[Any],
+        bias: torch.Tensor | None,
+        written: Format,
+        low: float,
+        high: float,
+        addend: Codes,
+    ) -> torch.Tensor:
+        least, most = written.clamped(low, high)
+        unary = "relu" if least == written.zero_point > 0 else "none"
+        added = addend.tensor.unsqueeze(2) if self._flat else addend.tensor
+        tail = (written.scale, written.zero_point, torch.uint8, addend.format.scale, addend.format.zero_point)
+        # The kernel may write into the tensor that it adds, which others may still read.
+        if self._shape is None:
+            result: torch.Tensor = torch.ops.onednn.qlinear_pointwise.binary(
+                *arguments, added.clone(), bias, *tail, "sum", 1.0, unary, [], ""
+            )
+        else:
+            result = torch.ops.onednn.qconv2d_pointwise.binary(
+                *arguments,
+                added.clone(memory_format=torch.channels_last),
+                bias,
+                *self._shape,
+                *tail,
+                "sum",
+                1.0,
+                unary,
+                [],
+                "",
+            )
+        return result if (least, most) == (0, LARGEST_CODE) else result.clamp_(least, most)
+
+    def _pack(self, prepared: PreparedWidth, weight_bits: int, zero_point: int) -> torch.Tensor:
+        known = self._packed.get((weight_bits, zero_point))
+        if known is not None and known[0] is prepared:
+            return known[1]
+        integers = prepared.integers.unsqueeze(2) if self._flat else prepared.integers
+        if self._shape is None:
+            packed = torch.ops.onednn.qlinear_prepack(integers, None)
+        else:
+            packed = torch.ops.onednn.qconv_prepack(integers, prepared.scales, 1.0, zero_point, *self._shape, None)
+        self._packed[weight_bits, zero_point] = prepared, packed
+        return packed  # type: ignore[no-any-return]
+
+
+def _convolution_shape(layer: nn.Conv1d | nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding, dilation and groups of a convolution as one in two dimensions."""
+    if layer.padding_mode != "zeros":
+        raise NotImplementedError(f"padding mode {layer.padding_mode!r}")
+    dilation = list(layer.dilation)
+    if isinstance(layer.padding, str):
+        spans = [d * (size - 1) for d, size in zip(dilation, layer.kernel_size, strict=True)]
+        if layer.padding == "same" and any(span % 2 for span in spans):
+            raise NotImplementedError("padding 'same' that is not the same on both sides")
+        padding = [span // 2 if layer.padding == "same" else 0 for span in spans]
+    else:
+        padding = list(layer.padding)
+    stride = list(layer.stride)
+    if isinstance(layer, nn.Conv1d):
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    return stride, padding, dilation, layer.groups
+
+
+def _activation(written: Format, low: float, high: float) -> tuple[str, list[float]]:
+    """The kernel's name and arguments of an activation; saturation to 8 bits comes for nothing."""
+    least, most = written.clamped(low, high)
+    if (least, most) == (0, LARGEST_CODE):
+        return "none", []
+    if most == LARGEST_CODE and least == written.zero_point:
+        return "relu", []
+    return "hardtanh", [(code - written.zero_point) * written.scale for code in (least, most)]
+
+
+@lru_cache(maxsize=256)
+def _zeros(channels: int) -> torch.Tensor:
+    return torch.zeros(channels, dtype=torch.int64)
+
+
+class Requantizer:
+    """Rounds codes to another grid: a depthwise 1 x 1 convolution with weights 1, several times as fast as float."""
+
+    def __init__(self) -> None:
+        self._packed: dict[tuple[int, int], torch.Tensor] = {}
+        self._ones: dict[int, torch.Tensor] = {}
+        self._trusted: dict[tuple[Format, Format], bool] = {}
+
+    def __call__(self, codes: Codes, written: Format) -> Codes:
+        """The same values, as nearly as the other format has them."""
+        if codes.format == written:
+            return codes
+        if codes.tensor.dim() != 4 or not self._trust(codes.format, written):
+            return quantize(codes.values(), written)
+        return Codes(self._convolve(codes.tensor, codes.format, written), written)
+
+    def _convolve(self, tensor: torch.Tensor, read: Format, written: Format) -> torch.Tensor:
+        channels = tensor.shape[1]
+        key = channels, read.zero_point
+        shape = ([1, 1], [0, 0], [1, 1], channels)
+        if key not in self._packed:
+            self._ones[channels] = torch.ones(channels)
+            integers = torch.ones(channels, 1, 1, 1, dtype=torch.int8)
+            self._packed[key] = torch.ops.onednn.qconv_prepack(
+                integers, self._ones[channels], 1.0, read.zero_point, *shape, None
+            )
+        name, arguments = _activation(written, -math.inf, math.inf)
+        result: torch.Tensor = torch.ops.onednn.qconv2d_pointwise(
+            channels_last(tensor),
+            read.scale,
+            read.zero_point,
+            self._packed[key],
+            self._ones[channels],
+            _zeros(channels),
+            None,
+            *shape,
+            written.scale,
+            written.zero_point,
+            torch.uint8,
+            name,
+            arguments,
+            "",
+        )
+        return result
+
+    def _trust(self, read: Format, written: Format) -> bool:
+        """Whether the kernel rounds every code as float arithmetic does: scales of a simple ratio have exact ties."""
+        pair = read, written
+        if pair not in self._trusted:
+            every = torch.arange(read.low, read.high + 1, dtype=torch.uint8).reshape(1, 1, 1, -1)
+            expected = quantize(Codes(every, read).values(), written).tensor
+            self._trusted[pair] = torch.equal(self._convolve(every, read, written), expected)
+        return self._trusted[pair]
+
+
+@lru_cache(maxsize=1)
+def integer_kernels_are_exact() -> bool:
+    """Whether this machine has integer kernels, and none of their sums saturates.
+
+    Processors without VNNI instructions add products of 8 bits in 16 bits, which can overflow.
+    """
+    if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv2d(32, 32, 3, padding=1, bias=False)  # sums stay below 2^24, which float32 holds exactly
+    try:
+        kernel = LayerKernel(layer)
+        for number, (code, integer) in enumerate(((LARGEST_CODE, 127), (LARGEST_CODE, -128), (None, None))):
+            if code is None or integer is None:
+                read = torch.randint(0, LARGEST_CODE + 1, (2, 32, 9, 9), generator=generator).to(torch.uint8)
+                weight = torch.randint(-128, 128, layer.weight.shape, generator=generator).to(torch.int8)
+            else:
+                read = torch.full((2, 32, 9, 9), code, dtype=torch.uint8)
+                weight = torch.full(layer.weight.shape, integer, dtype=torch.int8)
+            for zero_point in (0, SIGNED_ZERO):
+                codes = Codes(read, Format(1.0, zero_point, 0, LARGEST_CODE))
+                found = kernel(codes, PreparedWidth(weight, torch.ones(32), None, 1.0), number, None)
+                expected = F.conv2d(read.double() - zero_point, weight.double(), padding=1)
+                if not torch.equal(found.double(), expected):
+                    logger.info("the integer kernels of this processor saturate; networks are evaluated in float")
+                    return False
+    except RuntimeError as error:
+        logger.info("this build of torch has no integer kernels: %s", error)
+        return False
+    return True

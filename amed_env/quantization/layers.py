@@ -1,0 +1,207 @@
+"""The modules of a fake-quantized network: layers that round what they read, and results that are kept at 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from amed_env.allocation import FLOAT_BITS
+from amed_env.quantization.ranges import quantize_weight
+from amed_env.quantization.reuse import PrefixReuse
+from amed_env.quantization.rounding import check_supported, integer_range
+from amed_env.quantization.statistics import ActivationStatistics
+from amed_env.threads import torch_threads
+
+Quantizable = nn.Conv1d | nn.Conv2d | nn.Linear
+
+STORED_BITS = 8
+"""Width of results that more than one reader needs."""
+
+
+@dataclass(frozen=True)
+class PreparedWidth:
+    """A layer at one width.
+
+    Attributes:
+        integers: Weights as integers, int8 (int16 above 8 bits), of the weight's shape.
+        scales: float32 (out_channels,), positive: a weight is its integer times the scale of its output channel.
+        bias: float32 (out_channels,) or None.
+        activation_scale: A value that is read is its integer times this.
+    """
+
+    integers: torch.Tensor
+    scales: torch.Tensor
+    bias: torch.Tensor | None
+    activation_scale: float
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The rounded weights: float32 of the weight's shape."""
+        return self.integers.float() * self.scales.view(-1, *[1] * (self.integers.dim() - 1))
+
+
+def round_to_nearest(layer: Quantizable, statistics: ActivationStatistics, bits: int) -> PreparedWidth:
+    """A layer whose weights go to the nearest point of the grid of least squared error; its bias stays."""
+    integers, scales = quantize_weight(layer.weight.detach(), bits)
+    return prepared_width(integers, scales, layer.bias, statistics.scale(bits), bits)
+
+
+def prepared_width(
+    integers: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, activation_scale: float, bits: int
+) -> PreparedWidth:
+    """The layer of integers (as floats) and of scales that may be negative: the sign goes to the integers.
+
+    Raises:
+        ValueError: If a channel of negative scale holds the integer that has no counterpart at 8 bits.
+    """
+    flat = scales.reshape(-1)
+    sign = torch.where(flat < 0, -1.0, 1.0)
+    signed = integers * sign.view(-1, *[1] * (integers.dim() - 1))
+    dtype = torch.int8 if bits <= 8 else torch.int16
+    if signed.numel() and float(signed.abs().max()) > 2 ** (7 if bits <= 8 else 15):
+        raise ValueError(f"integers up to {float(signed.abs().max()):g} do not fit into {dtype}.")
+    return PreparedWidth(
+        signed.to(dtype), flat.abs().float(), None if bias is None else bias.detach().float().clone(), activation_scale
+    )
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer that computes at a selected precision.
+
+    Args:
+        layer: The float layer; it is kept as it is.
+        name: Its name, for messages.
+        reuse: Knows outputs that were computed before.
+    """
+
+    def __init__(self, layer: Quantizable, name: str, reuse: PrefixReuse) -> None:
+        super().__init__()
+        self.layer, self.name, self.reuse = layer, name, reuse
+        self.statistics = ActivationStatistics()
+        self.recording_share: float | None = None
+        self.prepared: dict[int, PreparedWidth] = {}
+        self._weights: dict[tuple[str, int], torch.Tensor] = {}
+        self.weight_bits = self.activation_bits = FLOAT_BITS
+        self.learning: Callable[[torch.Tensor], torch.Tensor] | None = None  # computes in place of it meanwhile
+
+    def prepare(self, bits: int) -> None:
+        """Make what a width needs, unless it is there already."""
+        check_supported(bits, f"layer {self.name!r}")
+        if bits != FLOAT_BITS and bits not in self.prepared:
+            with torch_threads(1):  # many small operations: more threads only wait for each other
+                self.prepared[bits] = round_to_nearest(self.layer, self.statistics, bits)
+
+    def replace(self, bits: int, prepared: PreparedWidth) -> None:
+        """Use other weights and scales at a width."""
+        self.prepared[bits] = prepared
+        for kind in ("weight", "integers"):
+            self._weights.pop((kind, bits), None)
+
+    def select(self, weight_bits: int, activation_bits: int) -> None:
+        """Compute at this precision from now on."""
+        self.prepare(weight_bits)
+        self.prepare(activation_bits)
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The layer's output for float inputs of the layer's own shape; the name is torch's, for calls by keyword."""
+        if self.recording_share is not None:
+            self.statistics.update(input, self.recording_share)
+        if self.learning is not None:
+            return self.learning(input)
+        known = self.reuse.find((self.name, self.weight_bits, self.activation_bits))
+        if known is not None:
+            return known
+        outputs = self._on_integers(input) if self._only_integers() else self._on_values(input)
+        self.reuse.keep(outputs)
+        return outputs
+
+    def _only_integers(self) -> bool:
+        # Wider integers have sums that float32 does not hold exactly.
+        return max(self.weight_bits, self.activation_bits) <= STORED_BITS
+
+    def _on_integers(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Products and sums of integers, which float32 holds exactly; then scales and bias, as the kernels do it."""
+        prepared = self.prepared[self.weight_bits]
+        scale = self.prepared[self.activation_bits].activation_scale
+        integers = on_grid(inputs, scale, *integer_range(self.activation_bits, self.statistics.unsigned))
+        outputs = self.compute(integers, self._tensor("integers", prepared.integers), None)
+        channels = (1, -1, *[1] * (outputs.dim() - 2)) if not isinstance(self.layer, nn.Linear) else (-1,)
+        outputs = outputs.mul_(scale).mul_(prepared.scales.to(outputs.device).view(channels))
+        if prepared.bias is not None:
+            outputs.add_(prepared.bias.to(outputs.device).view(channels))
+        return outputs
+
+    def _on_values(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.activation_bits != FLOAT_BITS:
+            scale = self.prepared[self.activation_bits].activation_scale
+            inputs = on_grid(inputs, scale, *integer_range(self.activation_bits, self.statistics.unsigned)).mul_(scale)
+        if self.weight_bits == FLOAT_BITS:
+            return self.compute(inputs, self.layer.weight, self.layer.bias)
+        prepared = self.prepared[self.weight_bits]
+        bias = None if prepared.bias is None else prepared.bias.to(inputs.device)
+        return self.compute(inputs, self._tensor("weight", prepared.weight), bias)
+
+    def _tensor(self, kind: str, values: torch.Tensor) -> torch.Tensor:
+        """Weights as floats in the layout and on the device in which they are used, made once a width."""
+        key = kind, self.weight_bits
+        if key not in self._weights:
+            self._weights[key] = channels_last(values.float().to(self.layer.weight.device))
+        return self._weights[key]
+
+    def compute(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the layer does, with other weights."""
+        if isinstance(self.layer, nn.Linear):
+            return nn.functional.linear(inputs, weight, bias)
+        # The layer's own method applies its padding mode too.
+        return self.layer._conv_forward(inputs, weight, bias)  # type: ignore[no-any-return]
+
+
+class StoredTensor(nn.Module):
+    """A result that stands in memory at 8 bits, because more than one reader needs it.
+
+    Attributes:
+        active: Whether values are rounded; they are not as long as some layer reads floats.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = ActivationStatistics()
+        self.recording_share: float | None = None
+        self.active = False
+        self.learning: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._scale: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """The scale of least squared error."""
+        if self._scale is None:
+            self._scale = self.statistics.scale(STORED_BITS)
+        return self._scale
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """The values, rounded if it is active: float, of the same shape."""
+        if self.recording_share is not None:
+            self.statistics.update(values, self.recording_share)
+        if self.learning is not None:
+            return self.learning(values)
+        if not self.active:
+            return values
+        return on_grid(values, self.scale, *integer_range(STORED_BITS, self.statistics.unsigned)).mul_(self.scale)
+
+
+def on_grid(values: torch.Tensor, scale: float, low: int, high: int) -> torch.Tensor:
+    """Integers (as floats) that stand for values on the grid of a scale, from `low` to `high`.
+
+    Passes in place over one copy; torch.fake_quantize_per_tensor_affine takes over ten times as long on a CPU. The
+    kernels multiply by the inverse scale too, so that both round alike.
+    """
+    return values.mul(1.0 / scale).round_().clamp_(low, high)
+
+
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in the layout in which convolutions on a CPU are fastest."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
