@@ -207,6 +207,17 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --out.")] = False,
     threads: ThreadsOption = None,
     recipe: RecipeOption = None,
+    device_timeout: Annotated[
+        float | None,
+        typer.Option("--device-timeout", metavar="SECONDS", help="Time that one call of the device may take."),
+    ] = None,
+    device_retries: Annotated[
+        int | None, typer.Option("--device-retries", min=0, metavar="N", help="Further tries of a call that failed.")
+    ] = None,
+    max_faults: Annotated[
+        int,
+        typer.Option("--max-faults", min=1, metavar="N", help="Failures in a row after which the search stops."),
+    ] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """Search the allocation of the most accuracy within the budgets, and write it with its comparison and pictures.
@@ -241,6 +252,9 @@ def search(
             recipe=recipe,
             budgets=budget or [],
             options=option or [],
+            device_timeout=device_timeout,
+            device_retries=device_retries,
+            max_faults=max_faults,
         )
         code = run(output, request)
     raise typer.Exit(code)

@@ -72,6 +72,10 @@ class UnsupportedPrecisionError(DeviceError):
     """A device cannot run this kind of layer at this precision."""
 
 
+class UnsupportedLayerError(UnsupportedPrecisionError):
+    """A device, for example a table, that does not know this layer."""
+
+
 class BackendError(AmedError):
     """A hardware backend failed, or answered something that is no cost."""
 

@@ -44,18 +44,20 @@ def _repair_by_descent(
     while not fits(costs, limits):
         excess = violation(costs, limits)
         best: tuple[float, npt.NDArray[np.int64], Mapping[str, float]] | None = None
-        for layer in range(len(current)):
-            for choice in range(len(task.precisions)):
-                if choice == current[layer]:
-                    continue
-                candidate = current.copy()
-                candidate[layer] = choice
-                candidate_costs = task.cost(task.allocation(candidate)).metrics
-                relief = excess - violation(candidate_costs, limits)
-                harm = task.predicted_loss[layer, choice] - task.predicted_loss[layer, current[layer]]
-                gain = relief / max(float(harm), 1e-6)
-                if relief > 0 and (best is None or gain > best[0]):
-                    best = gain, candidate, candidate_costs
+        moves = [
+            (layer, choice)
+            for layer in range(len(current))
+            for choice in range(len(task.precisions))
+            if choice != current[layer]
+        ]
+        candidates = [np.where(np.arange(len(current)) == layer, choice, current) for layer, choice in moves]
+        answers = task.cost_many([task.allocation(candidate) for candidate in candidates])
+        for (layer, choice), candidate, answer in zip(moves, candidates, answers, strict=True):
+            relief = excess - violation(answer.metrics, limits)
+            harm = task.predicted_loss[layer, choice] - task.predicted_loss[layer, current[layer]]
+            gain = relief / max(float(harm), 1e-6)
+            if relief > 0 and (best is None or gain > best[0]):
+                best = gain, candidate, answer.metrics
         if best is None:
             return None
         _, current, costs = best

@@ -161,6 +161,14 @@ class RunFolder:
                 "choose an empty or a new folder with --out."
             )
 
+    def open_known_store(self) -> TrialStore | None:
+        """The trials of the search that is to be continued, or None if there are none; `start` opens them too."""
+        from amed_env.evaluation.store import TrialStore
+
+        if self.store is None and self.resume and (self.path / _STORE).exists():
+            self.store = TrialStore(self.path / _STORE)
+        return self.store
+
     def start(
         self, settings: Mapping[str, Any], command: Sequence[str], extra: Mapping[str, Any] | None = None
     ) -> TrialStore:
@@ -196,7 +204,8 @@ class RunFolder:
             **(extra or {}),
         }
         write_atomically(self.path / _CONFIG, json_text(document))
-        self.store = TrialStore(self.path / _STORE)
+        if self.store is None:
+            self.store = TrialStore(self.path / _STORE)
         return self.store
 
     def _read_config(self) -> dict[str, Any] | None:

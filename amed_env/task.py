@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from time import perf_counter
@@ -12,17 +13,28 @@ import numpy.typing as npt
 
 from amed_env.allocation import BitAllocation, Precision, check_bits
 from amed_env.constraints import cheapest_choices, smallest_reachable
-from amed_env.errors import AllocationError, BudgetError, UnsupportedPrecisionError
+from amed_env.errors import AllocationError, BackendError, BudgetError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
-from amed_env.hardware.costs import backend_capabilities, common_cost_table, cost_table, evaluate_cost
+from amed_env.hardware.costs import (
+    backend_capabilities,
+    common_cost_table,
+    evaluate_cost,
+    evaluate_costs,
+    lower_bounds,
+    precision_costs,
+)
+from amed_env.hardware.faults import FaultLog
 from amed_env.hardware.protocol import Cost, HardwareBackend
 from amed_env.objective import Budget, fits, parse_budgets, resolve
 from amed_env.workload import Workload
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_BITS = (2, 3, 4, 8)
 REFERENCE_BITS = 8
 """Relative budgets are factors of the cost at this uniform width."""
+_REMEMBERED_COSTS = 20_000
 
 
 class Task:
@@ -35,6 +47,9 @@ class Task:
         bits: Widths to choose from.
         separate: Whether weights and activations are chosen apart; otherwise both get the same width.
         budgets: Limits on the cost.
+
+    Attributes:
+        device_faults: Counts the failing calls of the device; shared by the copies that `with_budget` makes.
 
     Raises:
         AllocationError: If the widths are malformed.
@@ -56,6 +71,8 @@ class Task:
         self.bits = _check_widths(bits)
         self.separate = separate
         self.capabilities = backend_capabilities(backend)
+        self.device_faults = FaultLog()
+        self._known_costs: dict[BitAllocation, Cost] = {}
         self._check_device_supports_widths()
         self.budgets = tuple(budgets)
         self.limits = self.resolve_limits(self.budgets)
@@ -84,10 +101,33 @@ class Task:
         On a device whose costs do not add up these are `weight_kib` and `bops` alone.
         """
         if self.capabilities.additive:
-            table = cost_table(self.backend, self.workload, self.bits, self.bits)
-        else:
-            table = common_cost_table(self.workload, self.bits, self.bits)
+            return precision_costs(self.backend, self.workload, self.precisions)
+        table = common_cost_table(self.workload, self.bits, self.bits)
         return {metric: table.column(metric, self.precisions) for metric in table.metrics}
+
+    @cached_property
+    def least_costs(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Metric to what every layer costs at the least at every choice, float64 (L, P).
+
+        Equal to `costs` for metrics that add up; otherwise the lower bound that the device knows, if any. A sum over
+        the layers that exceeds a limit proves that the allocation does.
+        """
+        if self.capabilities.additive:
+            return self.costs
+        return lower_bounds(self.backend, self.workload, self.precisions)
+
+    def smallest_known(self, metric: str) -> float | None:
+        """A value of a metric that some allocation surely reaches: the least of all where costs add up.
+
+        Elsewhere the least of the uniform allocations; None if the device does not report the metric.
+        """
+        if metric in self.costs:
+            return float(self.costs[metric].min(axis=1).sum())
+        values = [cost.metrics[metric] for cost in self._uniform_costs() if metric in cost.metrics]
+        return min(values, default=None)
+
+    def _uniform_costs(self) -> list[Cost]:
+        return self.cost_many([self.workload.uniform(*precision) for precision in self.precisions])
 
     @cached_property
     def reference_cost(self) -> Cost | None:
@@ -112,8 +152,41 @@ class Task:
         return self.evaluator.evaluate(allocation, split)
 
     def cost(self, allocation: BitAllocation) -> Cost:
-        """Cost of an allocation on the task's device."""
-        return evaluate_cost(self.backend, self.workload, allocation)
+        """Cost of an allocation on the task's device.
+
+        What a deterministic device answered once is remembered where a call may be slow: where costs do not add up,
+        and where the device has a limit on its time.
+
+        Raises:
+            BackendError: If the device fails; `device_faults` counts it.
+        """
+        return self.cost_many([allocation])[0]
+
+    def cost_many(self, allocations: Sequence[BitAllocation]) -> list[Cost]:
+        """Costs of allocations, in their order; a device with several workers answers side by side.
+
+        Raises:
+            BackendError: If the device fails; `device_faults` counts it.
+        """
+        slow = not self.capabilities.additive or self.backend.timeout_s is not None
+        missing = [a for a in dict.fromkeys(allocations) if a not in self._known_costs]
+        log = self.device_faults
+        try:
+            if len(missing) == 1:
+                found = [evaluate_cost(self.backend, self.workload, missing[0], log.add_retry)]
+            else:
+                found = evaluate_costs(self.backend, self.workload, missing, log.add_retry)
+        except BackendError as error:
+            log.add(error)
+            raise
+        log.succeeded()
+        answers = dict(zip(missing, found, strict=True))
+        costs = [answers[a] if a in answers else self._known_costs[a] for a in allocations]
+        if slow and self.capabilities.deterministic:
+            if len(self._known_costs) + len(answers) > _REMEMBERED_COSTS:
+                self._known_costs.clear()
+            self._known_costs.update(answers)
+        return costs
 
     def measure(self, allocation: BitAllocation) -> Trial:
         """Cost and quality (on the search split) of an allocation."""
@@ -176,10 +249,12 @@ class Task:
         return limits
 
     def _check_reachable(self, budgets: Sequence[Budget], limits: Mapping[str, float]) -> None:
-        additive = [budget for budget in budgets if budget.metric in self.costs]
+        additive = [budget for budget in budgets if budget.metric in self.least_costs]
+        if len(additive) < len(budgets) or any(budget.metric not in self.costs for budget in additive):
+            self._warn_if_no_uniform_fits(budgets, limits)
         if not additive:
             return
-        table = np.stack([self.costs[budget.metric] for budget in additive])
+        table = np.stack([self.least_costs[budget.metric] for budget in additive])
         values = np.asarray([limits[budget.metric] for budget in additive])
         tolerant = values * (1 + 1e-9)
         smallest = table.min(axis=2).sum(axis=1)
@@ -203,9 +278,19 @@ class Task:
                 "loosen at least two of them."
             )
 
+    def _warn_if_no_uniform_fits(self, budgets: Sequence[Budget], limits: Mapping[str, float]) -> None:
+        if not any(fits(cost.metrics, limits) for cost in self._uniform_costs()):
+            logger.warning(
+                "no uniform width meets %s on %r; whether any allocation does is not known beforehand, as its costs "
+                "do not add up over the layers.",
+                " and ".join(map(str, budgets)),
+                self.device,
+            )
+
     def _reachable(self, budget: Budget, least: float) -> str:
         metric = budget.metric
-        text = f"the smallest reachable {metric} is {least:.6g}"
+        bound = "" if metric in self.costs else "at least "
+        text = f"the smallest reachable {metric} is {bound}{least:.6g}"
         if self.reference_cost is not None and self.reference_cost[metric] > 0:
             # Rounded up, so that the printed value can be used as a budget.
             ratio = np.ceil(least / self.reference_cost[metric] * 1e4) / 1e4

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.constraints import allowed_choices, least_rest
-from amed_env.errors import AmedError, StoreError
+from amed_env.errors import AmedError, BackendError, StoreError
 from amed_env.repair import repair
 from amed_env.task import Task
 
@@ -22,7 +24,7 @@ class UniformAgent(Agent):
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
-        for choices in _feasible_uniform(session.task):
+        for choices in _feasible_uniform(session):
             _evaluate(session, choices)
 
 
@@ -35,7 +37,7 @@ class RandomAgent(Agent):
         """See `Agent.explore`."""
         repeats = 0
         while repeats < _MOST_REPEATS:
-            choices = random_choices(session.task, session.rng)
+            choices = _tolerant(session, lambda: random_choices(session.task, session.rng))
             if choices is None or session.knows(session.task.allocation(choices)):
                 repeats += 1
                 continue
@@ -58,24 +60,34 @@ class GreedyAgent(Agent):
         """See `Agent.explore`."""
         task = session.task
         path = _descent(task)
-        meets = [task.feasible(task.cost(task.allocation(choices)).metrics) for choices in path]
-        first = next((position for position, met in enumerate(meets) if met), None)
+        first = next((i for i, choices in enumerate(path) if session.feasible(task.allocation(choices))), None)
         if first is None:
-            repaired = repair(task, path[-1], task.limits)
+            repaired = _tolerant(session, lambda: repair(task, path[-1], task.limits))
             starts, rest = ([] if repaired is None else [repaired]), []
         else:
             starts, rest = [path[first]], path[first + 1 :]
-        for choices in [*starts, *_feasible_uniform(task)]:
+        for choices in [*starts, *_feasible_uniform(session)]:
             _evaluate(session, choices)
-            _evaluate(session, _spend_slack(task, choices))
+            _evaluate(session, _spend_slack(session, choices))
         for choices in rest:
             _evaluate(session, choices)
 
 
-def _feasible_uniform(task: Task) -> list[npt.NDArray[np.int64]]:
+def _feasible_uniform(session: SearchSession) -> list[npt.NDArray[np.int64]]:
     """Every uniform precision within the budget, wide ones first."""
+    task = session.task
     uniform = [np.full(len(task.workload), choice, dtype=np.int64) for choice in reversed(range(len(task.precisions)))]
-    return [choices for choices in uniform if task.feasible(task.cost(task.allocation(choices)).metrics)]
+    return [choices for choices in uniform if session.feasible(task.allocation(choices))]
+
+
+def _tolerant(session: SearchSession, call: Callable[[], npt.NDArray[np.int64] | None]) -> npt.NDArray[np.int64] | None:
+    """What a call finds, or None if the device failed meanwhile; ends the search where that happens too often."""
+    try:
+        return call()
+    except BackendError:
+        if session.faulty:
+            session.check()
+        return None
 
 
 def _evaluate(session: SearchSession, choices: npt.NDArray[np.int64]) -> None:
@@ -94,11 +106,11 @@ def random_choices(task: Task, rng: np.random.Generator) -> npt.NDArray[np.int64
 
     Layers are decided in a random order, so that no layer is favoured by coming first.
     """
-    limited = [metric for metric in task.limits if metric in task.costs]
+    limited = [metric for metric in task.limits if metric in task.least_costs]
     order = rng.permutation(len(task.workload))
     choices = np.zeros(len(order), dtype=np.int64)
     costs = (
-        np.stack([task.costs[metric][order] for metric in limited])
+        np.stack([task.least_costs[metric][order] for metric in limited])
         if limited
         else np.zeros((0, len(order), len(task.precisions)))
     )
@@ -117,10 +129,10 @@ def random_choices(task: Task, rng: np.random.Generator) -> npt.NDArray[np.int64
 
 def _step_weight(task: Task) -> npt.NDArray[np.float64]:
     """(L, P) the cost that a step is weighed by: each budgeted metric as a share of its limit, added up."""
-    metrics = [metric for metric in task.limits if metric in task.costs]
+    metrics = [metric for metric in task.limits if metric in task.least_costs]
     if not metrics:
         return task.costs["bops"] / float(task.costs["bops"].max(axis=1).sum())
-    return np.asarray(sum(task.costs[metric] / task.limits[metric] for metric in metrics))
+    return np.asarray(sum(task.least_costs[metric] / task.limits[metric] for metric in metrics))
 
 
 def _descent(task: Task) -> list[npt.NDArray[np.int64]]:
@@ -143,8 +155,9 @@ def _descent(task: Task) -> list[npt.NDArray[np.int64]]:
         path.append(current)
 
 
-def _spend_slack(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _spend_slack(session: SearchSession, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Widen again what still fits into the budget, most loss avoided first."""
+    task = session.task
     current = choices.copy()
     loss = task.predicted_loss
     rows = np.arange(len(current))
@@ -156,7 +169,7 @@ def _spend_slack(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.i
                 return current
             candidate = current.copy()
             candidate[layer] = choice
-            if task.feasible(task.cost(task.allocation(candidate)).metrics):
+            if session.feasible(task.allocation(candidate)):
                 current = candidate
                 break
         else:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from amed_env.agents.result import SearchResult, pareto_front
-from amed_env.agents.session import SearchSession
-from amed_env.errors import SearchEnded, UnknownNameError
+from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
+from amed_env.errors import BackendError, SearchEnded, UnknownNameError
 from amed_env.evaluation.store import TrialStore
 from amed_env.objective import BUDGET_METRICS
 from amed_env.task import Task
@@ -47,6 +47,7 @@ class Agent(abc.ABC):
         store: TrialStore | None = None,
         folder: Path | None = None,
         on_change: Callable[[SearchSession], None] | None = None,
+        max_faults: int = MAX_CONSECUTIVE_FAULTS,
     ) -> SearchResult:
         """Search for the best allocation of a task.
 
@@ -59,17 +60,22 @@ class Agent(abc.ABC):
             store: Where trials are kept; with the store of an earlier search of the same seed, that one is continued.
             folder: Where the agent may write logs of its own.
             on_change: Called with the session whenever a trial, a fault or the note is new.
+            max_faults: Failures in a row after which the search stops; what was found is kept.
 
         Returns:
             The best trial, the Pareto front and all trials; not yet the comparison (`SearchResult.add_report`).
         """
         self.folder = folder
-        session = SearchSession(task, evaluations, seed, store, on_change)
-        interrupted = False
+        session = SearchSession(task, evaluations, seed, store, on_change, max_faults)
+        interrupted, gave_up = False, False
+        retried, failed = task.device_faults.retried, task.device_faults.count
         try:
             self.explore(session)
         except SearchEnded:
             pass
+        except BackendError as error:  # the agent asked the device itself and had no answer to a failure
+            session.faults.append(f"{type(error).__name__}: {error}")
+            gave_up = True
         except KeyboardInterrupt:
             interrupted = True
         metric = task.budgets[0].metric if task.budgets else BUDGET_METRICS["latency"]
@@ -88,6 +94,9 @@ class Agent(abc.ABC):
             session.seconds,
             interrupted,
             session.faults,
+            gave_up=gave_up or session.faulty,
+            device_faults=task.device_faults.count - failed,
+            device_retries=task.device_faults.retried - retried,
         )
 
     folder: Path | None = None

@@ -33,6 +33,9 @@ class SearchResult:
         seconds: Duration of the search.
         interrupted: Whether it was stopped before its end.
         faults: Evaluations that failed, with their message.
+        gave_up: Whether it stopped because too much failed in a row.
+        device_faults: Calls of the device that failed for good, those within evaluations among them.
+        device_retries: Calls of the device that failed and were made again.
         baselines: Uniform allocations by width, with search quality and costs; see `add_report`.
         test: Quality on the test split by name: `best`, `float`, and `uniform-8` and so on; see `add_report`.
     """
@@ -51,6 +54,9 @@ class SearchResult:
     faults: list[str] = field(default_factory=list)
     baselines: dict[str, Trial] = field(default_factory=dict)
     test: dict[str, Quality] = field(default_factory=dict)
+    gave_up: bool = False
+    device_faults: int = 0
+    device_retries: int = 0
 
     def add_report(self) -> None:
         """Evaluate what the final report compares with, and read the test split: for the best and the uniform ones."""
@@ -97,6 +103,9 @@ class SearchResult:
             "seconds": self.seconds,
             "interrupted": self.interrupted,
             "faults": list(self.faults),
+            "gave_up": self.gave_up,
+            "device_faults": self.device_faults,
+            "device_retries": self.device_retries,
             "fingerprint": task.evaluator.fingerprint,
             "kept_float": list(task.evaluator.kept_float),
             "float": {"search": task.float_quality.to_json(), "test": self._test_json("float")},

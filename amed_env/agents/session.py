@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 
 from amed_env.allocation import BitAllocation
-from amed_env.errors import AmedError, InputError, SearchEnded, StoreError
+from amed_env.errors import AmedError, BackendError, InputError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial, TrialStore
 from amed_env.task import Task
 
@@ -43,6 +43,7 @@ class SearchSession:
         seed: Seed of the search.
         store: Where trials are kept; in memory by default.
         on_change: Called with the session whenever a trial, a fault or the note is new.
+        max_faults: Failures in a row, of evaluations or of calls of the device alone, after which it is over.
     """
 
     def __init__(
@@ -52,12 +53,16 @@ class SearchSession:
         seed: int = 0,
         store: TrialStore | None = None,
         on_change: Callable[[SearchSession], None] | None = None,
+        max_faults: int = MAX_CONSECUTIVE_FAULTS,
     ) -> None:
         if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
             raise InputError(f"evaluations is {evaluations!r}; give a whole number of at least 1.")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise InputError(f"seed is {seed!r}; give a whole number from 0 to 2^32 - 1.")
-        self.task, self.limit, self.seed = task, evaluations, seed
+        if isinstance(max_faults, bool) or not isinstance(max_faults, int) or max_faults < 1:
+            raise InputError(f"max_faults is {max_faults!r}; give a whole number of at least 1.")
+        self.task, self.limit, self.seed, self.max_faults = task, evaluations, seed, max_faults
+        task.device_faults.succeeded()  # what went wrong before this search does not count here
         self.rng = np.random.default_rng(seed)
         self.trials: list[Trial] = []
         self.faults: list[str] = []
@@ -83,7 +88,7 @@ class SearchSession:
     @property
     def faulty(self) -> bool:
         """Whether so many evaluations failed one after the other that going on makes no sense."""
-        return self._consecutive_faults >= MAX_CONSECUTIVE_FAULTS
+        return max(self._consecutive_faults, self.task.device_faults.consecutive) >= self.max_faults
 
     @property
     def ended(self) -> bool:
@@ -94,6 +99,26 @@ class SearchSession:
         """Set the note that is shown beside the progress."""
         self.note = note
         self._changed()
+
+    def check(self) -> None:
+        """Raise `SearchEnded` if the search is over; for loops that ask the device but do not evaluate."""
+        if self.faulty:
+            raise SearchEnded(f"{self.max_faults} evaluations or calls of the device failed one after the other.")
+        if self.evaluations >= self.limit:
+            raise SearchEnded(f"all {self.limit} evaluations are used up.")
+
+    def feasible(self, allocation: BitAllocation) -> bool:
+        """Whether an allocation is within the budgets; where the device fails to say, it is taken not to be.
+
+        Raises:
+            SearchEnded: If the device failed too often in a row.
+        """
+        try:
+            return self.task.feasible(self.task.cost(allocation).metrics)
+        except BackendError:
+            if self.faulty:
+                self.check()
+            return False
 
     def knows(self, allocation: BitAllocation) -> bool:
         """Whether this search has evaluated an allocation, so that asking again is free."""
@@ -108,8 +133,7 @@ class SearchSession:
             AmedError: If the evaluation failed; it is counted and may be caught to go on.
         """
         allocation = allocation.require_layers(self.task.workload.layer_names, f"network {self.task.network!r}")
-        if self.ended:
-            raise SearchEnded(f"all {self.limit} evaluations are used up.")
+        self.check()
         known = self._seen.get(allocation)
         if known is not None:
             self._consecutive_repeats += 1

@@ -11,17 +11,17 @@ from typing import Any
 from amed_env.agents.protocol import Agent
 from amed_env.agents.registry import make_agent
 from amed_env.agents.result import SearchResult
-from amed_env.agents.session import SearchSession
+from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error
 from amed_env.commands.parsing import check_complete, default_threads, load_task, one_of, parse_bits, parse_options
 from amed_env.commands.preparing import note_slow_layers, prepare
 from amed_env.commands.progress import ObservedEvaluator, SearchProgress
 from amed_env.commands.tables import allocation_table, comparison_table, percent
-from amed_env.errors import AmedError, DeviceError
+from amed_env.errors import AmedError, BackendError, DeviceError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.store import TrialStore
-from amed_env.hardware import HardwareBackend, load_device
+from amed_env.hardware import HardwareBackend, isolated, load_device
 from amed_env.objective import parse_budgets
 from amed_env.run_folder import RunFolder
 from amed_env.task import Task
@@ -45,19 +45,23 @@ class SearchRequest:
     recipe: str | None = None
     budgets: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
+    device_timeout: float | None = None
+    device_retries: int | None = None
+    max_faults: int = MAX_CONSECUTIVE_FAULTS
 
 
 def search(output: Output, request: SearchRequest) -> int:
     """Run a search and write its folder.
 
     Returns:
-        The exit code: 0, 1 if nothing feasible was found, or 128 + the signal that ended it.
+        The exit code: 0; 1 if nothing feasible was found or too many faults stopped the search; or 128 + the signal
+        that ended it.
     """
     # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
     bits, options = parse_bits(request.bits), parse_options(request.options)
     budgets = parse_budgets(request.budgets)
     one_of(request.task, request.network)
-    backend = load_device(request.device)
+    backend = isolated(load_device(request.device), request.device_timeout, request.device_retries)
     if request.task is not None:
         check_complete(request.task)
     agent = make_agent(request.agent, **options)
@@ -68,6 +72,7 @@ def search(output: Output, request: SearchRequest) -> int:
         )
     try:
         with RunFolder(request.out, resume=request.resume) as folder:
+            backend.keep_answers(folder.open_known_store())
             with output.status(f"preparing {request.task or request.network}") as say:
                 threads = request.threads or default_threads()
                 task = load_task(
@@ -86,6 +91,7 @@ def search(output: Output, request: SearchRequest) -> int:
             note_slow_layers(output, task)
             settings = _settings(request, task, options, backend)
             store = folder.start(settings, sys.argv, {"threads": threads})
+            backend.keep_answers(store)
             return _run(output, request, folder, store, task, agent)
     except OSError as error:
         if not is_disk_error(error):
@@ -104,16 +110,25 @@ def _run(output: Output, request: SearchRequest, folder: RunFolder, store: Trial
             written = folder.write_result(result)
             if result.interrupted:
                 output.note("interrupted; press Ctrl-C again to do without the comparison on the test split.")
-                folder.write_pictures(result)
+                _pictures(output, folder, result)
         _compare(output, result)
         with interrupts.held():
             with output.status("drawing"):
-                written = [*folder.write_result(result), *folder.write_pictures(result)]
+                written = [*folder.write_result(result), *_pictures(output, folder, result)]
             _show(output, result, written)
     if interrupts.exit_code is not None:
         output.note(f"interrupted after {result.evaluations} evaluations; continue with --resume.")
         return interrupts.exit_code
-    return 0 if result.best is not None else 1
+    return 0 if result.best is not None and not result.gave_up else 1
+
+
+def _pictures(output: Output, folder: RunFolder, result: SearchResult) -> list[Path]:
+    """Draw; a device that fails now costs the pictures and nothing else."""
+    try:
+        return folder.write_pictures(result)
+    except BackendError as error:
+        output.warn(f"the pictures are not drawn: {error}")
+        return []
 
 
 def _explore(
@@ -136,7 +151,13 @@ def _explore(
             task.evaluator = ObservedEvaluator(evaluator, progress)
         try:
             return agent.search(
-                task, request.evaluations, request.seed, store=store, folder=folder.path, on_change=on_change
+                task,
+                request.evaluations,
+                request.seed,
+                store=store,
+                folder=folder.path,
+                on_change=on_change,
+                max_faults=request.max_faults,
             )
         finally:
             task.evaluator = evaluator
@@ -154,9 +175,12 @@ def _compare(output: Output, result: SearchResult) -> None:
 
 
 def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
-    table = allocation_table(result)
-    if table is not None:
-        output.show(table)
+    try:
+        table = allocation_table(result)
+        if table is not None:
+            output.show(table)
+    except BackendError as error:
+        output.warn(f"the allocation is in allocation.json; its costs by layer are missing: {error}")
     output.show(comparison_table(result), _verdict(result), *(f"wrote {path}" for path in written))
     if result.best is None:
         output.warn(
@@ -164,7 +188,12 @@ def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
             "evaluations."
         )
     if result.faults:
-        output.warn(f"{len(result.faults)} evaluations failed; result.json lists them.")
+        output.warn(f"{len(result.faults)} evaluations failed; result.json lists them. The first: {result.faults[0]}")
+    summary = result.task.device_faults.summary()
+    if summary:
+        output.warn(summary)
+    if result.gave_up:
+        output.warn("too much failed in a row, so the search stopped; everything found is kept, --resume continues it.")
     output.document({**result.to_json(), "files": [str(path) for path in written]})
 
 

@@ -76,9 +76,12 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         self._limits: dict[str, float] = dict(self.task.limits)
 
     def _cost_arrays(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(4, L, P) costs and (4,) reference; what a device does not report costs nothing."""
+        """(4, L, P) costs and (4,) reference; what a device does not report costs nothing.
+
+        Where costs do not add up these are lower bounds, so that the mask forbids only what nothing can make up for.
+        """
         empty = np.zeros((len(self.task.workload), len(self.task.precisions)))
-        costs = np.stack([self.task.costs.get(metric, empty) for metric in METRICS])
+        costs = np.stack([self.task.least_costs.get(metric, empty) for metric in METRICS])
         known = {} if self.task.reference_cost is None else self.task.reference_cost.metrics
         reference = [
             known.get(metric) or float(table.max(axis=1).sum()) or 1.0
@@ -93,8 +96,10 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             return {}
         smallest = dict(zip(BUDGET_METRICS, self._rest[:, 0] / self._reference, strict=True))
         if given is None:
-            metric = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
-            return {metric: (min(1.0, smallest[metric] * (1 + 1e-6)), 1.0)}
+            name = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
+            known = self.task.smallest_known(BUDGET_METRICS[name])
+            least = smallest[name] if known is None else known / self._reference[METRICS.index(BUDGET_METRICS[name])]
+            return {name: (min(1.0, float(least) * (1 + 1e-6)), 1.0)}
         ranges = {}
         for name, (low, high) in given.items():
             Budget(name, high)

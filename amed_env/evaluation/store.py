@@ -14,7 +14,9 @@ from amed_env.allocation import BitAllocation
 from amed_env.errors import AllocationError, StoreError
 from amed_env.evaluation.quality import Quality
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_ANSWERS = "CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL);"
+"""Since version 2: what a slow device answered, by a digest of everything that it was asked."""
 _SCHEMA = """
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY,
@@ -89,7 +91,7 @@ class TrialStore:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
             raise StoreError(f"{self.path} is a database of another program; choose another file.")
-        if version not in (0, _SCHEMA_VERSION):
+        if version not in range(_SCHEMA_VERSION + 1):
             raise StoreError(
                 f"{self.path} has trial-store version {version}, this program reads {_SCHEMA_VERSION}; "
                 "use the version of amed-env that wrote it, or another folder."
@@ -97,7 +99,9 @@ class TrialStore:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")  # WAL survives a killed process
         if version == 0:
-            self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
+            self._connection.executescript(f"BEGIN;{_SCHEMA}{_ANSWERS}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
+        elif version == 1:
+            self._connection.executescript(f"BEGIN;{_ANSWERS}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
 
     def get(self, allocation: BitAllocation) -> Trial | None:
         """The trial of an allocation, or None if it was never evaluated."""
@@ -127,6 +131,19 @@ class TrialStore:
                 time.time(),
             ),
         )
+
+    def answer(self, question: str) -> str | None:
+        """What a device answered to a question that it was asked before, or None."""
+        rows = self._run("SELECT answer FROM answers WHERE question=?", (question,))
+        return str(rows[0][0]) if rows else None
+
+    def add_answer(self, question: str, answer: str) -> None:
+        """Keep a device's answer; one to the same question that is there already stays.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
+        self._run("INSERT OR IGNORE INTO answers VALUES (?,?)", (question, answer))
 
     def __iter__(self) -> Iterator[Trial]:
         """All trials, oldest first."""

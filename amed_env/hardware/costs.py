@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -15,7 +16,11 @@ from amed_env.hardware.metrics import checked_metrics, sum_over_layers
 from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.workload import Layer, Workload, bops, weight_kib
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+OnRetry = Callable[[BackendError], None]
+"""Is told of every failed call that is made again."""
 
 COMMON_METRICS = ("weight_kib", "bops")
 """Metrics that follow from the network alone; added where a backend does not give them."""
@@ -35,13 +40,16 @@ def backend_capabilities(backend: HardwareBackend) -> Capabilities:
     return capabilities
 
 
-def evaluate_cost(backend: HardwareBackend, workload: Workload, allocation: BitAllocation) -> Cost:
-    """Cost of a network on a device under an allocation.
+def evaluate_cost(
+    backend: HardwareBackend, workload: Workload, allocation: BitAllocation, on_retry: OnRetry | None = None
+) -> Cost:
+    """Cost of a network on a device under an allocation; a call that fails is made again `backend.retries` times.
 
     Args:
         backend: The device.
         workload: The network.
         allocation: A precision for every layer, in any order.
+        on_retry: Is told of every failure that is followed by another try.
 
     Returns:
         The checked cost, with `weight_kib` (KiB) and `bops` (bit operations) in the totals and, where the
@@ -57,8 +65,107 @@ def evaluate_cost(backend: HardwareBackend, workload: Workload, allocation: BitA
     capabilities = backend_capabilities(backend)
     for layer in workload:
         capabilities.require(layer, allocation[layer.name], backend.name)
-    cost = _call(backend, "evaluate()", workload, lambda: backend.evaluate(workload, allocation))
-    return _checked_cost(backend, capabilities, workload, allocation, cost)
+
+    def call() -> Cost:
+        cost = _call(backend, "evaluate()", workload, lambda: backend.evaluate(workload, allocation))
+        return _checked_cost(backend, capabilities, workload, allocation, cost)
+
+    return _with_retries(backend, call, on_retry)
+
+
+def evaluate_costs(
+    backend: HardwareBackend,
+    workload: Workload,
+    allocations: Sequence[BitAllocation],
+    on_retry: OnRetry | None = None,
+) -> list[Cost]:
+    """Costs under many allocations, in their order; devices with several workers answer side by side.
+
+    Args, errors: as `evaluate_cost`; the first failure that no retry mends is raised.
+    """
+    if type(backend).evaluate_many is HardwareBackend.evaluate_many:
+        return [evaluate_cost(backend, workload, allocation, on_retry) for allocation in allocations]
+    ordered = [a.require_layers(workload.layer_names, f"network {workload.name!r}") for a in allocations]
+    capabilities = backend_capabilities(backend)
+    for allocation in ordered:
+        for layer in workload:
+            capabilities.require(layer, allocation[layer.name], backend.name)
+
+    def call() -> list[Cost]:
+        costs = _call(backend, "evaluate_many()", workload, lambda: backend.evaluate_many(workload, ordered))
+        if len(costs) != len(ordered):
+            raise BackendError(
+                f"device {backend.name!r}: evaluate_many() answered {len(costs)} costs for {len(ordered)} allocations."
+            )
+        return [
+            _checked_cost(backend, capabilities, workload, allocation, cost)
+            for allocation, cost in zip(ordered, costs, strict=True)
+        ]
+
+    return _with_retries(backend, call, on_retry) if ordered else []
+
+
+def precision_costs(
+    backend: HardwareBackend, workload: Workload, precisions: Sequence[Precision]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Metric to the cost of every layer at every precision, float64 (L, P), for a device whose costs add up.
+
+    Only what is asked for is evaluated: for widths that are tied a slow device is not called for the others.
+
+    Args, errors: as `cost_table`.
+    """
+    weights = tuple(dict.fromkeys(p.weight_bits for p in precisions))
+    activations = tuple(dict.fromkeys(p.activation_bits for p in precisions))
+    if len(weights) * len(activations) == len(set(precisions)):
+        table = cost_table(backend, workload, weights, activations)
+        return {metric: table.column(metric, precisions) for metric in table.metrics}
+    tables = [cost_table(backend, workload, (p.weight_bits,), (p.activation_bits,)) for p in precisions]
+    return {
+        metric: np.column_stack([table.metrics[metric][:, 0, 0] for table in tables]) for metric in tables[0].metrics
+    }
+
+
+def lower_bounds(
+    backend: HardwareBackend, workload: Workload, precisions: Sequence[Precision]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Metric to what every layer costs at the least at every precision, float64 (L, P).
+
+    For a device whose costs add up these are the costs themselves. Otherwise `weight_kib` and `bops`, and what the
+    device's `lower_bound` knows.
+
+    Raises:
+        BackendError: If the device fails, or answers something that is no cost table.
+    """
+    capabilities = backend_capabilities(backend)
+    if capabilities.additive:
+        return precision_costs(backend, workload, precisions)
+    weights = tuple(dict.fromkeys(p.weight_bits for p in precisions))
+    activations = tuple(dict.fromkeys(p.activation_bits for p in precisions))
+    metrics = _common_metrics(workload, weights, activations)
+    bound = _with_retries(
+        backend,
+        lambda: _call(backend, "lower_bound()", workload, lambda: backend.lower_bound(workload, weights, activations)),
+        None,
+    )
+    if bound is not None:
+        known = replace(capabilities, metrics={})
+        metrics = {**_checked_table(backend, known, workload, weights, activations, bound), **metrics}
+    table = CostTable(workload.layer_names, weights, activations, metrics)
+    return {metric: table.column(metric, precisions) for metric in metrics}
+
+
+def _with_retries(backend: HardwareBackend, call: Callable[[], T], on_retry: OnRetry | None) -> T:
+    """Make a call until it succeeds, at most `backend.retries` times more than once."""
+    for left in range(max(0, int(backend.retries)), -1, -1):
+        try:
+            return call()
+        except BackendError as error:
+            if not left:
+                raise
+            logger.warning("%s It is tried again.", error)
+            if on_retry is not None:
+                on_retry(error)
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def cost_table(
@@ -92,15 +199,19 @@ def cost_table(
             "evaluate whole allocations instead."
         )
     for layer in {layer.kind: layer for layer in reversed(workload.layers)}.values():
-        for bits in weights:
-            capabilities.require(layer, Precision(bits, activations[0]), backend.name)
-        for bits in activations:
-            capabilities.require(layer, Precision(weights[0], bits), backend.name)
-    table = _call(backend, "table()", workload, lambda: backend.table(workload, weights, activations))
-    if table is None:
+        for weight in weights:
+            for activation in activations:
+                capabilities.require(layer, Precision(weight, activation), backend.name)
+
+    def call() -> dict[str, npt.NDArray[np.float64]] | None:
+        table = _call(backend, "table()", workload, lambda: backend.table(workload, weights, activations))
+        if table is None:
+            return None
+        return _checked_table(backend, capabilities, workload, weights, activations, table)
+
+    metrics = _with_retries(backend, call, None)
+    if metrics is None:
         metrics = _tabulate(backend, capabilities, workload, weights, activations)
-    else:
-        metrics = _checked_table(backend, capabilities, workload, weights, activations, table)
     for metric, values in _common_metrics(workload, weights, activations).items():
         metrics.setdefault(metric, values)
     return CostTable(workload.layer_names, weights, activations, metrics)
@@ -209,17 +320,17 @@ def _tabulate(
     """The table of a backend without a fast way: one evaluation of the network for every pair of widths."""
     shape = (len(workload), len(weights), len(activations))
     metrics: dict[str, npt.NDArray[np.float64]] = {}
-    for i, weight in enumerate(weights):
-        for j, activation in enumerate(activations):
-            cost = evaluate_cost(backend, workload, workload.uniform(weight, activation))
-            if not cost.layers:
-                raise BackendError(
-                    f"device {backend.name!r} has no cost table: evaluate() gives no breakdown by layer; "
-                    "return one, or declare additive=False in its capabilities."
-                )
-            for row, layer in enumerate(cost.layers):
-                for metric in (*capabilities.metrics, *COMMON_METRICS):
-                    metrics.setdefault(metric, np.zeros(shape))[row, i, j] = layer.metrics[metric]
+    pairs = [(i, j) for i in range(len(weights)) for j in range(len(activations))]
+    uniform = [workload.uniform(weights[i], activations[j]) for i, j in pairs]
+    for (i, j), cost in zip(pairs, evaluate_costs(backend, workload, uniform), strict=True):
+        if not cost.layers:
+            raise BackendError(
+                f"device {backend.name!r} has no cost table: evaluate() gives no breakdown by layer; "
+                "return one, or declare additive=False in its capabilities."
+            )
+        for row, layer in enumerate(cost.layers):
+            for metric in (*capabilities.metrics, *COMMON_METRICS):
+                metrics.setdefault(metric, np.zeros(shape))[row, i, j] = layer.metrics[metric]
     return metrics
 
 

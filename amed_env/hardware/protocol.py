@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,8 @@ class Capabilities:
         metrics: Metric name to unit, for example `{"latency_ms": "ms"}`.
         deterministic: Whether equal calls give equal answers.
         additive: Whether the cost of a network is the sum over its layers.
+        pairs: The pairs (weight bits, activation bits) that run, by kind of layer, where not every weight width
+            goes with every activation width; kinds that are not named have no such limit.
     """
 
     weight_bits: Mapping[str, tuple[int, ...]]
@@ -44,6 +46,7 @@ class Capabilities:
     metrics: Mapping[str, str]
     deterministic: bool = True
     additive: bool = True
+    pairs: Mapping[str, tuple[tuple[int, int], ...]] | None = None
 
     @classmethod
     def same_for_all_kinds(
@@ -78,6 +81,22 @@ class Capabilities:
                     f"device {device!r} cannot run layer {layer.name!r} ({layer.kind}) with {bits}-bit "
                     f"{what}; it supports {', '.join(map(str, allowed))} bits."
                 )
+        pairs = (self.pairs or {}).get(layer.kind)
+        if pairs is not None and tuple(precision) not in pairs:
+            raise UnsupportedPrecisionError(
+                f"device {device!r} cannot run layer {layer.name!r} ({layer.kind}) at {precision}; it supports "
+                f"{', '.join(str(Precision(*pair)) for pair in pairs)}."
+            )
+
+    def precisions(self, kind: str) -> tuple[Precision, ...]:
+        """Every precision that a kind of layer can run at, narrow ones first."""
+        limited = (self.pairs or {}).get(kind)
+        return tuple(
+            Precision(w, a)
+            for w in sorted(self.weight_bits.get(kind, ()))
+            for a in sorted(self.activation_bits.get(kind, ()))
+            if limited is None or (w, a) in limited
+        )
 
 
 @dataclass(frozen=True)
@@ -165,6 +184,16 @@ class CostTable:
         }
 
 
+class AnswerStore(Protocol):
+    """Where a slow device keeps its answers, by a digest of all that they depend on; a `TrialStore` is one."""
+
+    def answer(self, question: str) -> str | None:
+        """The answer to a question, or None."""
+
+    def add_answer(self, question: str, answer: str) -> None:
+        """Keep an answer."""
+
+
 class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides depends on the device)
     """A device, or a simulator of one. Subclass it, and register the class with `amed_env.register_hardware`.
 
@@ -177,11 +206,16 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
         metrics: Metric name to unit of what `layer_cost` returns. `weight_kib` and `bops` need not be given:
             the package adds them, they do not depend on a device.
         bits: Widths that weights and activations of every kind of layer may have.
+        timeout_s: Seconds that one call may take. With a number the device runs in a process of its own, which is
+            killed when time is up (see `amed_env.hardware.isolation`); None calls it in this process and waits.
+        retries: How often a call that failed is made again before it counts as a fault.
     """
 
     name: str = "unnamed"
     metrics: Mapping[str, str] = {"latency_ms": "ms"}
     bits: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+    timeout_s: float | None = None
+    retries: int = 1
 
     def capabilities(self) -> Capabilities:
         """What the device can run and what it reports."""
@@ -219,6 +253,36 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
             weight_bits: Widths of weights.
             activation_bits: Widths of activations.
         """
+        return None
+
+    def evaluate_many(self, workload: Workload, allocations: Sequence[BitAllocation]) -> list[Cost]:
+        """Costs of a network under many allocations, in their order; a device with several workers overrides it."""
+        return [self.evaluate(workload, allocation) for allocation in allocations]
+
+    def lower_bound(
+        self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]
+    ) -> CostTable | None:
+        """For costs that do not add up: what every layer costs at the least, or None if nothing is known.
+
+        The sum over the layers must never exceed the cost of the whole allocation. The environment forbids by it
+        what no choice of the other layers could make up for. Metrics for which nothing is known are left out.
+
+        Args:
+            workload: The network.
+            weight_bits: Widths of weights that the other layers may have too.
+            activation_bits: Widths of activations that the other layers may have too.
+        """
+        return None
+
+    def keep_answers(self, store: AnswerStore | None) -> None:  # noqa: B027 - most devices have nothing to keep
+        """Take a place where answers outlive this process; only devices that are slow and deterministic make use of it.
+
+        Args:
+            store: Has answers of earlier searches and keeps new ones; None is ignored.
+        """
+
+    def sample_workload(self) -> Workload | None:
+        """A network for `check_hardware`, for devices that know certain layers only; None takes the package's own."""
         return None
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
 from amed_env.hardware.config import parse_device_config
+from amed_env.hardware.isolation import isolated
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.hardware.simulator import SystolicBackend
 from amed_env.registry import Registry, call_into_plugin, import_object
@@ -90,7 +91,7 @@ def load_device(spec: str | Path | HardwareBackend | type[HardwareBackend]) -> H
         InputError: If `spec` is something else.
     """
     try:
-        return _load(spec)
+        return isolated(_load(spec))
     except SystemExit as error:  # a module may call sys.exit() while it is imported
         raise PluginError(f"device {spec!r} ended the program while it was loaded: exit({error.code}).") from error
 
