@@ -2,7 +2,7 @@
 
 from amed_env.hardware.check import check_hardware
 from amed_env.hardware.config import DeviceConfig, load_device_config, parse_device_config
-from amed_env.hardware.costs import cost_table, evaluate_cost
+from amed_env.hardware.costs import cost_table, evaluate_cost, evaluate_costs
 from amed_env.hardware.isolation import isolated
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.hardware.registry import DeviceInfo, device_names, list_devices, load_device, register_hardware
@@ -24,6 +24,7 @@ __all__ = [
     "cost_table",
     "device_names",
     "evaluate_cost",
+    "evaluate_costs",
     "gemm_cycles",
     "gemm_sram_accesses",
     "isolated",

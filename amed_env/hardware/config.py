@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from amed_env.errors import DeviceError
+from amed_env.hardware.extends import extended
 from amed_env.hardware.precision_models import PRECISION_MODELS, make_precision_model
 from amed_env.hardware.systolic import Dataflow
 from amed_env.hardware.yaml_lines import YamlDocument
@@ -181,7 +182,7 @@ def parse_device_config(text: str, where: str = "device") -> DeviceConfig:
         DeviceError: If it is no YAML, or a field is missing, unknown, repeated, of the wrong type or out of
             range; every fault is named with its line.
     """
-    document = YamlDocument(text, where)
+    document = extended(YamlDocument(text, where), parse_device_config)
     try:
         return DeviceConfig.model_validate(document.data)
     except ValidationError as error:

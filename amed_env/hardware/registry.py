@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
@@ -11,7 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
+from amed_env.hardware.command import CommandBackend
+from amed_env.hardware.command_config import command_of_text
 from amed_env.hardware.config import parse_device_config
+from amed_env.hardware.device_files import FILE_SUFFIXES, load_device_file
+from amed_env.hardware.extends import shipped_files
 from amed_env.hardware.isolation import isolated
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.hardware.simulator import SystolicBackend
@@ -24,7 +27,11 @@ DEVICES: Registry[Any] = Registry("device", group=GROUP)
 """Devices registered in this process, and plug-ins; the shipped files are not among them."""
 
 B = TypeVar("B", bound=type[HardwareBackend])
-_HINT = "A device file ends in .yaml or .yml; a class is written package.module:Class."
+COMMAND_PREFIX = "command:"
+_HINT = (
+    "A device file ends in .yaml, .yml, .csv or .npy; a class is written package.module:Class, a program "
+    "'command: ./program --option'."
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ def load_device(spec: str | Path | HardwareBackend | type[HardwareBackend]) -> H
 
     Args:
         spec: A backend or its class; the name of a shipped, registered or plug-in device; the path of a
-            `.yaml` or `.yml` device file; or `package.module:Class`.
+            device file (`.yaml`, `.yml`) or of a table (`.csv`, `.npy`); `package.module:Class`; or a program,
+            `command: ./program --option`.
 
     Raises:
         UnknownNameError: If there is no device of that name; the message has the nearest names.
@@ -101,8 +109,10 @@ def _load(spec: object) -> HardwareBackend:
         return spec
     if isinstance(spec, type):
         return _instantiate(spec, f"device class {spec.__qualname__}", None)
-    if isinstance(spec, Path) or (isinstance(spec, str) and spec.lower().endswith((".yaml", ".yml"))):
-        return SystolicBackend.from_file(spec)
+    if isinstance(spec, str) and spec.startswith(COMMAND_PREFIX):
+        return CommandBackend(command_of_text(spec.removeprefix(COMMAND_PREFIX)))
+    if isinstance(spec, Path) or (isinstance(spec, str) and spec.lower().endswith(FILE_SUFFIXES)):
+        return load_device_file(Path(spec))
     if not isinstance(spec, str):
         raise InputError(f"{spec!r} is no device; give a name, a device file, or a HardwareBackend. {_HINT}")
     if ":" in spec:
@@ -139,9 +149,7 @@ def list_devices() -> dict[str, DeviceInfo]:
 
 
 def _shipped() -> dict[str, Traversable]:
-    folder = importlib.resources.files("amed_env.hardware") / "devices"
-    files = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return {entry.name.removesuffix(".yaml"): entry for entry in files}
+    return shipped_files()
 
 
 def _load_shipped(entry: Traversable) -> HardwareBackend:

@@ -1,4 +1,4 @@
-"""A device that fails leaves a search running: truncated episodes, counted faults, and an end after too many in a row."""
+"""A device that fails leaves a search running: truncated episodes, counted faults, an end after too many in a row."""
 
 import gymnasium as gym
 import numpy as np

@@ -59,7 +59,8 @@ class Troubled(Steady):
         sys.exit(3)
 
     def die(self):
-        print("out of registers", file=sys.stderr, flush=True)
+        sys.stderr.write("out of registers")
+        sys.stderr.flush()
         os.abort()
 
     def refuse(self):

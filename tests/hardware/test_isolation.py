@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hardware_samples import SMALL
@@ -117,8 +118,8 @@ def test_the_process_goes_when_its_parent_is_killed(tmp_path):
 
 def _lives(pid):
     try:
-        with open(f"/proc/{pid}/stat") as stream:  # a zombie that nobody waits for has ended too
-            return stream.read().rpartition(")")[2].split()[0] != "Z"
+        # A zombie that nobody waits for has ended too.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 

@@ -1,0 +1,45 @@
+"""A device from a file, by what the file is: a simulated accelerator, a program, or a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amed_env.errors import DeviceError
+from amed_env.hardware.command import CommandBackend
+from amed_env.hardware.command_config import FORMAT as COMMAND_FORMAT
+from amed_env.hardware.command_config import parse_command_config
+from amed_env.hardware.lookup_config import FORMAT as TABLE_FORMAT
+from amed_env.hardware.lookup_config import parse_table_config
+from amed_env.hardware.lookup_files import load_table
+from amed_env.hardware.lookup_table import TableBackend
+from amed_env.hardware.protocol import HardwareBackend
+from amed_env.hardware.simulator import SystolicBackend
+from amed_env.hardware.yaml_lines import YamlDocument
+
+TABLE_SUFFIXES = (".csv", ".npy")
+FILE_SUFFIXES = (".yaml", ".yml", *TABLE_SUFFIXES)
+
+
+def load_device_file(path: Path) -> HardwareBackend:
+    """The device of a file.
+
+    Args:
+        path: A `.csv` or `.npy` table, or YAML in one of the formats `amed-device/1`, `amed-command/1`, `amed-table/1`.
+
+    Raises:
+        DeviceError: If it cannot be read or is malformed; the message has file, line and field.
+    """
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return TableBackend(load_table(path))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"cannot read the device file {path}: {error}.") from error
+    document = YamlDocument(text, str(path))
+    if document.data.get("format") == COMMAND_FORMAT:
+        return CommandBackend(parse_command_config(document, path.parent.resolve()))
+    if document.data.get("format") == TABLE_FORMAT:
+        config = parse_table_config(document)
+        table = load_table(path.parent / config.table, config.clock_mhz)
+        return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
+    return SystolicBackend.from_file(path)
