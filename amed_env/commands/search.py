@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,9 @@ from amed_env.errors import AmedError, BackendError, DeviceError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.store import TrialStore
 from amed_env.hardware import HardwareBackend, isolated, load_device
+from amed_env.hardware.command import CommandBackend
+from amed_env.hardware.device_files import FILE_SUFFIXES, device_file_digest
+from amed_env.hardware.registry import COMMAND_PREFIX
 from amed_env.objective import parse_budgets
 from amed_env.run_folder import RunFolder
 from amed_env.task import Task
@@ -231,10 +233,17 @@ def _settings(request: SearchRequest, task: Task, options: dict[str, Any], backe
 
 
 def _device_settings(spec: str, backend: HardwareBackend) -> dict[str, Any]:
-    if not spec.lower().endswith((".yaml", ".yml")):
-        return {"name": backend.name, "given": spec}
+    """What the costs depend on: the name, what was given, the content of files, and a program's fingerprint."""
+    settings: dict[str, Any] = {"name": backend.name}
+    if isinstance(backend, CommandBackend):
+        settings["fingerprint"] = backend.fingerprint
+    if not spec.lower().endswith(FILE_SUFFIXES) or spec.startswith(COMMAND_PREFIX):
+        return {**settings, "given": spec}
+    path = Path(spec)
+    settings["sha256"] = device_file_digest(path)
+    if path.suffix.lower() == ".npy":
+        return {**settings, "given": spec}
     try:
-        content = Path(spec).read_text(encoding="utf-8")
+        return {**settings, "content": path.read_text(encoding="utf-8")}
     except (OSError, UnicodeDecodeError) as error:
         raise DeviceError(f"cannot read the device file {spec}: {error}.") from error
-    return {"name": backend.name, "sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content}

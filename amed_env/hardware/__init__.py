@@ -4,6 +4,8 @@ from amed_env.hardware.check import check_hardware
 from amed_env.hardware.config import DeviceConfig, load_device_config, parse_device_config
 from amed_env.hardware.costs import cost_table, evaluate_cost, evaluate_costs
 from amed_env.hardware.isolation import isolated
+from amed_env.hardware.lookup_files import csv_text, load_table
+from amed_env.hardware.lookup_table import LookupTable, TableBackend, build_table
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.hardware.registry import DeviceInfo, device_names, list_devices, load_device, register_hardware
 from amed_env.hardware.simulator import SystolicBackend
@@ -18,10 +20,14 @@ __all__ = [
     "DeviceInfo",
     "HardwareBackend",
     "LayerCost",
+    "LookupTable",
     "SramAccesses",
     "SystolicBackend",
+    "TableBackend",
+    "build_table",
     "check_hardware",
     "cost_table",
+    "csv_text",
     "device_names",
     "evaluate_cost",
     "evaluate_costs",
@@ -31,6 +37,7 @@ __all__ = [
     "list_devices",
     "load_device",
     "load_device_config",
+    "load_table",
     "parse_device_config",
     "register_hardware",
 ]

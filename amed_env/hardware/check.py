@@ -6,10 +6,17 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import permutations
 
 from amed_env.allocation import FLOAT_BITS, MAX_BITS, BitAllocation, Precision
-from amed_env.errors import AmedError, BackendError, UnsupportedPrecisionError
-from amed_env.hardware.costs import backend_capabilities, cost_table, evaluate_cost
+from amed_env.errors import AllocationError, AmedError, BackendError, UnsupportedPrecisionError
+from amed_env.hardware.costs import (
+    backend_capabilities,
+    evaluate_cost,
+    evaluate_costs,
+    lower_bounds,
+    precision_costs,
+)
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, HardwareBackend
 from amed_env.workload import Layer, Workload
 
@@ -22,17 +29,20 @@ _SAMPLE = (
 )
 _TOLERANCE = 1e-9
 
+Check = Callable[[HardwareBackend, Capabilities, Workload], None]
+
 
 def check_hardware(backend: HardwareBackend, workload: Workload | None = None) -> tuple[str, ...]:
     """Test that a backend conforms to the contract of `HardwareBackend`.
 
     It is evaluated at mixed and at uniform widths of every kind that it supports. Costs that fall as bits
-    rise are reported as a `UserWarning`: real devices do that.
+    rise are reported as a `UserWarning`: real devices do that. `amed_env.testing.HardwareConformance` has the same
+    checks as a class of tests.
 
     Args:
         backend: The device.
-        workload: A network to test with; by default a small one with every kind of layer that the device
-            supports.
+        workload: A network to test with; by default the device's own `sample_workload`, or a small one with every kind
+            of layer that the device supports.
 
     Returns:
         Names of the checks that passed.
@@ -41,69 +51,59 @@ def check_hardware(backend: HardwareBackend, workload: Workload | None = None) -
         BackendError: If something fails; all failures are listed.
     """
     capabilities = backend_capabilities(backend)
-    if workload is None:
-        layers = tuple(layer for layer in _SAMPLE if capabilities.weight_bits.get(layer.kind))
-        if not layers:
-            raise BackendError(f"device {backend.name!r} supports no kind of layer; declare some in capabilities().")
-        workload = Workload("conformance", layers)
-    checks: list[tuple[str, Callable[[HardwareBackend, Capabilities, Workload], None]]] = [
-        ("declared metrics have units", _check_units),
-        ("costs are finite, complete and not negative", _check_costs),
-        ("totals are the sum over the layers", _check_sum),
-        ("the table equals evaluate", _check_table),
-        ("equal calls give equal answers", _check_deterministic),
-        ("it can be pickled", _check_pickle),
-        ("unsupported widths and kinds are refused", _check_refusal),
-    ]
+    workload = conformance_workload(backend, workload)
     passed, failed = [], []
-    for name, check in checks:
+    for name, check in CHECKS.items():
         try:
             check(backend, capabilities, workload)
             passed.append(name)
-        except _BrokenPromiseError as failure:
+        except (BrokenPromiseError, AmedError) as failure:
             failed.append(f"{name}: {failure}")
-        except AmedError as error:
-            failed.append(f"{name}: {error}")
         except Exception as error:
             failed.append(f"{name}: {type(error).__name__}: {error}")
     if failed:
         listing = "\n".join(f"- {line}" for line in failed)
-        raise BackendError(f"device {backend.name!r} fails {len(failed)} of {len(checks)} checks:\n{listing}")
-    _warn_if_not_monotone(backend, capabilities, workload)
+        raise BackendError(f"device {backend.name!r} fails {len(failed)} of {len(CHECKS)} checks:\n{listing}")
+    warn_if_not_monotone(backend, capabilities, workload)
     return tuple(passed)
 
 
-class _BrokenPromiseError(Exception):
-    """A promise that is not kept; becomes a line of the report."""
+def conformance_workload(backend: HardwareBackend, workload: Workload | None = None) -> Workload:
+    """The network that a device is tested with: the given one, the device's own, or the package's.
+
+    Raises:
+        BackendError: If the device supports no kind of layer.
+    """
+    workload = backend.sample_workload() if workload is None else workload
+    if workload is not None:
+        return workload
+    capabilities = backend_capabilities(backend)
+    layers = tuple(layer for layer in _SAMPLE if capabilities.precisions(layer.kind))
+    if not layers:
+        raise BackendError(f"device {backend.name!r} supports no kind of layer; declare some in capabilities().")
+    return Workload("conformance", layers)
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise that is not kept; becomes a line of the report, or a failing test."""
 
 
 def _allocations(capabilities: Capabilities, workload: Workload) -> Iterator[BitAllocation]:
     """The narrowest, the widest, and one with neighbouring layers at different widths."""
-
-    def allocation(choose: Callable[[int, tuple[int, ...]], int]) -> BitAllocation:
-        return BitAllocation(
-            {
-                layer.name: Precision(
-                    choose(i, tuple(sorted(capabilities.weight_bits[layer.kind]))),
-                    choose(i + 1, tuple(sorted(capabilities.activation_bits[layer.kind]))),
-                )
-                for i, layer in enumerate(workload)
-            }
-        )
-
-    yield allocation(lambda _, bits: bits[0])
-    yield allocation(lambda _, bits: bits[-1])
-    yield allocation(lambda i, bits: bits[i % len(bits)])
+    choices = [(layer.name, capabilities.precisions(layer.kind)) for layer in workload]
+    yield BitAllocation({name: precisions[0] for name, precisions in choices})
+    yield BitAllocation({name: precisions[-1] for name, precisions in choices})
+    yield BitAllocation({name: p[(i * (len(p) // 2 + 1)) % len(p)] for i, (name, p) in enumerate(choices)})
 
 
 def _check_units(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
     if not capabilities.metrics:
-        raise _BrokenPromiseError("no metric is declared; declare at least latency_ms.")
+        raise BrokenPromiseError("no metric is declared; declare at least latency_ms.")
     for metric, unit in capabilities.metrics.items():
         if not isinstance(unit, str) or not unit:
-            raise _BrokenPromiseError(f"metric {metric!r} has no unit.")
+            raise BrokenPromiseError(f"metric {metric!r} has no unit.")
         if METRIC_UNITS.get(metric, unit) != unit:
-            raise _BrokenPromiseError(f"metric {metric!r} is in {METRIC_UNITS[metric]} everywhere, not in {unit}.")
+            raise BrokenPromiseError(f"metric {metric!r} is in {METRIC_UNITS[metric]} everywhere, not in {unit}.")
 
 
 def _check_costs(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
@@ -121,24 +121,44 @@ def _check_sum(backend: HardwareBackend, capabilities: Capabilities, workload: W
 
 
 def _check_table(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
-    if not (capabilities.additive and capabilities.deterministic):
-        return
-    weights, activations = _common_widths(capabilities, workload)
-    if not weights or not activations:
-        return  # the kinds of layers share no width, so that no table of all of them exists
-    table = cost_table(backend, workload, weights, activations)
-    chosen = {
-        layer.name: Precision(weights[i % len(weights)], activations[(i + 1) % len(activations)])
-        for i, layer in enumerate(workload)
-    }
-    for allocation in (
-        workload.uniform(weights[0], activations[0]),
-        workload.uniform(weights[-1], activations[-1]),
-        BitAllocation(chosen),
+    common = _common_precisions(capabilities, workload)
+    if not (capabilities.additive and capabilities.deterministic and common):
+        return  # where the kinds of layers share no precision, no table of all of them exists
+    table = precision_costs(backend, workload, common)
+    for choices in (
+        [0] * len(workload),
+        [-1] * len(workload),
+        [(i * (len(common) // 2 + 1)) % len(common) for i in range(len(workload))],
     ):
-        cost, totals = evaluate_cost(backend, workload, allocation), table.totals(allocation)
+        pairs = zip(workload.layer_names, choices, strict=True)
+        allocation = BitAllocation({name: common[choice] for name, choice in pairs})
+        cost = evaluate_cost(backend, workload, allocation)
         for metric in capabilities.metrics:
-            _require_close(cost[metric], totals[metric], metric, allocation)
+            total = math.fsum(table[metric][row, choice] for row, choice in enumerate(choices))
+            _require_close(cost[metric], total, metric, allocation)
+
+
+def _check_many(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
+    if not capabilities.deterministic:
+        return
+    allocations = list(_allocations(capabilities, workload))
+    for allocation, cost in zip(allocations, evaluate_costs(backend, workload, allocations), strict=True):
+        _require_equal(evaluate_cost(backend, workload, allocation), cost, allocation)
+
+
+def _check_lower_bound(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
+    common = _common_precisions(capabilities, workload)
+    if capabilities.additive or not common:
+        return
+    bounds = lower_bounds(backend, workload, common)
+    for choice, precision in enumerate(common):
+        cost = evaluate_cost(backend, workload, workload.uniform(*precision))
+        for metric, values in bounds.items():
+            least = math.fsum(values[:, choice])
+            if metric in cost.metrics and least > cost[metric] * (1 + _TOLERANCE):
+                raise BrokenPromiseError(
+                    f"lower_bound() says that {metric} at {precision} is at least {least}, evaluate() {cost[metric]}."
+                )
 
 
 def _check_deterministic(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
@@ -167,18 +187,17 @@ def _check_pickle(backend: HardwareBackend, capabilities: Capabilities, workload
 def _check_refusal(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
     layer = workload.layers[0]
     alone = Workload("refusal", (layer,))
-    widest = Precision(max(capabilities.weight_bits[layer.kind]), max(capabilities.activation_bits[layer.kind]))
+    supported = capabilities.precisions(layer.kind)
+    widest = supported[-1]
     every_width = (*range(1, MAX_BITS + 1), FLOAT_BITS)
     trials = []
-    for field, table in (
-        ("weight_bits", capabilities.weight_bits),
-        ("activation_bits", capabilities.activation_bits),
-    ):
-        unsupported = [bits for bits in every_width if bits not in table[layer.kind]]
+    for field in ("weight_bits", "activation_bits"):
+        others = [widest._replace(**{field: bits}) for bits in every_width]
+        unsupported = [precision for precision in others if precision not in supported]
         if unsupported:
-            trials.append((alone, widest._replace(**{field: unsupported[-1]})))
+            trials.append((alone, unsupported[-1]))
     for other in _SAMPLE:
-        if not capabilities.weight_bits.get(other.kind):
+        if not capabilities.precisions(other.kind):
             trials.append((Workload("refusal", (other,)), widest))
     for network, precision in trials:
         try:
@@ -186,22 +205,46 @@ def _check_refusal(backend: HardwareBackend, capabilities: Capabilities, workloa
         except UnsupportedPrecisionError:
             continue
         kind = network.layers[0].kind
-        raise _BrokenPromiseError(
+        raise BrokenPromiseError(
             f"evaluate() accepts a {kind} layer at {precision}, which capabilities() excludes; "
             "raise UnsupportedPrecisionError (Capabilities.require does)."
         )
 
 
-def _common_widths(capabilities: Capabilities, workload: Workload) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    kinds = {layer.kind for layer in workload}
-    weights = set.intersection(*(set(capabilities.weight_bits[kind]) for kind in kinds))
-    activations = set.intersection(*(set(capabilities.activation_bits[kind]) for kind in kinds))
-    return tuple(sorted(weights)), tuple(sorted(activations))
+def _check_unknown_layers(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
+    wrong = BitAllocation({f"{layer.name} of another": capabilities.precisions(layer.kind)[0] for layer in workload})
+    try:
+        backend.evaluate(workload, wrong)
+    except AllocationError:
+        pass
+    else:
+        raise BrokenPromiseError(
+            "evaluate() accepts an allocation of other layers; raise AllocationError (require_layers does)."
+        )
+    kind = workload.layers[0].kind
+    strange = Workload(
+        "unknown",
+        (Layer("a layer that no table has", kind, m=7, n=1 if kind == "depthwise" else 3, k=5, groups=1),),
+    )
+    try:
+        evaluate_cost(backend, strange, strange.uniform(*capabilities.precisions(kind)[0]))
+    except UnsupportedPrecisionError:
+        return
+    except AmedError as error:
+        raise BrokenPromiseError(
+            f"a layer that it may not know ends in {type(error).__name__}: {error} Raise UnsupportedLayerError."
+        ) from error
+
+
+def _common_precisions(capabilities: Capabilities, workload: Workload) -> tuple[Precision, ...]:
+    """Precisions that every layer can run at, narrow ones first."""
+    sets = [set(capabilities.precisions(kind)) for kind in {layer.kind for layer in workload}]
+    return tuple(sorted(set.intersection(*sets)))
 
 
 def _require_close(found: float, expected: float, metric: str, allocation: BitAllocation) -> None:
     if not math.isclose(found, expected, rel_tol=_TOLERANCE, abs_tol=0.0):
-        raise _BrokenPromiseError(
+        raise BrokenPromiseError(
             f"{metric} of {allocation.key()} is {found} by evaluate(), {expected} as a sum over layers."
         )
 
@@ -209,27 +252,37 @@ def _require_close(found: float, expected: float, metric: str, allocation: BitAl
 def _require_equal(one: Cost, two: Cost, allocation: BitAllocation) -> None:
     for metric in one.metrics:
         if one[metric] != two.metrics.get(metric):
-            raise _BrokenPromiseError(
+            raise BrokenPromiseError(
                 f"{metric} of {allocation.key()} is {one[metric]}, then {two.metrics.get(metric)}."
             )
 
 
-def _warn_if_not_monotone(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
-    if not (capabilities.additive and capabilities.deterministic):
+def warn_if_not_monotone(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
+    """Warn of layers that get cheaper as bits rise, in one operand or, where widths are tied, in both."""
+    common = _common_precisions(capabilities, workload)
+    if not (capabilities.additive and capabilities.deterministic and common):
         return
-    weights, activations = _common_widths(capabilities, workload)
-    if not weights or not activations:
-        return
-    table = cost_table(backend, workload, weights, activations)
+    table = precision_costs(backend, workload, common)
+    tied = all(precision.weight_bits == precision.activation_bits for precision in common)
+    steps: dict[str, list[tuple[int, int]]] = {}
+    if tied:
+        steps["weights and activations"] = [(i, i + 1) for i in range(len(common) - 1)]
+    else:
+        for what, axis in (("weights", 0), ("activations", 1)):
+            steps[what] = [
+                (narrow, wide)
+                for narrow, wide in permutations(range(len(common)), 2)
+                if common[narrow][axis] < common[wide][axis] and common[narrow][1 - axis] == common[wide][1 - axis]
+            ]
     for metric in capabilities.metrics:
-        values = table.metrics[metric]
+        values = table[metric]
         slack = _TOLERANCE * values.max()
-        for axis, what in ((1, "weights"), (2, "activations")):
-            falls = (
-                values.take(range(1, values.shape[axis]), axis)
-                < values.take(range(values.shape[axis] - 1), axis) - slack
-            ).any(axis=(1, 2))
-            names = [name for name, fall in zip(table.layers, falls, strict=True) if fall]
+        for what, pairs in steps.items():
+            names = [
+                name
+                for row, name in enumerate(workload.layer_names)
+                if any(values[row, wide] < values[row, narrow] - slack for narrow, wide in pairs)
+            ]
             if names:
                 warnings.warn(
                     f"device {backend.name!r}: {metric} falls as {what} get wider in {', '.join(names)}; "
@@ -237,3 +290,18 @@ def _warn_if_not_monotone(backend: HardwareBackend, capabilities: Capabilities, 
                     UserWarning,
                     stacklevel=3,
                 )
+
+
+CHECKS: dict[str, Check] = {
+    "declared metrics have units": _check_units,
+    "costs are finite, complete and not negative": _check_costs,
+    "totals are the sum over the layers": _check_sum,
+    "the table equals evaluate": _check_table,
+    "many answers equal single ones": _check_many,
+    "lower bounds are not above the costs": _check_lower_bound,
+    "equal calls give equal answers": _check_deterministic,
+    "it can be pickled": _check_pickle,
+    "unsupported widths and kinds are refused": _check_refusal,
+    "unknown layers are refused or costed": _check_unknown_layers,
+}
+"""The checks by what they promise; each raises where the promise is broken."""

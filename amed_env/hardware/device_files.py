@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from amed_env.errors import DeviceError
@@ -43,3 +44,33 @@ def load_device_file(path: Path) -> HardwareBackend:
         table = load_table(path.parent / config.table, config.clock_mhz)
         return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
     return SystolicBackend.from_file(path)
+
+
+def device_file_digest(path: Path) -> str:
+    """SHA-256 of a device file and of every file that it names: what it extends, its table, the table's JSON file.
+
+    Raises:
+        DeviceError: If one cannot be read.
+    """
+    digest, seen, waiting = hashlib.sha256(), set[Path](), [path]
+    while waiting:
+        current = waiting.pop()
+        if current.resolve() in seen:
+            continue
+        seen.add(current.resolve())
+        try:
+            content = current.read_bytes()
+        except OSError as error:
+            raise DeviceError(f"cannot read the device file {current}: {error}.") from error
+        digest.update(hashlib.sha256(content).digest())
+        if current.suffix.lower() in (".yaml", ".yml"):
+            data = YamlDocument(content.decode("utf-8-sig", errors="replace"), str(current)).data
+            named = [data.get(key) for key in ("extends", "table")]
+            waiting += [
+                current.parent / name
+                for name in named
+                if isinstance(name, str) and name.lower().endswith(FILE_SUFFIXES)
+            ]
+        elif current.suffix.lower() == ".npy" and current.with_suffix(".json").exists():
+            waiting.append(current.with_suffix(".json"))
+    return digest.hexdigest()

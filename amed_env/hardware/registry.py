@@ -109,7 +109,7 @@ def _load(spec: object) -> HardwareBackend:
         return spec
     if isinstance(spec, type):
         return _instantiate(spec, f"device class {spec.__qualname__}", None)
-    if isinstance(spec, str) and spec.startswith(COMMAND_PREFIX):
+    if isinstance(spec, str) and spec.startswith(COMMAND_PREFIX):  # before the suffixes: its last word may be a file
         return CommandBackend(command_of_text(spec.removeprefix(COMMAND_PREFIX)))
     if isinstance(spec, Path) or (isinstance(spec, str) and spec.lower().endswith(FILE_SUFFIXES)):
         return load_device_file(Path(spec))

@@ -9,6 +9,7 @@ from hardware_samples import RESNET20
 
 from amed_env.errors import BackendError
 from amed_env.hardware import Capabilities, Cost, CostTable, HardwareBackend, check_hardware, load_device
+from amed_env.hardware.check import CHECKS
 
 
 class Good(HardwareBackend):
@@ -95,7 +96,7 @@ class Noisy(Forgetful):
 def test_shipped_devices_conform_without_a_warning(name, workload):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(check_hardware(load_device(name), workload)) == 7
+        assert len(check_hardware(load_device(name), workload)) == len(CHECKS)
 
 
 @pytest.mark.parametrize("device", [Good, ConvOnly, Noisy])
@@ -126,7 +127,7 @@ def test_all_failures_are_listed():
     class Bad(Units, Local):
         pass
 
-    with pytest.raises(BackendError, match="fails 2 of 7 checks") as caught:
+    with pytest.raises(BackendError, match="fails 2 of 10 checks") as caught:
         check_hardware(Bad())
     assert str(caught.value).count("\n- ") == 2
 
