@@ -246,12 +246,12 @@ class Task:
             reference = dict(self.reference_cost.metrics)
         limits = resolve(budgets, reference)
         self._check_reachable(budgets, limits)
+        if any(budget.metric not in self.costs for budget in budgets):
+            self._warn_if_no_uniform_fits(budgets, limits)
         return limits
 
     def _check_reachable(self, budgets: Sequence[Budget], limits: Mapping[str, float]) -> None:
         additive = [budget for budget in budgets if budget.metric in self.least_costs]
-        if len(additive) < len(budgets) or any(budget.metric not in self.costs for budget in additive):
-            self._warn_if_no_uniform_fits(budgets, limits)
         if not additive:
             return
         table = np.stack([self.least_costs[budget.metric] for budget in additive])

@@ -26,6 +26,12 @@ GROUP = "amed_env.hardware"
 DEVICES: Registry[Any] = Registry("device", group=GROUP)
 """Devices registered in this process, and plug-ins; the shipped files are not among them."""
 
+BUILT_IN = {
+    "bitfusion-chained": "amed_env.hardware.chained:ChainedBackend",
+    "onnxruntime-cpu": "amed_env.hardware.measured:OnnxRuntimeCpu",
+}
+"""Devices of this package that are classes, imported when they are asked for."""
+
 B = TypeVar("B", bound=type[HardwareBackend])
 COMMAND_PREFIX = "command:"
 _HINT = (
@@ -41,7 +47,7 @@ class DeviceInfo:
     Attributes:
         name: Its name.
         description: One line, empty if it could not be loaded.
-        source: Where it comes from: `file`, `registered` or `plug-in`.
+        source: Where it comes from: `file` or `built-in` of this package, `registered` or `plug-in`.
         error: Why it cannot be used, or None.
     """
 
@@ -74,7 +80,7 @@ def register_hardware(name: str) -> Callable[[B], B]:
     def decorator(decorated: B) -> B:
         if not (isinstance(decorated, type) and issubclass(decorated, HardwareBackend)):
             raise InputError(f"device {name!r}: {decorated!r} is no subclass of HardwareBackend.")
-        if name in _shipped():
+        if name in _shipped() or name in BUILT_IN:
             raise InputError(f"a device named {name!r} is shipped with amed_env; choose another name.")
         DEVICES.register(name, decorated)
         if "name" not in vars(decorated):
@@ -120,6 +126,8 @@ def _load(spec: object) -> HardwareBackend:
     shipped = _shipped()
     if spec in shipped:
         return _load_shipped(shipped[spec])
+    if spec in BUILT_IN:
+        return _instantiate(import_object(BUILT_IN[spec], "device class"), f"device {spec!r}", spec)
     if spec in DEVICES:
         return _instantiate(DEVICES.get(spec), f"device {spec!r}", spec)
     raise UnknownNameError("device", spec, device_names(), hint=_HINT)
@@ -127,7 +135,7 @@ def _load(spec: object) -> HardwareBackend:
 
 def device_names() -> list[str]:
     """Names of all devices, sorted; nothing is parsed or imported for it."""
-    return sorted({*_shipped(), *DEVICES.names()})
+    return sorted({*_shipped(), *BUILT_IN, *DEVICES.names()})
 
 
 def list_devices() -> dict[str, DeviceInfo]:
@@ -136,7 +144,9 @@ def list_devices() -> dict[str, DeviceInfo]:
     plug_ins = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
     listing = {}
     for name in device_names():
-        source = "file" if name in shipped else "plug-in" if name in plug_ins else "registered"
+        source = "file" if name in shipped else "built-in" if name in BUILT_IN else "registered"
+        if name in plug_ins and source == "registered":
+            source = "plug-in"
         try:
             device = load_device(name)
             description = getattr(device, "description", None) or (type(device).__doc__ or "").strip()
