@@ -15,12 +15,19 @@ import typer
 from typer.core import TyperGroup
 
 import amed_env._version as version
+from amed_env.commands import hardware_cli
+from amed_env.commands.options import (
+    DEFAULT_DEVICE,
+    ActivationBitsOption,
+    AllocationOption,
+    BitsOption,
+    DeviceOption,
+    JsonOption,
+)
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error, show_error, silence_stdout
 from amed_env.errors import AmedError
 
-DEFAULT_DEVICE = "bitfusion"
 _INTERRUPTED = 130
-_WIDTHS = "Bit-widths, 1 to 16; 32 stands for float."
 
 
 class Split(StrEnum):
@@ -66,23 +73,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-DeviceOption = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        "-d",
-        metavar="NAME|FILE|MODULE:CLASS",
-        help="A name from [b]amed devices[/b], a .yaml device file, or package.module:Class.",
-    ),
-]
-AllocationOption = Annotated[
-    Path | None, typer.Option("--allocation", metavar="FILE", help="An allocation file, as [b]amed search[/b] writes.")
-]
-BitsOption = Annotated[int | None, typer.Option("--bits", metavar="N", help=f"The same width everywhere. {_WIDTHS}")]
-ActivationBitsOption = Annotated[
-    int | None, typer.Option("--activation-bits", metavar="N", help="Width of activations, if not that of --bits.")
-]
 NetworkOption = Annotated[
     str | None,
     typer.Option(
@@ -143,16 +133,7 @@ def tasks(as_json: JsonOption = False) -> None:
         listing.show_rows(output, "tasks", listing.task_rows())
 
 
-@app.command()
-def devices(as_json: JsonOption = False) -> None:
-    """List the devices: shipped, registered, and of plug-ins.
-
-    [b]Example:[/b] amed devices
-    """
-    from amed_env.commands import listing
-
-    with Output(as_json) as output:
-        listing.show_rows(output, "devices", listing.device_rows())
+app.add_typer(hardware_cli.devices_app, name="devices")
 
 
 @app.command()
@@ -289,38 +270,8 @@ def evaluate(
         run(output, task, network, device, allocation, bits, activation_bits, split.value, threads, recipe)
 
 
-@app.command()
-def simulate(
-    network: Annotated[
-        str | None,
-        typer.Option(
-            "--network",
-            metavar="TASK|MODULE:FUNCTION",
-            help="A name from [b]amed tasks[/b] (neither data nor weights are needed), or package.module:function.",
-        ),
-    ] = None,
-    layers: Annotated[
-        Path | None,
-        typer.Option("--layers", metavar="FILE", help="Layers as CSV with the columns name,kind,m,n,k,groups."),
-    ] = None,
-    device: DeviceOption = DEFAULT_DEVICE,
-    allocation: AllocationOption = None,
-    bits: BitsOption = None,
-    activation_bits: ActivationBitsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Simulate what a network costs on a device, layer by layer.
-
-    [b]Examples:[/b]
-
-    amed simulate --network cifar10-resnet20 --device eyeriss-ws --bits 4
-
-    amed simulate --layers layers.csv --device my_device.yaml --allocation allocation.json --json
-    """
-    with Output(as_json) as output:
-        from amed_env.commands.simulate import simulate as run
-
-        run(output, network, layers, device, allocation, bits, activation_bits)
+app.command()(hardware_cli.simulate)
+app.command()(hardware_cli.table)
 
 
 @app.command()

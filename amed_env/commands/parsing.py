@@ -12,6 +12,7 @@ from amed_env.errors import AgentError, AllocationError, DataError, InputError
 
 if TYPE_CHECKING:
     from amed_env.allocation import BitAllocation
+    from amed_env.commands.output import Output
     from amed_env.task import Task
     from amed_env.workload import Workload
 
@@ -125,6 +126,27 @@ def chosen_allocation(
         return load_allocation(allocation, workload)
     assert bits is not None
     return workload.uniform(bits, activation_bits)
+
+
+def network_shapes(output: Output, network: str | None, layers: Path | None) -> Workload:
+    """The layers of a named network, of a network function, or of a CSV file.
+
+    Raises:
+        InputError: If both are named, or neither.
+    """
+    from amed_env.workload import Workload
+
+    if (network is None) == (layers is None):
+        raise InputError(
+            f"give either --network or --layers FILE; {'neither is' if network is None else 'both are'} given."
+        )
+    if layers is not None:
+        return Workload.load_csv(layers)
+    assert network is not None
+    with output.status(f"tracing {network}"):
+        from amed_env.task_registry import import_workload, named_workload
+
+        return import_workload(network) if ":" in network else named_workload(network)
 
 
 def default_threads() -> int:

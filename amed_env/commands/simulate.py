@@ -2,48 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from amed_env.allocation import BitAllocation
 from amed_env.commands.output import Output
-from amed_env.commands.parsing import chosen_allocation
-from amed_env.commands.tables import cost_table
-from amed_env.errors import InputError
-from amed_env.hardware import evaluate_cost, load_device
+from amed_env.commands.parsing import chosen_allocation, network_shapes
+from amed_env.commands.tables import compare_table, cost_table
+from amed_env.errors import InputError, UnsupportedPrecisionError
+from amed_env.hardware import Cost, evaluate_cost, load_device
+from amed_env.hardware.protocol import HardwareBackend
 from amed_env.workload import Workload
 
-if TYPE_CHECKING:
-    from amed_env.allocation import BitAllocation
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def simulate(
-    output: Output,
-    network: str | None,
-    layers: Path | None,
-    device: str,
-    allocation: Path | None,
-    bits: int | None,
-    activation_bits: int | None,
-) -> None:
+@dataclass(frozen=True)
+class SimulateRequest:
+    """The arguments of `amed simulate`, as they were given."""
+
+    network: str | None
+    layers: Path | None
+    device: str
+    allocation: Path | None
+    bits: int | None
+    activation_bits: int | None
+    compare: list[str]
+    further: list[str]
+    plot: Path | None
+
+
+def simulate(output: Output, request: SimulateRequest) -> None:
     """Print the cost of a network; see `amed simulate --help`."""
-    if (network is None) == (layers is None):
+    if request.further and not request.compare:
         raise InputError(
-            f"give either --network or --layers FILE; {'neither is' if network is None else 'both are'} given."
+            f"{' '.join(request.further)!r} is no option; name a device with --device, several with --compare."
         )
-    backend = load_device(device)
-    workload = _workload(output, network, layers)
-    chosen: BitAllocation = chosen_allocation(workload, allocation, bits, activation_bits)
-    cost = evaluate_cost(backend, workload, chosen)
+    if request.plot is not None:
+        if request.compare:
+            raise InputError("--plot draws one device; leave --compare out and name it with --device.")
+        if request.plot.suffix.lower() not in PLOT_SUFFIXES:
+            raise InputError(f"--plot {request.plot}: a picture ends in {', '.join(PLOT_SUFFIXES)}.")
+    if (request.network is None) == (request.layers is None):
+        network_shapes(output, request.network, request.layers)  # says what is missing before anything is loaded
+    names = list(dict.fromkeys([*request.compare, *request.further])) or [request.device]
+    backends = [load_device(name) for name in names]
+    workload = network_shapes(output, request.network, request.layers)
+    chosen = chosen_allocation(workload, request.allocation, request.bits, request.activation_bits)
+    if request.compare:
+        _compare(output, backends, workload, chosen)
+        return
+    cost = evaluate_cost(backends[0], workload, chosen)
     output.show(cost_table(cost, workload.name))
     document = cost.to_json()
-    output.document({"device": document.pop("device"), "network": workload.name, **document})
+    document = {"device": document.pop("device"), "network": workload.name, **document}
+    if request.plot is not None:
+        from amed_env.report.simulation_chart import draw_simulation
+        from amed_env.report.style import picture
+        from amed_env.run_folder import write_atomically
+
+        figure = draw_simulation(backends[0], workload, cost)
+        write_atomically(request.plot, picture(figure, request.plot.suffix.lower().removeprefix(".")))
+        output.show(f"wrote {request.plot}")
+        document["files"] = [str(request.plot)]
+    output.document(document)
 
 
-def _workload(output: Output, network: str | None, layers: Path | None) -> Workload:
-    if layers is not None:
-        return Workload.load_csv(layers)
-    assert network is not None
-    with output.status(f"tracing {network}"):
-        from amed_env.task_registry import import_workload, named_workload
-
-        return import_workload(network) if ":" in network else named_workload(network)
+def _compare(output: Output, backends: list[HardwareBackend], workload: Workload, allocation: BitAllocation) -> None:
+    costs: dict[str, Cost] = {}
+    problems: dict[str, str] = {}
+    for backend in backends:
+        try:
+            costs[backend.name] = evaluate_cost(backend, workload, allocation)
+        except UnsupportedPrecisionError as error:
+            problems[backend.name] = str(error)
+    if not costs:
+        raise UnsupportedPrecisionError(" ".join(problems.values()))
+    output.show(compare_table(list(costs.values()), workload.name))
+    for problem in problems.values():
+        output.warn(problem)
+    entries: list[dict[str, Any]] = [cost.to_json() for cost in costs.values()]
+    entries += [{"device": name, "problem": problem} for name, problem in problems.items()]
+    output.document({"network": workload.name, "allocation": allocation.to_json(workload.name), "devices": entries})

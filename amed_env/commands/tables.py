@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -52,6 +52,31 @@ def cost_table(cost: Cost, network: str) -> Table:
         table.add_row(layer.name, bits_text(layer.precision), *cells)
     table.add_section()
     table.add_row("total", "", *(number(cost.metrics[m]) for m in metrics), style="bold")
+    return table
+
+
+def compare_table(costs: Sequence[Cost], network: str) -> Table:
+    """Costs of one network on several devices: every total, and the latency of every layer with its bound."""
+    table = _table(f"{network} on {len(costs)} devices")
+    table.add_column("", no_wrap=True)
+    for cost in costs:
+        table.add_column(cost.device, justify="right")
+    metrics = dict.fromkeys(metric for cost in costs for metric in cost.metrics)
+    for metric in metrics:
+        cells = [number(cost.metrics[metric]) if metric in cost.metrics else MISSING for cost in costs]
+        table.add_row(_heading(metric), *cells, style="bold")
+    table.add_section()
+    by_device = [{layer.name: layer for layer in cost.layers} for cost in costs]
+    metric = "latency_ms" if any("latency_ms" in cost.metrics for cost in costs) else next(iter(metrics))
+    for name in dict.fromkeys(layer.name for cost in costs for layer in cost.layers):
+        cells = []
+        for layers in by_device:
+            layer = layers.get(name)
+            if layer is None or metric not in layer.metrics:
+                cells.append(MISSING)
+            else:
+                cells.append(f"{number(layer.metrics[metric])}{f' {layer.bound}' if layer.bound else ''}")
+        table.add_row(f"{name}, {_heading(metric)}", *cells)
     return table
 
 

@@ -50,22 +50,28 @@ def check_hardware(backend: HardwareBackend, workload: Workload | None = None) -
     Raises:
         BackendError: If something fails; all failures are listed.
     """
-    capabilities = backend_capabilities(backend)
     workload = conformance_workload(backend, workload)
-    passed, failed = [], []
+    passed, failed = run_checks(backend, workload)
+    if failed:
+        listing = "\n".join(f"- {name}: {failure}" for name, failure in failed.items())
+        raise BackendError(f"device {backend.name!r} fails {len(failed)} of {len(CHECKS)} checks:\n{listing}")
+    warn_if_not_monotone(backend, backend_capabilities(backend), workload)
+    return passed
+
+
+def run_checks(backend: HardwareBackend, workload: Workload) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Names of the checks that pass, and of those that fail with the reason."""
+    capabilities = backend_capabilities(backend)
+    passed, failed = [], {}
     for name, check in CHECKS.items():
         try:
             check(backend, capabilities, workload)
             passed.append(name)
         except (BrokenPromiseError, AmedError) as failure:
-            failed.append(f"{name}: {failure}")
+            failed[name] = str(failure)
         except Exception as error:
-            failed.append(f"{name}: {type(error).__name__}: {error}")
-    if failed:
-        listing = "\n".join(f"- {line}" for line in failed)
-        raise BackendError(f"device {backend.name!r} fails {len(failed)} of {len(CHECKS)} checks:\n{listing}")
-    warn_if_not_monotone(backend, capabilities, workload)
-    return tuple(passed)
+            failed[name] = f"{type(error).__name__}: {error}"
+    return tuple(passed), failed
 
 
 def conformance_workload(backend: HardwareBackend, workload: Workload | None = None) -> Workload:

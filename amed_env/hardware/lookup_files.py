@@ -247,6 +247,33 @@ def csv_text(table: LookupTable) -> str:
     return stream.getvalue()
 
 
+def npy_files(table: LookupTable) -> tuple[bytes, dict[str, Any]]:
+    """The table as an NPY file with the axes metric, layer, weight width, activation width, and its JSON file.
+
+    Raises:
+        DeviceError: If it lacks pairs of its widths, which an array has no place for.
+    """
+    weights, activations = (sorted({p[i] for p in table.precisions}) for i in (0, 1))
+    if len(table.precisions) != len(weights) * len(activations):
+        raise DeviceError(
+            f"{table.where}: not every weight width goes with every activation width, which an array cannot say; "
+            "write a .csv file."
+        )
+    order = [table.precisions.index(Precision(w, a)) for w in weights for a in activations]
+    shape = (len(table), len(weights), len(activations))
+    stream = io.BytesIO()
+    np.save(stream, np.stack([table.metrics[metric][:, order].reshape(shape) for metric in table.units]))
+    facts = {
+        "format": FORMAT,
+        **({} if table.layers is None else {"layers": list(table.layers)}),
+        "weight_bits": weights,
+        "activation_bits": activations,
+        "metrics": dict(table.units),
+        "provenance": dict(table.provenance),
+    }
+    return stream.getvalue(), facts
+
+
 def _units_of_columns(columns: Sequence[str], here: str) -> dict[str, str]:
     units = {}
     for column in columns:

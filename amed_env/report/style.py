@@ -32,8 +32,13 @@ def tidy(axes: Axes) -> None:
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
+    return picture(figure, "png")
+
+
+def picture(figure: Figure, form: str) -> bytes:
+    """The figure as a file of a format that matplotlib knows: `png`, `svg`, `pdf`."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+    figure.savefig(stream, format=form, dpi=_DOTS_PER_INCH)
     return stream.getvalue()
 
 

@@ -80,3 +80,48 @@ def test_bad_input(amed, layers, tmp_path, arguments, message):
     answer = amed("simulate", *arguments)
     assert answer.code == 2 and message in answer.err and answer.out == ""
     assert answer.err.startswith("error: ") and "Traceback" not in answer.err
+
+
+def test_devices_side_by_side(amed, layers):
+    arguments = ["simulate", "--layers", layers, "--bits", 8, "--compare", "bitfusion", "systolic-32", "eyeriss-ws"]
+    answer = amed(*arguments)
+    assert answer.code == 0
+    assert all(name in answer.out for name in ("bitfusion", "systolic-32", "eyeriss-ws", "energy uJ", "dw, latency ms"))
+    document = amed(*arguments, "--json").json
+    assert [entry["device"] for entry in document["devices"]] == ["bitfusion", "systolic-32", "eyeriss-ws"]
+    alone = amed("simulate", "--layers", layers, "--bits", 8, "--device", "systolic-32", "--json").json
+    assert document["devices"][1]["total"] == alone["total"]
+    again = amed(
+        "simulate", "--compare", "bitfusion", "--compare", "systolic-32", "--layers", layers, "--bits", 8, "--json"
+    )
+    assert [entry["device"] for entry in again.json["devices"]] == ["bitfusion", "systolic-32"]
+
+
+def test_a_device_without_the_width_stands_beside_the_others(amed, layers):
+    arguments = ["simulate", "--layers", layers, "--bits", 16, "--compare", "bitfusion", "systolic-32"]
+    document = amed(*arguments, "--json").json
+    assert "16-bit weights" in document["devices"][1]["problem"] and document["devices"][0]["total"]["cycles"] > 0
+    assert "16-bit weights" in amed(*arguments).err
+    assert amed("simulate", "--layers", layers, "--bits", 9, "--compare", "bitfusion", "systolic-32").code == 2
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize("device", ["systolic-32", "bitfusion-chained"])
+def test_a_picture(amed, layers, tmp_path, suffix, start, device):
+    answer = amed("simulate", "--layers", layers, "--bits", 8, "--device", device, "--plot", f"it.{suffix}")
+    assert answer.code == 0 and f"wrote it.{suffix}" in answer.out
+    assert (tmp_path / f"it.{suffix}").read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--compare", "bitfusion", "eyeris-ws"], "did you mean 'eyeriss-ws'"),
+        (["bitfusion"], "name a device with --device"),
+        (["--plot", "it.gif"], "a picture ends in .png, .svg, .pdf"),
+        (["--plot", "it.png", "--compare", "bitfusion"], "--plot draws one device"),
+    ],
+)
+def test_bad_comparisons_and_pictures(amed, layers, tmp_path, arguments, message):
+    answer = amed("simulate", "--layers", layers, "--bits", 8, *arguments)
+    assert answer.code == 2 and message in answer.err and not list(tmp_path.glob("it.*"))

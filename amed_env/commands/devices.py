@@ -1,0 +1,101 @@
+"""`amed devices show` and `amed devices check`: one device in detail, and whether it keeps its promises."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from rich.table import Table
+
+from amed_env.commands.output import Output
+from amed_env.commands.parsing import network_shapes
+from amed_env.hardware import HardwareBackend, load_device
+from amed_env.hardware.check import CHECKS, conformance_workload, run_checks, warn_if_not_monotone
+from amed_env.hardware.costs import backend_capabilities
+from amed_env.workload import KINDS
+
+
+def show(output: Output, spec: str) -> None:
+    """Print a device; see `amed devices show --help`."""
+    backend = load_device(spec)
+    facts = _facts(backend)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name in ("name", "description", "metrics", "deterministic", "additive", "timeout_s", "retries"):
+        table.add_row(name, _text(facts[name]))
+    for kind, precisions in facts["precisions"].items():
+        table.add_row(kind, _text(precisions))
+    output.show(table)
+    if facts["config"] is not None:
+        output.show("", yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True, width=110).rstrip())
+    output.document(facts)
+
+
+def _facts(backend: HardwareBackend) -> dict[str, Any]:
+    capabilities = backend_capabilities(backend)
+    config = getattr(backend, "config", None)
+    provenance = getattr(getattr(backend, "lookup", None), "provenance", None)
+    description = getattr(backend, "description", None) or (type(backend).__doc__ or "").strip()
+    return {
+        "name": backend.name,
+        "description": str(description).partition("\n")[0],
+        "metrics": dict(capabilities.metrics),
+        "deterministic": capabilities.deterministic,
+        "additive": capabilities.additive,
+        "timeout_s": backend.timeout_s,
+        "retries": backend.retries,
+        "precisions": {kind: [list(p) for p in capabilities.precisions(kind)] for kind in KINDS},
+        "config": config.model_dump(mode="json", exclude_none=True) if isinstance(config, BaseModel) else provenance,
+    }
+
+
+def _text(value: Any) -> str:
+    """A fact as a person reads it; precisions that form a grid as their widths."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{metric} ({unit})" for metric, unit in value.items())
+    if isinstance(value, list):
+        if not value:
+            return "not supported"
+        weights, activations = (sorted({pair[i] for pair in value}) for i in (0, 1))
+        if len(value) < len(weights) * len(activations):
+            return ", ".join(f"w{weight}a{activation}" for weight, activation in value)
+        widths = [" ".join(map(str, bits)) for bits in (weights, activations)]
+        return f"{widths[0]} bits" if widths[0] == widths[1] else f"weights {widths[0]}, activations {widths[1]} bits"
+    return "none" if value is None else str(value)
+
+
+def check(output: Output, spec: str, network: str | None, layers: Path | None) -> int:
+    """Check a device; see `amed devices check --help`.
+
+    Returns:
+        The exit code: 0 if it keeps all promises, 1 otherwise.
+    """
+    backend = load_device(spec)
+    given = None if network is None and layers is None else network_shapes(output, network, layers)
+    workload = conformance_workload(backend, given)
+    with output.status(f"checking {backend.name}"):
+        passed, failed = run_checks(backend, workload)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if not failed:
+            warn_if_not_monotone(backend, backend_capabilities(backend), workload)
+    for name in CHECKS:
+        output.show(f"FAILED  {name}: {failed[name]}" if name in failed else f"ok      {name}")
+    for warning in caught:
+        output.warn(str(warning.message))
+    output.document(
+        {
+            "device": backend.name,
+            "network": workload.name,
+            "passed": list(passed),
+            "failed": failed,
+            "warnings": [str(warning.message) for warning in caught],
+        }
+    )
+    return 1 if failed else 0

@@ -1,0 +1,95 @@
+"""`amed table`: what every layer of a network costs on a device at every precision, as a file."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import amed_env._version as version
+from amed_env.allocation import Precision
+from amed_env.commands.output import Output
+from amed_env.commands.parsing import network_shapes, parse_bits
+from amed_env.errors import InputError, UnsupportedPrecisionError
+from amed_env.hardware import HardwareBackend, build_table, csv_text, load_device
+from amed_env.hardware.costs import backend_capabilities
+from amed_env.hardware.device_files import FILE_SUFFIXES, TABLE_SUFFIXES, device_file_digest
+from amed_env.hardware.lookup_files import npy_files
+from amed_env.run_folder import json_text, write_atomically
+from amed_env.workload import Workload
+
+
+def table(
+    output: Output,
+    device: str,
+    network: str | None,
+    layers: Path | None,
+    bits: str | None,
+    tied: bool,
+    out: Path | None,
+) -> None:
+    """Write the table of a device; see `amed table --help`."""
+    if out is not None and out.suffix.lower() not in TABLE_SUFFIXES:
+        raise InputError(f"--out {out}: a table ends in {' or '.join(TABLE_SUFFIXES)}.")
+    widths = None if bits is None else parse_bits(bits)
+    backend = load_device(device)
+    workload = network_shapes(output, network, layers)
+    precisions = table_precisions(backend, workload, widths, tied)
+    facts = {
+        "amed_env": version.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if device.lower().endswith(FILE_SUFFIXES) and Path(device).is_file():
+        facts["device sha256"] = device_file_digest(Path(device))
+    with output.status(f"{len(precisions)} precisions of {len(workload)} layers on {backend.name}"):
+        built = build_table(backend, workload, precisions, facts)
+    written: list[Path] = []
+    if out is not None and out.suffix.lower() == ".npy":
+        array, sidecar = npy_files(built)
+        written = [out, out.with_suffix(".json")]
+        write_atomically(written[0], array)
+        write_atomically(written[1], json_text(sidecar))
+    elif out is not None:
+        write_atomically(out, csv_text(built))
+        written = [out]
+    elif not output.as_json:
+        output.show(csv_text(built).rstrip("\n"))
+    output.show(*(f"wrote {path}" for path in written))
+    output.document(
+        {
+            "device": backend.name,
+            "network": workload.name,
+            "provenance": dict(built.provenance),
+            "units": dict(built.units),
+            "layers": list(workload.layer_names),
+            "precisions": [list(precision) for precision in precisions],
+            "costs": {metric: values.tolist() for metric, values in built.metrics.items()},
+            "files": [str(path) for path in written],
+        }
+    )
+
+
+def table_precisions(
+    backend: HardwareBackend, workload: Workload, widths: tuple[int, ...] | None, tied: bool
+) -> tuple[Precision, ...]:
+    """The precisions that all layers can run at, of the given widths if any.
+
+    Raises:
+        UnsupportedPrecisionError: If there are none, or the device lacks a width that was asked for.
+    """
+    capabilities = backend_capabilities(backend)
+    kinds = {layer.kind: layer for layer in workload}
+    common = set.intersection(*(set(capabilities.precisions(kind)) for kind in kinds))
+    if widths is not None:
+        wanted = [Precision(w, a) for w in widths for a in widths]
+        for precision in (p for p in wanted if p.weight_bits == p.activation_bits):
+            for layer in kinds.values():
+                capabilities.require(layer, precision, backend.name)
+        common &= set(wanted)
+    if tied:
+        common = {precision for precision in common if precision.weight_bits == precision.activation_bits}
+    if not common:
+        raise UnsupportedPrecisionError(
+            f"device {backend.name!r} has no precision at which all layers of {workload.name!r} run; see "
+            f"`amed devices show {backend.name}`."
+        )
+    return tuple(sorted(common))
