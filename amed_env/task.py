@@ -179,7 +179,8 @@ class Task:
         except BackendError as error:
             log.add(error)
             raise
-        log.succeeded()
+        if missing:
+            log.succeeded()
         answers = dict(zip(missing, found, strict=True))
         costs = [answers[a] if a in answers else self._known_costs[a] for a in allocations]
         if slow and self.capabilities.deterministic:

@@ -11,8 +11,9 @@ import errno
 import hashlib
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
@@ -103,19 +104,15 @@ class CommandBackend(HardwareBackend):
             None if text is None else read_answer(text, workload, allocation, self.name)
             for text, allocation in zip(texts, ordered, strict=True)
         ]
-        failure: Exception | None = None
-        for i, answer in zip(missing, self._runs([requests[i] for i in missing]), strict=True):
-            try:
+        # The first failure ends it: with a program that hangs, each of the others would cost the whole timeout again.
+        with closing(self._runs([requests[i] for i in missing])) as answers:
+            for i, answer in zip(missing, answers, strict=True):
                 text = answer()
                 costs[i] = read_answer(text, workload, ordered[i], self.name)
                 self._keep(questions[i], text)
-            except Exception as error:  # what the others answered is kept before it is raised
-                failure = failure or error
-        if failure is not None:
-            raise failure
         return [cost for cost in costs if cost is not None]
 
-    def _runs(self, requests: Sequence[str]) -> Iterator[Callable[[], str]]:
+    def _runs(self, requests: Sequence[str]) -> Generator[Callable[[], str]]:
         """For every request in order a function that returns its answer or raises; workers run ahead."""
         workers = min(self.config.workers, len(requests))
         if workers <= 1:
@@ -128,7 +125,7 @@ class CommandBackend(HardwareBackend):
             try:
                 for run in runs:
                     yield run.result
-            except BaseException:  # Ctrl-C: nobody waits for the others any more
+            except BaseException:  # a failure or Ctrl-C: nobody waits for the others any more
                 for run in runs:
                     run.cancel()
                 for process in list(running):
