@@ -123,9 +123,10 @@ class Task:
         """
         if metric in self.costs:
             return float(self.costs[metric].min(axis=1).sum())
-        values = [cost.metrics[metric] for cost in self._uniform_costs() if metric in cost.metrics]
+        values = [cost.metrics[metric] for cost in self._uniform_costs if metric in cost.metrics]
         return min(values, default=None)
 
+    @cached_property
     def _uniform_costs(self) -> list[Cost]:
         return self.cost_many([self.workload.uniform(*precision) for precision in self.precisions])
 
@@ -280,7 +281,11 @@ class Task:
             )
 
     def _warn_if_no_uniform_fits(self, budgets: Sequence[Budget], limits: Mapping[str, float]) -> None:
-        if not any(fits(cost.metrics, limits) for cost in self._uniform_costs()):
+        try:
+            fitting = any(fits(cost.metrics, limits) for cost in self._uniform_costs)
+        except BackendError:
+            return  # whether the device works shows in the search
+        if not fitting:
             logger.warning(
                 "no uniform width meets %s on %r; whether any allocation does is not known beforehand, as its costs "
                 "do not add up over the layers.",

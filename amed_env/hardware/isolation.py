@@ -2,8 +2,8 @@
 
 Nothing inside one Python process can stop code that hangs in a C library, or survive `os.abort()`. A device that
 declares `timeout_s` therefore runs in a child process, which is killed with everything that it started when a call
-takes longer, and started again for the next call. A call costs about 0.1 ms more than a direct one, so devices that
-cannot hang (the simulators of this package) stay in the caller's process.
+takes longer, and started again for the next call. For a network of 20 layers a call takes 0.4 ms more than a direct
+one, and the start 0.6 s, so devices that cannot hang (the simulators of this package) stay in the caller's process.
 
 The child is a fresh interpreter that imports the device's class: the class must stand in a module that can be
 imported, not in the script that is run (`__main__`), and the device must be picklable, as `check_hardware` demands.

@@ -13,11 +13,12 @@ from hardware_samples import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amed_env.allocation import BitAllocation
+from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import AmedError, BackendError, DeviceError, UnsupportedPrecisionError
 from amed_env.evaluation.store import TrialStore
 from amed_env.hardware import check_hardware, cost_table, evaluate_cost, evaluate_costs, load_device
 from amed_env.hardware.command_format import read_answer, request_text
+from amed_env.hardware.costs import precision_costs
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "simulator.c"
 
@@ -109,6 +110,13 @@ def test_a_program_that_is_not_deterministic_is_always_asked(program, tmp_path):
     for _ in range(3):
         evaluate_cost(device, SMALL, SMALL.uniform(2))
     assert calls(tmp_path) == 3
+
+
+def test_tied_widths_take_one_call_each(program, tmp_path):
+    precisions = [Precision(bits, bits) for bits in (2, 4, 8)]
+    costs = precision_costs(program(additive=True), SMALL, precisions)
+    assert calls(tmp_path) == 3
+    assert costs["latency_ms"].sum(axis=0) == pytest.approx([latency(2), latency(4), latency(8)])
 
 
 def test_workers_run_side_by_side(program, tmp_path):

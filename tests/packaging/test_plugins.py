@@ -1,6 +1,7 @@
 """Devices and agents of other distributions, one of which is broken."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,13 +15,16 @@ AMED = "from amed_env.cli import main; main()"
 
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory):
-    """A process environment that sees both distributions."""
+    """A process environment that sees both distributions, built as wheels and installed from them."""
     folder = tmp_path_factory.mktemp("plugins")
-    sources = [copy_of(ROOT / "tests" / "plugin_distributions" / name, folder / name) for name in ("good", "broken")]
+    for name in ("good", "broken"):
+        source = copy_of(ROOT / "tests" / "plugin_distributions" / name, folder / name)
+        run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder / "dist", cwd=source)
     target = folder / "installed"
-    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target"]
-    pip("install", *options, target, *sources, cwd=folder)
-    return environment(PYTHONPATH=str(target))
+    wheels = sorted((folder / "dist").glob("*.whl"))
+    assert len(wheels) == 2
+    pip("install", "--quiet", "--no-deps", "--no-index", "--target", target, *wheels, cwd=folder)
+    return environment(PYTHONPATH=os.pathsep.join((str(target), str(ROOT))))
 
 
 @pytest.fixture
@@ -82,3 +86,32 @@ def test_asking_for_a_broken_one_says_why(variables, tmp_path, option, name):
     message = " ".join(done.stderr.split())
     assert name in message and "a_package_that_nobody_installed" in message
     assert "Traceback" not in done.stderr
+
+
+def test_the_distribution_inherits_the_tests_of_a_device(variables, tmp_path):
+    tests = copy_of(ROOT / "tests" / "plugin_distributions" / "good", tmp_path / "good") / "check_sample_device.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tests]
+    assert "11 passed" in run(*command, cwd=tmp_path, env=variables)
+
+
+@pytest.mark.parametrize("name", ["sample-device", "sample-guarded-device"])
+def test_a_plugin_device_is_checked_and_shown(amed, name):
+    assert amed("devices", "check", name).count("ok  ") == 10
+    shown = json.loads(amed("devices", "show", name, "--json"))
+    assert shown["name"] == name and shown["timeout_s"] == (60 if "guarded" in name else None)
+
+
+def test_devices_side_by_side_with_a_plugin(amed):
+    arguments = [
+        "simulate",
+        "--network",
+        "digits-cnn",
+        "--bits",
+        "4",
+        "--json",
+        "--compare",
+        "bitfusion",
+        "sample-device",
+    ]
+    devices = json.loads(amed(*arguments))["devices"]
+    assert [entry["device"] for entry in devices] == ["bitfusion", "sample-device"]

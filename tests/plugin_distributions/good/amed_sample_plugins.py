@@ -13,6 +13,12 @@ class SampleDevice(HardwareBackend):
         return {"latency_ms": layer.weight_elements * precision.weight_bits / 1e6}
 
 
+class SampleGuardedDevice(SampleDevice):
+    """The same device in a process of its own, with a limit on its time."""
+
+    timeout_s = 60.0
+
+
 class SampleAgent(Agent):
     """Tries the uniform widths, wide ones first."""
 
