@@ -37,7 +37,8 @@ class LayerWiseEnv(AllocationEnv):
 
     ## Observation
     `Box(0, 1, (F,), float32)`: the layer (kind, log sizes, shares, kernel, stride, weight spread), its predicted loss
-    and costs at every precision (lower bounds where costs do not add up over the layers), the budgets, what is used and left of them, the last choice, and the mask.
+    and costs at every precision (lower bounds where costs do not add up over the layers), the budgets, what is used and
+    left of them, the last choice, and the mask.
 
     ## Rewards
     At the end the true reward: ln(float error / error) on the search split, less a penalty for an exceeded budget. With
