@@ -126,11 +126,11 @@ class ChainedBackend(HardwareBackend):
         written = np.where(hands_on & (outputs * following <= room), 0.0, outputs * following)
         before = np.append(0.0, outputs[:-1])
         read = np.where(self._follows(workload) & (before * own <= room), 0.0, traffic.ifmap_bits)
-        bits = read + traffic.weight_bits + written
+        saved = (traffic.ifmap_bits - read) + (outputs * own - written)
+        bits = traffic.total_bits - saved
         compute = np.array([int(layer.metrics["compute_cycles"]) for layer in alone.layers], dtype=np.int64)
         memory = np.ceil(bits / config.bandwidth_bits_per_cycle).astype(np.int64)
         cycles = np.maximum(compute, memory) + config.array.overhead_cycles_per_layer
-        saved = traffic.total_bits - bits
         energy = np.array([float(layer.metrics["energy_uj"]) for layer in alone.layers])
         return {
             "latency_ms": cycles / (config.array.clock_mhz * 1e3),

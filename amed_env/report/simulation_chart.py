@@ -12,7 +12,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from amed_env.allocation import Precision
-from amed_env.hardware.precision_models import make_precision_model
 from amed_env.hardware.protocol import Cost, HardwareBackend
 from amed_env.hardware.simulator import SystolicBackend
 from amed_env.report.style import ACCENT, DARK, LIGHT, MIDDLE, metric_title, new_figure, tidy
@@ -140,10 +139,10 @@ def _draw_roofline(axes: Axes, backend: SystolicBackend, workload: Workload, cos
 
 def peak_macs_per_cycle(backend: SystolicBackend, precisions: Sequence[Precision]) -> FloatArray:
     """Multiply-accumulates in a cycle with every processing element busy, at each precision: float64 (P,)."""
-    array, model = backend.config.array, make_precision_model(backend.config.precision.model)
+    array = backend.config.array
     weights = np.array([precision.weight_bits for precision in precisions], dtype=np.int64)
     activations = np.array([precision.activation_bits for precision in precisions], dtype=np.int64)
-    effect = model.effect(weights, activations)
+    effect = backend._model.effect(weights, activations)
     return np.asarray(array.rows * array.cols * effect.reduction_split / effect.passes)
 
 
