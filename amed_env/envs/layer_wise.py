@@ -51,7 +51,7 @@ class LayerWiseEnv(AllocationEnv):
 
     ## Termination
     After the last layer. A fault of the evaluator or of the device truncates the episode; its reward is then
-    `objective.FAULT_REWARD`.
+    `objective.FAULT_REWARD`. `task.device_faults` counts those of the device.
 
     ## Information
     Every step: `action_clamped`, `action_taken`. At the end: `allocation`, `choices`, `accuracy`, `loss`, `costs`,

@@ -119,17 +119,16 @@ class CommandBackend(HardwareBackend):
             for request in requests:
                 yield partial(self._run, request)
             return
-        running: set[subprocess.Popen[bytes]] = set()
+        group = _Running()
         with ThreadPoolExecutor(workers) as pool:
-            runs = [pool.submit(self._run, request, running) for request in requests]
+            runs = [pool.submit(self._run, request, group) for request in requests]
             try:
                 for run in runs:
                     yield run.result
             except BaseException:  # a failure or Ctrl-C: nobody waits for the others any more
                 for run in runs:
                     run.cancel()
-                for process in list(running):
-                    kill_group(process)
+                group.stop()
                 raise
 
     def _known(self, question: str) -> str | None:
@@ -163,14 +162,14 @@ class CommandBackend(HardwareBackend):
     def _path(self, word: str) -> Path:
         return self.config.folder / word
 
-    def _run(self, request: str, running: set[subprocess.Popen[bytes]] | None = None) -> str:
-        """What the program writes on standard output; while it runs it is in the set."""
-        running = set() if running is None else running
+    def _run(self, request: str, group: _Running | None = None) -> str:
+        """What the program writes on standard output; while it runs it belongs to the group."""
+        group = _Running() if group is None else group
         with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             stdin.write(request.encode())
             stdin.seek(0)
             process = self._start(stdin, stdout, stderr)
-            running.add(process)
+            group.add(process)
             try:
                 code = process.wait(self.timeout_s)
             except subprocess.TimeoutExpired:
@@ -181,7 +180,7 @@ class CommandBackend(HardwareBackend):
                 ) from None
             finally:
                 kill_group(process)  # what it started and left behind, and all of it after Ctrl-C
-                running.discard(process)
+                group.processes.discard(process)
             if code != 0:
                 raise BackendError(
                     f"device {self.name!r}: {self.config.command[0]} failed with {describe_end(code)}{_said(stderr)}."
@@ -220,3 +219,23 @@ class CommandBackend(HardwareBackend):
 def _said(stderr: IO[bytes]) -> str:
     text = tail(stderr)
     return f"; it wrote on standard error: {text}" if text else " and wrote nothing on standard error"
+
+
+class _Running:
+    """Runs that go on side by side and can be ended together."""
+
+    def __init__(self) -> None:
+        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        """Take a run in; one that another thread starts while all are ended is ended too."""
+        self.processes.add(process)
+        if self.stopped:
+            kill_group(process)
+
+    def stop(self) -> None:
+        """End all runs."""
+        self.stopped = True
+        for process in list(self.processes):
+            kill_group(process)

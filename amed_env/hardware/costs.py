@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -198,10 +199,12 @@ def cost_table(
             f"device {backend.name!r} has no cost table: its costs do not add up over the layers; "
             "evaluate whole allocations instead."
         )
+    pairs = [(weight, activations[0]) for weight in weights] + [(weights[0], bits) for bits in activations]
+    if capabilities.pairs is not None:
+        pairs = list(product(weights, activations))
     for layer in {layer.kind: layer for layer in reversed(workload.layers)}.values():
-        for weight in weights:
-            for activation in activations:
-                capabilities.require(layer, Precision(weight, activation), backend.name)
+        for pair in pairs:
+            capabilities.require(layer, Precision(*pair), backend.name)
 
     def call() -> dict[str, npt.NDArray[np.float64]] | None:
         table = _call(backend, "table()", workload, lambda: backend.table(workload, weights, activations))
@@ -320,7 +323,7 @@ def _tabulate(
     """The table of a backend without a fast way: one evaluation of the network for every pair of widths."""
     shape = (len(workload), len(weights), len(activations))
     metrics: dict[str, npt.NDArray[np.float64]] = {}
-    pairs = [(i, j) for i in range(len(weights)) for j in range(len(activations))]
+    pairs = list(product(range(len(weights)), range(len(activations))))
     uniform = [workload.uniform(weights[i], activations[j]) for i, j in pairs]
     for (i, j), cost in zip(pairs, evaluate_costs(backend, workload, uniform), strict=True):
         if not cost.layers:

@@ -130,6 +130,15 @@ def test_workers_run_side_by_side(program, tmp_path):
     assert [cost["latency_ms"] for cost in costs] == pytest.approx([latency(8), latency(2), latency(4)])
 
 
+def test_one_failure_ends_the_runs_beside_it(program, tmp_path):
+    # Two bits fail at once, the others would sleep for an hour.
+    body = HONEST + "import time\nsys.exit('no 2 bits') if request['layers'][0]['w_bits'] == 2 else time.sleep(3600)\n"
+    device = program(body + ANSWER, workers=2, timeout_s=1000, retries=0)
+    with pytest.raises(BackendError, match="no 2 bits"):
+        evaluate_costs(device, SMALL, [SMALL.uniform(bits) for bits in (2, 4, 8, 16)])
+    assert calls(tmp_path) <= 4
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
