@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
+from amed_env.hardware.backends import load_backend, make_backend
 from amed_env.hardware.config import parse_device_config
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.hardware.simulator import SystolicBackend
 from amed_env.registry import Registry, call_into_plugin, import_object
 
 GROUP = "amed_env.hardware"
@@ -101,7 +101,7 @@ def _load(spec: object) -> HardwareBackend:
     if isinstance(spec, type):
         return _instantiate(spec, f"device class {spec.__qualname__}", None)
     if isinstance(spec, Path) or (isinstance(spec, str) and spec.lower().endswith((".yaml", ".yml"))):
-        return SystolicBackend.from_file(spec)
+        return load_backend(spec)
     if not isinstance(spec, str):
         raise InputError(f"{spec!r} is no device; give a name, a device file, or a HardwareBackend. {_HINT}")
     if ":" in spec:
@@ -144,7 +144,7 @@ def _shipped() -> dict[str, Traversable]:
 
 
 def _load_shipped(entry: Traversable) -> HardwareBackend:
-    return SystolicBackend(parse_device_config(entry.read_text(encoding="utf-8"), where=entry.name))
+    return make_backend(parse_device_config(entry.read_text(encoding="utf-8"), where=entry.name))
 
 
 def _instantiate(found: object, what: str, name: str | None) -> HardwareBackend:
