@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
 
 from amed_env.hardware.systolic import IntArray, float_to_int64
 from amed_env.workload import Layer
@@ -54,31 +57,28 @@ class LayerArrays:
         Raises:
             WorkloadError: If a size is beyond int64.
         """
-
-        def array(what: str, numbers: list[int]) -> IntArray:
-            # Element counts that a layer derives from its shape can leave int64 (2^40 in each dimension).
-            return float_to_int64(f"{what} of a layer", numbers).reshape(shape)
-
         limit = 0 if lowered_up_to_channels is None else lowered_up_to_channels
-        lowered = [_positions(layer) > 1 and layer.in_channels <= limit for layer in layers]
-        inputs = [
-            layer.m * layer.k * layer.groups if low else layer.input_elements
-            for layer, low in zip(layers, lowered, strict=True)
-        ]
-        positions = [1 if low else _positions(layer) for layer, low in zip(layers, lowered, strict=True)]
-        shapes = GemmShapes(
-            *(array(name, [getattr(layer, name) for layer in layers]) for name in ("m", "n", "k", "groups")),
-            positions=array("kernel", positions),
-        )
-        return cls(
-            shapes,
-            array("input_elements", inputs),
-            array("weight_elements", [layer.weight_elements for layer in layers]),
-            array("output_elements", [layer.output_elements for layer in layers]),
-        )
+        rows = [_sizes(layer, limit) for layer in layers]
+        try:
+            columns = np.array(rows, dtype=np.int64).T.reshape(len(_COLUMNS), *shape)
+        except OverflowError:  # element counts that a layer derives from its shape can leave int64
+            for name, numbers in zip(_COLUMNS, zip(*rows, strict=True), strict=True):
+                float_to_int64(f"{name} of a layer", numbers)
+            raise
+        return cls(GemmShapes(*columns[:5]), *columns[5:])
 
 
-def _positions(layer: Layer) -> int:
-    """Kernel height x width, or 1 where `k` is no multiple of it."""
-    positions = layer.kernel[0] * layer.kernel[1]
-    return positions if layer.k % positions == 0 else 1
+_COLUMNS = ("m", "n", "k", "groups", "kernel", "input_elements", "weight_elements", "output_elements")
+_values = attrgetter(*_COLUMNS)
+
+
+def _sizes(layer: Layer, lowered_up_to_channels: int) -> tuple[int, ...]:
+    """The columns of a layer, with kernel height x width for its kernel."""
+    m, n, k, groups, (height, width), inputs, weights, outputs = _values(layer)
+    positions = height * width
+    if positions > 1:
+        if k % positions:
+            positions = 1
+        elif k * groups <= lowered_up_to_channels * positions:
+            positions, inputs = 1, m * k * groups
+    return m, n, k, groups, positions, inputs, weights, outputs

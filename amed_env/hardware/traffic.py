@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from amed_env.hardware.layer_arrays import LayerArrays
 from amed_env.hardware.systolic import FloatArray, IntArray
+
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,11 @@ class _Tensors:
     memory: MemorySystem
 
     @property
-    def inputs_fit(self) -> FloatArray:
+    def inputs_fit(self) -> BoolArray:
         return self.inputs <= self.memory.ifmap_room
 
     @property
-    def weights_fit(self) -> FloatArray:
+    def weights_fit(self) -> BoolArray:
         return self.weights <= self.memory.weight_room
 
     def orders(self, weight_bits: IntArray) -> Iterator[_Order]:

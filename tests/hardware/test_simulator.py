@@ -211,3 +211,33 @@ def test_the_json_of_a_cost_has_whole_cycles():
     first = document["layers"][0]
     assert first["name"] == "stem" and first["w_bits"] == 4 and isinstance(first["compute_cycles"], int)
     assert first["bound"] in ("compute", "memory")
+
+
+# Energy per multiply-accumulate at 45 nm: hsharma35/bitfusion, results/systolic_array_synth.csv, 4 x 4 arrays.
+@pytest.mark.parametrize(("wide", "narrow", "published"), [(16, 8, 2.96), (8, 4, 2.47), (4, 2, 2.03)])
+def test_energy_ratios_of_elements_built_for_a_width(wide, narrow, published):
+    energies = mac_energy_by_bits(load_device("bit-serial").config.energy.mac)
+    assert energies[wide] / energies[narrow] == pytest.approx(published, rel=0.01)
+
+
+def test_leakage_is_power_over_latency():
+    leaking = easy(
+        ("  dram:\n    pj_per_bit: 10", "  leakage: {power_mw: 4, source: made up}\n  dram:\n    pj_per_bit: 10")
+    )
+    with_it, without = (cost_of(device, SMALL.layers[0], 8).metrics for device in (leaking, easy()))
+    assert with_it["energy_uj"] == pytest.approx(without["energy_uj"] + 4 * with_it["latency_ms"])
+
+
+def test_bit_serial_cycles_by_hand():
+    # 1,000 windows by 16, 130 filters by 128, 500 products by 16: 63 x 2 x 32 steps of w x a cycles.
+    layer = Layer("l", "conv", m=1000, n=130, k=500)
+    for weight, activation in ((1, 1), (3, 7), (16, 8)):
+        metrics = load_device("bit-serial").layer_cost(layer, Precision(weight, activation))
+        assert metrics["compute_cycles"] == 63 * 2 * 32 * weight * activation
+
+
+def test_on_chip_traffic_by_hand():
+    # 8 pixels, 4 filters, 10 products on 4 x 4 output stationary: inputs once, weights twice, sums once.
+    layer = Layer("l", "conv", m=8, n=4, k=10, input_elements=50)
+    sram = easy().sram_traffic([layer], 4, 8)
+    assert (sram.ifmap_read_bits[0], sram.weight_read_bits[0], sram.ofmap_write_bits[0]) == (80 * 8, 80 * 4, 32 * 32)
