@@ -8,7 +8,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from amed_env.hardware.systolic import IntArray, float_to_int64
+from amed_env.hardware.systolic import FloatArray, IntArray, float_to_int64
 from amed_env.workload import Layer
 
 
@@ -40,6 +40,18 @@ class LayerArrays:
     input_elements: IntArray
     weight_elements: IntArray
     output_elements: IntArray
+
+    @property
+    def macs(self) -> FloatArray:
+        """Multiply-accumulates of all groups."""
+        shapes = self.shapes
+        return shapes.m.astype(np.float64) * shapes.n * shapes.k * shapes.groups
+
+    def __getitem__(self, block: slice) -> LayerArrays:
+        """Some of the layers along the last axis."""
+        shapes = GemmShapes(*(values[..., block] for values in vars(self.shapes).values()))
+        elements = (self.input_elements, self.weight_elements, self.output_elements)
+        return LayerArrays(shapes, *(values[..., block] for values in elements))
 
     @classmethod
     def of(

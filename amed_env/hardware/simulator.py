@@ -10,6 +10,7 @@ and what they leave out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +19,9 @@ import numpy.typing as npt
 
 from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import DeviceError
-from amed_env.hardware.arrays import make_array
+from amed_env.hardware.arrays import ArrayAccesses, make_array
 from amed_env.hardware.config import SystolicConfig, load_device_config
-from amed_env.hardware.energy import arithmetic_energy_pj, buffer_energy_pj, mac_energy_by_bits
+from amed_env.hardware.energy import EnergyModel, mac_energy_by_bits
 from amed_env.hardware.layer_arrays import LayerArrays
 from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.precision_models import PrecisionEffect, make_precision_model
@@ -32,6 +33,8 @@ from amed_env.workload import KINDS, Layer, Workload
 METRICS = ("latency_ms", "energy_uj", "cycles", "compute_cycles", "memory_cycles")
 _WHOLE = ("cycles", "compute_cycles", "memory_cycles")
 _BITS_PER_KIB = 8 * 1024
+_BLOCK = 16384
+"""Places of a table that are computed at a time: small enough for the caches, large enough for numpy."""
 
 
 class SramTraffic(NamedTuple):
@@ -66,7 +69,12 @@ class SystolicBackend(HardwareBackend):
             config.precision.model, config.precision.serial_operands, config.precision.serial_lanes
         )
         self._memory = _memory_system(config)
-        self._mac_pj = mac_energy_by_bits(config.energy.mac)
+        self._energy = EnergyModel(
+            mac_energy_by_bits(config.energy.mac),
+            config.energy.sram,
+            config.energy.dram.pj_per_bit,
+            config.precision.accumulator_bits,
+        )
 
     @classmethod
     def from_file(cls, path: str | Path) -> SystolicBackend:
@@ -133,11 +141,20 @@ class SystolicBackend(HardwareBackend):
             capabilities.require(first, Precision(weight, self.config.precision.activation_bits[0]), self.name)
         for activation in activation_bits:
             capabilities.require(first, Precision(self.config.precision.weight_bits[0], activation), self.name)
-        metrics = self._simulate(
-            self._arrays(workload.layers, (len(workload), 1, 1)),
-            np.array(weight_bits, dtype=np.int64).reshape(1, -1, 1),
-            np.array(activation_bits, dtype=np.int64).reshape(1, 1, -1),
-        )
+        # Layers lie along the last axis while it is computed, so that numpy's inner loops are long, and are
+        # computed in blocks that stay in the caches.
+        weights = np.array(weight_bits, dtype=np.int64).reshape(-1, 1, 1)
+        activations = np.array(activation_bits, dtype=np.int64).reshape(1, -1, 1)
+        pairs = weights.size * activations.size
+        work = self._work(self._arrays(workload.layers, (1, 1, len(workload))), weights, activations)
+        metrics = {metric: np.empty((weights.size, activations.size, len(workload))) for metric in METRICS}
+        size = max(1, _BLOCK // pairs)
+        for start in range(0, len(workload), size):
+            block = slice(start, start + size)
+            for metric, values in self._simulate(work[block], weights, activations).items():
+                metrics[metric][..., block] = values
+        float_to_int64("cycles of a layer", metrics["cycles"].max())
+        metrics = {metric: np.moveaxis(values, -1, 0) for metric, values in metrics.items()}
         return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
 
     def dram_traffic(
@@ -166,46 +183,44 @@ class SystolicBackend(HardwareBackend):
     def _layer_metrics(self, layers: Sequence[Layer], precisions: Sequence[Precision]) -> list[dict[str, float]]:
         weight_bits = np.array([precision.weight_bits for precision in precisions], dtype=np.int64)
         activation_bits = np.array([precision.activation_bits for precision in precisions], dtype=np.int64)
-        metrics = self._simulate(self._arrays(layers, (len(layers),)), weight_bits, activation_bits)
+        work = self._work(self._arrays(layers, (len(layers),)), weight_bits, activation_bits)
+        metrics = self._simulate(work, weight_bits, activation_bits)
+        float_to_int64("cycles of a layer", metrics["cycles"].max())
         columns = {
             metric: (values.astype(np.int64) if metric in _WHOLE else values).tolist()
             for metric, values in metrics.items()
         }
         return [{metric: column[i] for metric, column in columns.items()} for i in range(len(layers))]
 
-    def _simulate(self, layers: LayerArrays, weight_bits: IntArray, activation_bits: IntArray) -> dict[str, FloatArray]:
-        """Metrics of layers at widths as float64; all arrays broadcast."""
-        config, energy = self.config, self.config.energy
+    def _work(self, layers: LayerArrays, weight_bits: IntArray, activation_bits: IntArray) -> _Work:
         effect = self._model.effect(weight_bits, activation_bits)
-        distinct, place = _distinct_effects(effect)
-        compute = place(self._array.cycles(layers.shapes, distinct).astype(np.float64))
-        accesses = self._array.accesses(layers.shapes, distinct)
-        accesses = accesses._replace(sum_writes=place(accesses.sum_writes))
-        traffic = plan_traffic(layers, weight_bits, activation_bits, self._memory)
-        total_bits = traffic.total_bits
-        memory = np.ceil(total_bits / config.bandwidth_bits_per_cycle)
+        distinct, index = _distinct_effects(effect)
+        cycles = self._array.cycles(layers.shapes, distinct).astype(np.float64)
+        return _Work(layers, effect, index, cycles, self._array.accesses(layers.shapes, distinct))
+
+    def _simulate(self, work: _Work, weight_bits: IntArray, activation_bits: IntArray) -> dict[str, FloatArray]:
+        """Metrics of layers at widths as float64; all arrays broadcast."""
+        config = self.config
+        compute, sum_writes = work.at_widths(work.cycles), work.at_widths(work.accesses.sum_writes)
+        traffic = plan_traffic(work.layers, weight_bits, activation_bits, self._memory)
+        memory = np.ceil(traffic.total_bits / config.bandwidth_bits_per_cycle)
         busy = compute
         if config.dram.exposed_transfers:
             busy = compute + np.ceil(traffic.resident_bits / config.bandwidth_bits_per_cycle)
-        cycles = np.maximum(busy, memory) + config.array.overhead_cycles_per_layer
-        float_to_int64("cycles of a layer", cycles.max(initial=0))
+        cycles = np.maximum(busy, memory)
+        if config.array.overhead_cycles_per_layer:
+            cycles += config.array.overhead_cycles_per_layer
         latency_ms = cycles / (config.array.clock_mhz * 1e3)
-        energy_pj = (
-            arithmetic_energy_pj(layers, weight_bits, activation_bits, self._mac_pj)
-            + buffer_energy_pj(
-                accesses,
-                effect,
-                weight_bits,
-                activation_bits,
-                traffic,
-                config.precision.accumulator_bits,
-                energy.sram,
-            )
-            + total_bits * energy.dram.pj_per_bit
+        energy_uj = self._energy.energy_uj(
+            work.layers.macs,
+            work.accesses._replace(sum_writes=sum_writes),
+            traffic,
+            work.effect,
+            weight_bits,
+            activation_bits,
         )
-        energy_uj = energy_pj * 1e-6
-        if energy.leakage is not None:
-            energy_uj = energy_uj + latency_ms * energy.leakage.power_mw
+        if config.energy.leakage is not None:
+            energy_uj += latency_ms * config.energy.leakage.power_mw
         return {
             "latency_ms": latency_ms,
             "energy_uj": energy_uj,
@@ -213,6 +228,33 @@ class SystolicBackend(HardwareBackend):
             "compute_cycles": compute,
             "memory_cycles": memory,
         }
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What layers ask of the array.
+
+    Attributes:
+        layers: The layers.
+        effect: The effect of the widths.
+        index: Where the widths of a table are found among the distinct effects; None outside tables.
+        cycles: Compute cycles by distinct effect.
+        accesses: Accesses of the on-chip buffers by distinct effect.
+    """
+
+    layers: LayerArrays
+    effect: PrecisionEffect
+    index: IntArray | None
+    cycles: FloatArray
+    accesses: ArrayAccesses
+
+    def __getitem__(self, block: slice) -> _Work:
+        accesses = ArrayAccesses(*(values[..., block] for values in self.accesses))
+        return _Work(self.layers[block], self.effect, self.index, self.cycles[..., block], accesses)
+
+    def at_widths(self, values: FloatArray) -> FloatArray:
+        """Values of distinct effects, put where the widths are."""
+        return values if self.index is None else np.asarray(values[:, 0, :].take(self.index, axis=0))
 
 
 def _memory_system(config: SystolicConfig) -> MemorySystem:
@@ -230,26 +272,18 @@ def _memory_system(config: SystolicConfig) -> MemorySystem:
     )
 
 
-class _Place:
-    """Puts values of distinct effects where the widths are; the identity outside tables."""
+def _distinct_effects(effect: PrecisionEffect) -> tuple[PrecisionEffect, IntArray | None]:
+    """The effects that differ in cycles, once each: a table of 8 x 8 widths has but a handful of them.
 
-    def __init__(self, index: IntArray | None) -> None:
-        self._index = index
-
-    def __call__(self, values: FloatArray) -> FloatArray:
-        if self._index is None:
-            return values
-        return np.asarray(values[:, 0, :].take(self._index, axis=1))
-
-
-def _distinct_effects(effect: PrecisionEffect) -> tuple[PrecisionEffect, _Place]:
-    """The effects that differ in cycles, once each: a table of 8 x 8 widths has but a handful of them."""
+    Returns:
+        The distinct effects along the first axis, and where those of the widths are found among them.
+    """
     if effect.passes.ndim != 3:
-        return effect, _Place(None)
+        return effect, None
     pairs = np.stack([effect.reduction_split.ravel(), effect.passes.ravel()], axis=1)
     _, first, index = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    chosen = PrecisionEffect(*(values.ravel()[first].reshape(1, 1, -1) for values in vars(effect).values()))
-    return chosen, _Place(index.reshape(effect.passes.shape[1:]))
+    chosen = PrecisionEffect(*(values.ravel()[first].reshape(-1, 1, 1) for values in vars(effect).values()))
+    return chosen, index.reshape(effect.passes.shape[:2])
 
 
 def _bound(metrics: Mapping[str, float]) -> str:

@@ -7,6 +7,7 @@ arrays of layers x weight widths or layers x activation widths.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from amed_env.hardware.layer_arrays import LayerArrays
 from amed_env.hardware.systolic import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
+_NEVER = 1e30
 
 
 @dataclass(frozen=True)
@@ -52,40 +54,55 @@ class DramTraffic:
     Attributes:
         ifmap_bits: Activations read.
         weight_bits: Weights read.
-        ofmap_read_bits: Sums read back, to be added to.
-        ofmap_write_bits: Outputs and sums written.
+        spilled_bits: Sums that are written and read back between parts of K, both ways together.
+        loaded_bits: Sums read before the first product.
+        stored_bits: Outputs, or sums, written after the last one.
+        total_bits: All of them.
         resident_bits: The share that is loaded before the first and stored after the last product: tensors
             that fit their buffer as a whole.
     """
 
     ifmap_bits: FloatArray
     weight_bits: FloatArray
-    ofmap_read_bits: FloatArray
-    ofmap_write_bits: FloatArray
+    spilled_bits: FloatArray
+    loaded_bits: FloatArray
+    stored_bits: FloatArray
+    total_bits: FloatArray
     resident_bits: FloatArray
+
+    @property
+    def ofmap_read_bits(self) -> FloatArray:
+        """Sums read, to be added to."""
+        return self.spilled_bits / 2 + self.loaded_bits
+
+    @property
+    def ofmap_write_bits(self) -> FloatArray:
+        """Sums and outputs written."""
+        return self.spilled_bits / 2 + self.stored_bits
 
     @property
     def ofmap_bits(self) -> FloatArray:
         """Sums and outputs, read and written."""
-        return self.ofmap_read_bits + self.ofmap_write_bits
+        return self.spilled_bits + (self.loaded_bits + self.stored_bits)
 
     @property
     def read_bits(self) -> FloatArray:
         """Everything that is read."""
         return self.ifmap_bits + self.weight_bits + self.ofmap_read_bits
 
-    @property
-    def total_bits(self) -> FloatArray:
-        """All three tensors."""
-        return self.ifmap_bits + self.weight_bits + self.ofmap_bits
-
 
 class _Order(NamedTuple):
-    """A loop order: bits of activations, of weights, and of sums that leave and come back."""
+    """A loop order: bits of activations, of weights, and of sums that leave and come back, of all groups."""
 
     ifmap: FloatArray
     weight: FloatArray
     spilled: FloatArray
+
+    def total(self) -> FloatArray:
+        """All of them; small arrays are added first."""
+        if self.spilled.size > self.weight.size:
+            return self.weight + (self.ifmap + self.spilled)
+        return self.ifmap + (self.weight + self.spilled)
 
 
 def plan_traffic(
@@ -115,111 +132,149 @@ def plan_traffic(
     """
     shapes = layers.shapes
     groups, m, n = (values.astype(np.float64) for values in (shapes.groups, shapes.m, shapes.n))
-    inputs = layers.input_elements / groups * activation_bits
-    weights = layers.weight_elements / groups * weight_bits
-    elements = layers.output_elements / groups
+    elements = layers.output_elements.astype(np.float64)
     if memory.whole_columns:
         elements = elements / n * np.ceil(n / memory.cols) * memory.cols
     sums = elements * memory.accumulator_bits
-    spills = np.where(sums <= memory.ofmap_room, 0.0, 2 * sums)
-    tensors = _Tensors(m, n, shapes.k.astype(np.float64), inputs, weights, spills, memory)
-    best = _cheapest(tensors.orders(weight_bits))
-    once = sums if memory.writes_sums else elements * activation_bits
-    read_back = best.spilled / 2
-    first = sums if memory.loads_sums else np.zeros_like(sums)
+    tensors = _Tensors(
+        m,
+        n,
+        k=shapes.k.astype(np.float64),
+        groups=groups,
+        inputs=layers.input_elements.astype(np.float64) * activation_bits,
+        weights=layers.weight_elements.astype(np.float64) * weight_bits,
+        sums=sums,
+        memory=memory,
+    )
+    best, least = _cheapest(tensors.by_filters(weight_bits), tensors.other_orders())
+    stored = sums if memory.writes_sums else elements * activation_bits
+    loaded = sums if memory.loads_sums else np.zeros_like(sums)
     resident = (
-        np.where(tensors.inputs_fit, inputs, 0)
-        + np.where(tensors.weights_fit, weights, 0)
-        + np.where(sums <= memory.ofmap_room, once + first, 0)
-    )
-    return DramTraffic(
-        ifmap_bits=groups * best.ifmap,
-        weight_bits=groups * best.weight,
-        ofmap_read_bits=groups * (read_back + first),
-        ofmap_write_bits=groups * (read_back + once),
-        resident_bits=resident,
-    )
+        np.where(tensors.inputs_fit, tensors.inputs, 0)
+        + np.where(tensors.weights_fit, tensors.weights, 0)
+        + np.where(tensors.sums_fit, stored + loaded, 0)
+    ) / groups
+    return DramTraffic(best.ifmap, best.weight, best.spilled, loaded, stored, least + (loaded + stored), resident)
 
 
 @dataclass(frozen=True)
 class _Tensors:
-    """One group of each layer in bits, and the orders in which it can be worked on."""
+    """Layers as bits of all groups, and the orders in which they can be worked on, group by group."""
 
     m: FloatArray
     n: FloatArray
     k: FloatArray
+    groups: FloatArray
     inputs: FloatArray
     weights: FloatArray
-    spills: FloatArray
+    sums: FloatArray
     memory: MemorySystem
 
     @property
     def inputs_fit(self) -> BoolArray:
-        return self.inputs <= self.memory.ifmap_room
+        return self.inputs <= self.memory.ifmap_room * self.groups
 
     @property
     def weights_fit(self) -> BoolArray:
-        return self.weights <= self.memory.weight_room
+        return self.weights <= self.memory.weight_room * self.groups
 
-    def orders(self, weight_bits: IntArray) -> Iterator[_Order]:
+    @property
+    def sums_fit(self) -> BoolArray:
+        return self.sums <= self.memory.ofmap_room * self.groups
+
+    @property
+    def inputs_again(self) -> FloatArray:
+        """Activations that move again with every further tile."""
+        return np.where(self.inputs_fit, 0, self.inputs)
+
+    @property
+    def weights_again(self) -> FloatArray:
+        """Weights that move again with every further tile."""
+        return np.where(self.weights_fit, 0, self.weights)
+
+    @property
+    def spills(self) -> FloatArray:
+        """Sums that leave and come back between parts of K."""
+        return np.where(self.sums_fit, 0, 2 * self.sums)
+
+    @property
+    def sums_held(self) -> float:
+        return math.floor(self.memory.ofmap_room / self.memory.accumulator_bits)
+
+    def by_filters(self, weight_bits: IntArray) -> _Order:
+        """Sums or weights stay, with one, two, four ... groups of columns worked on together.
+
+        A new first axis runs over the numbers of filters.
+        """
+        memory = self.memory
+        steps = 1 + math.ceil(math.log2(max(1.0, self.n.max(initial=1) / memory.cols)))
+        together = memory.cols * 2.0 ** np.arange(steps).reshape(-1, *(1,) * self.n.ndim)
+        q = np.minimum(self.n, together)
+        ifmap = self.inputs + self.inputs_again * _further_tiles(self.n, q)
+        # Sums stay. The buffer holds those of a pixel and one group of columns in any case.
+        wide = np.ceil(q / memory.cols) * memory.cols if memory.whole_columns else q
+        pixels = np.floor(self.sums_held / wide)
+        pixels[0] = np.maximum(pixels[0], 1)
+        weight = self.weights + self.weights_again * _further_tiles(self.m, pixels)
+        # Weights stay, a part of K at a time.
+        depth = np.floor(memory.weight_room / (q * weight_bits))
+        spilled = self.spills * _further_tiles(self.k, depth)
+        parts_stay = self.weights + spilled < weight
+        return _Order(ifmap, np.where(parts_stay, self.weights, weight), np.where(parts_stay, spilled, 0))
+
+    def other_orders(self) -> Iterator[_Order]:
+        """Whole filters stay; all activations of a part of K stay; activations of some pixels stay."""
         memory, zero = self.memory, np.zeros(())
-        inputs_again = np.where(self.inputs_fit, 0, self.inputs)
-        weights_again = np.where(self.weights_fit, 0, self.weights)
-        sums_held = np.floor(memory.ofmap_room / memory.accumulator_bits)
-
-        # Whole filters stay, in groups of columns if the buffer holds that many.
-        filters = np.floor(memory.weight_room * self.n / self.weights)
+        filters = np.floor(memory.weight_room * self.groups * self.n / self.weights)
         filters = np.where(filters >= memory.cols, np.floor(filters / memory.cols) * memory.cols, filters)
-        again = _tiles(self.n, filters) - 1
-        yield _Order(self.inputs + _repeated(inputs_again, again), self.weights, zero)
+        yield _Order(self.inputs + self.inputs_again * _further_tiles(self.n, filters), self.weights, zero)
 
-        # Activations of all pixels stay, a part of K at a time.
-        yield _Order(self.inputs, self.weights, self.spills * (np.ceil(self.inputs / memory.ifmap_room) - 1))
+        parts = np.ceil(self.inputs / (memory.ifmap_room * self.groups))
+        yield _Order(self.inputs, self.weights, self.spills * (parts - 1))
 
-        # Activations of some pixels stay.
         columns = np.minimum(self.n, memory.cols)
-        pixels = np.floor(np.minimum(memory.ifmap_room * self.m / self.inputs, sums_held / columns))
-        again = _tiles(self.m, pixels) - 1
-        yield _Order(self.inputs, self.weights + _repeated(weights_again, again), zero)
-
-        together = memory.cols
-        while True:
-            q = np.minimum(self.n, together)
-            ifmap = self.inputs + inputs_again * (np.ceil(self.n / q) - 1)
-            # Sums stay. The buffer holds those of a pixel and one group of columns in any case.
-            wide = np.ceil(q / memory.cols) * memory.cols if memory.whole_columns else q
-            pixels = np.floor(sums_held / wide)
-            pixels = np.maximum(pixels, 1) if together == memory.cols else pixels
-            weight = self.weights + _repeated(weights_again, _tiles(self.m, pixels) - 1)
-            # Weights stay, a part of K at a time.
-            parts = _tiles(self.k, np.floor(memory.weight_room / (q * weight_bits)))
-            spilled = _repeated(self.spills, parts - 1)
-            parts_stay = self.weights + spilled < weight
-            yield _Order(ifmap, np.where(parts_stay, self.weights, weight), np.where(parts_stay, spilled, 0))
-            if together >= self.n.max(initial=1):
-                return
-            together *= 2
+        pixels = np.floor(np.minimum(memory.ifmap_room * self.groups * self.m / self.inputs, self.sums_held / columns))
+        yield _Order(self.inputs, self.weights + self.weights_again * _further_tiles(self.m, pixels), zero)
 
 
-def _cheapest(orders: Iterator[_Order]) -> _Order:
-    """The order with the least traffic, place by place."""
-    best = next(orders)
-    least = best.ifmap + best.weight + best.spilled
-    for order in orders:
-        total = order.ifmap + (order.weight + order.spilled)
-        better = total < least
+def _cheapest(stack: _Order, others: Iterator[_Order]) -> tuple[_Order, FloatArray]:
+    """The order with the least traffic, place by place, and that traffic; the first of equals.
+
+    Args:
+        stack: Orders along the first axis.
+        others: Further ones.
+    """
+    rest = stack.weight + stack.spilled
+    least = np.asarray(stack.ifmap[0] + rest[0])
+    chosen = np.zeros(least.shape, dtype=np.int8)
+    total, better = np.empty_like(least), np.empty(least.shape, dtype=np.bool_)
+    for place in range(1, len(rest)):
+        np.add(stack.ifmap[place], rest[place], out=total)
+        np.less(total, least, out=better)
+        np.copyto(chosen, place, where=better)
+        np.minimum(total, least, out=least)
+    best = _Order(*_gather(stack, chosen))
+    for order in others:
+        total = np.asarray(order.total())
+        np.less(total, least, out=better)
         if better.any():
-            least = np.where(better, total, least)
-            best = _Order(*(np.where(better, new, old) for new, old in zip(order, best, strict=True)))
-    return best
+            np.minimum(total, least, out=least)
+            for values, part in zip(best, order, strict=True):
+                np.copyto(values, part, where=better)
+    return best, least
 
 
-def _tiles(size: FloatArray, tile: FloatArray) -> FloatArray:
-    """Number of tiles, infinite where a tile is empty."""
-    return np.where(tile >= 1, np.ceil(size / np.maximum(tile, 1)), np.inf)
+def _gather(stack: _Order, chosen: npt.NDArray[np.int8]) -> Iterator[FloatArray]:
+    """At every place the values of the chosen entry of the first axis; the others broadcast to the choice."""
+    shape: tuple[int, ...] = ()
+    for values in stack:
+        if values.shape[1:] != shape:  # weights and sums have one shape, and so one index
+            shape = values.shape[1:]
+            size = math.prod(shape)
+            index = chosen * np.int64(size) + np.arange(size).reshape(shape)
+        yield np.ascontiguousarray(values).ravel().take(index)
 
 
-def _repeated(bits: FloatArray, times: FloatArray) -> FloatArray:
-    """Bits that are moved again so many times; 0 for a tensor that need not move again, even without a tile."""
-    with np.errstate(invalid="ignore"):
-        return np.where(bits > 0, bits * times, 0)
+def _further_tiles(size: FloatArray, tile: FloatArray) -> FloatArray:
+    """Tiles after the first one; beyond all measure where a tile is empty, so that nobody chooses it."""
+    return np.where(tile >= 1, np.ceil(size / np.maximum(tile, 1)) - 1, _NEVER)
