@@ -148,7 +148,7 @@ class SystolicBackend(HardwareBackend):
         pairs = weights.size * activations.size
         work = self._work(self._arrays(workload.layers, (1, 1, len(workload))), weights, activations)
         metrics = {metric: np.empty((weights.size, activations.size, len(workload))) for metric in METRICS}
-        size = max(1, _BLOCK // pairs)
+        size = -(-len(workload) // max(1, round(len(workload) * pairs / _BLOCK)))  # blocks of about the same size
         for start in range(0, len(workload), size):
             block = slice(start, start + size)
             for metric, values in self._simulate(work[block], weights, activations).items():
@@ -280,8 +280,8 @@ def _distinct_effects(effect: PrecisionEffect) -> tuple[PrecisionEffect, IntArra
     """
     if effect.passes.ndim != 3:
         return effect, None
-    pairs = np.stack([effect.reduction_split.ravel(), effect.passes.ravel()], axis=1)
-    _, first, index = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    pairs = effect.reduction_split * (effect.passes.max() + 1) + effect.passes
+    _, first, index = np.unique(pairs.ravel(), return_index=True, return_inverse=True)
     chosen = PrecisionEffect(*(values.ravel()[first].reshape(-1, 1, 1) for values in vars(effect).values()))
     return chosen, index.reshape(effect.passes.shape[:2])
 

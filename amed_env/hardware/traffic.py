@@ -58,8 +58,8 @@ class DramTraffic:
         loaded_bits: Sums read before the first product.
         stored_bits: Outputs, or sums, written after the last one.
         total_bits: All of them.
-        resident_bits: The share that is loaded before the first and stored after the last product: tensors
-            that fit their buffer as a whole.
+        resident: The share of activations, of weights, and of sums and outputs that is loaded before the first
+            and stored after the last product: tensors that fit their buffer as a whole.
     """
 
     ifmap_bits: FloatArray
@@ -68,7 +68,13 @@ class DramTraffic:
     loaded_bits: FloatArray
     stored_bits: FloatArray
     total_bits: FloatArray
-    resident_bits: FloatArray
+    resident: tuple[FloatArray, FloatArray, FloatArray]
+
+    @property
+    def resident_bits(self) -> FloatArray:
+        """The share of all tensors that is loaded before the first and stored after the last product."""
+        ifmap, weight, ofmap = self.resident
+        return ifmap + weight + ofmap
 
     @property
     def ofmap_read_bits(self) -> FloatArray:
@@ -149,11 +155,7 @@ def plan_traffic(
     best, least = _cheapest(tensors.by_filters(weight_bits), tensors.other_orders())
     stored = sums if memory.writes_sums else elements * activation_bits
     loaded = sums if memory.loads_sums else np.zeros_like(sums)
-    resident = (
-        np.where(tensors.inputs_fit, tensors.inputs, 0)
-        + np.where(tensors.weights_fit, tensors.weights, 0)
-        + np.where(tensors.sums_fit, stored + loaded, 0)
-    ) / groups
+    resident = tensors.resident(loaded + stored)
     return DramTraffic(best.ifmap, best.weight, best.spilled, loaded, stored, least + (loaded + stored), resident)
 
 
@@ -200,6 +202,14 @@ class _Tensors:
     @property
     def sums_held(self) -> float:
         return math.floor(self.memory.ofmap_room / self.memory.accumulator_bits)
+
+    def resident(self, outputs: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Bits of a group's tensors where they fit their buffer as a whole."""
+        return (
+            np.where(self.inputs_fit, self.inputs, 0) / self.groups,
+            np.where(self.weights_fit, self.weights, 0) / self.groups,
+            np.where(self.sums_fit, outputs, 0) / self.groups,
+        )
 
     def by_filters(self, weight_bits: IntArray) -> _Order:
         """Sums or weights stay, with one, two, four ... groups of columns worked on together.
@@ -251,7 +261,7 @@ def _cheapest(stack: _Order, others: Iterator[_Order]) -> tuple[_Order, FloatArr
     for place in range(1, len(rest)):
         np.add(stack.ifmap[place], rest[place], out=total)
         np.less(total, least, out=better)
-        np.copyto(chosen, place, where=better)
+        np.maximum(chosen, better.view(np.int8) * np.int8(place), out=chosen)  # places rise
         np.minimum(total, least, out=least)
     best = _Order(*_gather(stack, chosen))
     for order in others:
@@ -259,8 +269,7 @@ def _cheapest(stack: _Order, others: Iterator[_Order]) -> tuple[_Order, FloatArr
         np.less(total, least, out=better)
         if better.any():
             np.minimum(total, least, out=least)
-            for values, part in zip(best, order, strict=True):
-                np.copyto(values, part, where=better)
+            best = _Order(*(np.where(better, part, values) for values, part in zip(best, order, strict=True)))
     return best, least
 
 
