@@ -74,7 +74,8 @@ class EnergyModel:
         energy += accesses.sum_writes * (per_sum * _UJ)
         energy += traffic.ifmap_bits * ((sram.ifmap_write_pj_per_bit + dram) * _UJ)
         energy += traffic.weight_bits * ((sram.weight_write_pj_per_bit + dram) * _UJ)
-        energy += traffic.spilled_bits * ((sram.ofmap_write_pj_per_bit / 2 + dram) * _UJ)
+        if traffic.spilled_bits.any():
+            energy += traffic.spilled_bits * ((sram.ofmap_write_pj_per_bit / 2 + dram) * _UJ)
         energy += traffic.loaded_bits * ((sram.ofmap_write_pj_per_bit + dram) * _UJ) + traffic.stored_bits * (
             dram * _UJ
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 
 import numpy as np
@@ -72,11 +73,12 @@ class LayerArrays:
         limit = 0 if lowered_up_to_channels is None else lowered_up_to_channels
         rows = [_sizes(layer, limit) for layer in layers]
         try:
-            columns = np.array(rows, dtype=np.int64).T.reshape(len(_COLUMNS), *shape)
+            flat = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=len(rows) * len(_COLUMNS))
         except OverflowError:  # element counts that a layer derives from its shape can leave int64
             for name, numbers in zip(_COLUMNS, zip(*rows, strict=True), strict=True):
                 float_to_int64(f"{name} of a layer", numbers)
             raise
+        columns = flat.reshape(-1, len(_COLUMNS)).T.reshape(len(_COLUMNS), *shape)
         return cls(GemmShapes(*columns[:5]), *columns[5:])
 
 
