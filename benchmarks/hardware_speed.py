@@ -4,9 +4,10 @@
     python benchmarks/hardware_speed.py --scale-sim /path/to/its/environment/bin/python
 
 A configuration is a layer at one weight width and one activation width, with all metrics of the device. Every figure is
-measured for at least two seconds. `--scale-sim` times SCALE-Sim beside it, on three layers of ResNet-18 at one width:
-make it an environment of its own (`python -m venv scale-sim && scale-sim/bin/pip install scalesim "numpy<2"`) and name the Python
-in it. Nothing of it is installed or needed otherwise.
+measured for at least two seconds. `--scale-sim` times SCALE-Sim beside it, on three layers of ResNet-18 at one width.
+Make it an environment of its own and name the Python in it; nothing of it is needed otherwise:
+
+    python -m venv scale-sim && scale-sim/bin/pip install scalesim "numpy<2"
 """
 
 from __future__ import annotations
