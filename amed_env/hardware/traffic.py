@@ -8,7 +8,7 @@ arrays of layers x weight widths or layers x activation widths.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -211,10 +211,12 @@ class _Tensors:
             np.where(self.sums_fit, outputs, 0) / self.groups,
         )
 
-    def by_filters(self, weight_bits: IntArray) -> _Order:
+    def by_filters(self, weight_bits: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Sums or weights stay, with one, two, four ... groups of columns worked on together.
 
-        A new first axis runs over the numbers of filters.
+        Returns:
+            Bits of activations; of weights and sums that leave and come back together; of these sums alone. A
+            new first axis runs over the numbers of filters.
         """
         memory = self.memory
         steps = 1 + math.ceil(math.log2(max(1.0, self.n.max(initial=1) / memory.cols)))
@@ -229,8 +231,9 @@ class _Tensors:
         # Weights stay, a part of K at a time.
         depth = np.floor(memory.weight_room / (q * weight_bits))
         spilled = self.spills * _further_tiles(self.k, depth)
-        parts_stay = self.weights + spilled < weight
-        return _Order(ifmap, np.where(parts_stay, self.weights, weight), np.where(parts_stay, spilled, 0))
+        parts_stay = self.weights + spilled
+        rest = np.minimum(weight, parts_stay)
+        return ifmap, rest, np.where(parts_stay < weight, spilled, 0)
 
     def other_orders(self) -> Iterator[_Order]:
         """Whole filters stay; all activations of a part of K stay; activations of some pixels stay."""
@@ -247,23 +250,25 @@ class _Tensors:
         yield _Order(self.inputs, self.weights + self.weights_again * _further_tiles(self.m, pixels), zero)
 
 
-def _cheapest(stack: _Order, others: Iterator[_Order]) -> tuple[_Order, FloatArray]:
+def _cheapest(stack: tuple[FloatArray, FloatArray, FloatArray], others: Iterator[_Order]) -> tuple[_Order, FloatArray]:
     """The order with the least traffic, place by place, and that traffic; the first of equals.
 
     Args:
-        stack: Orders along the first axis.
+        stack: Orders along the first axis, as `_Tensors.by_filters` answers.
         others: Further ones.
     """
-    rest = stack.weight + stack.spilled
-    least = np.asarray(stack.ifmap[0] + rest[0])
+    inputs, rest, _ = stack
+    least = np.asarray(inputs[0] + rest[0])
     chosen = np.zeros(least.shape, dtype=np.int8)
     total, better = np.empty_like(least), np.empty(least.shape, dtype=np.bool_)
     for place in range(1, len(rest)):
-        np.add(stack.ifmap[place], rest[place], out=total)
+        np.add(inputs[place], rest[place], out=total)
         np.less(total, least, out=better)
         np.maximum(chosen, better.view(np.int8) * np.int8(place), out=chosen)  # places rise
         np.minimum(total, least, out=least)
-    best = _Order(*_gather(stack, chosen))
+    ifmap, weight, spilled = _gather(stack, chosen)
+    weight -= spilled
+    best = _Order(ifmap, weight, spilled)
     for order in others:
         total = np.asarray(order.total())
         np.less(total, least, out=better)
@@ -273,7 +278,7 @@ def _cheapest(stack: _Order, others: Iterator[_Order]) -> tuple[_Order, FloatArr
     return best, least
 
 
-def _gather(stack: _Order, chosen: npt.NDArray[np.int8]) -> Iterator[FloatArray]:
+def _gather(stack: Sequence[FloatArray], chosen: npt.NDArray[np.int8]) -> Iterator[FloatArray]:
     """At every place the values of the chosen entry of the first axis; the others broadcast to the choice."""
     shape: tuple[int, ...] = ()
     for values in stack:
