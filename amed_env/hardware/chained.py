@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.allocation import BitAllocation
-from amed_env.hardware.config import parse_device_config
+from amed_env.hardware.config import SystolicConfig, parse_device_config
 from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.hardware.simulator import SystolicBackend
@@ -52,7 +52,9 @@ class ChainedBackend(HardwareBackend):
 
     def __init__(self, kept_kib: float = 8.0) -> None:
         self.kept_kib = kept_kib
-        self._device = SystolicBackend(parse_device_config(_DEVICE, "bitfusion-chained"))
+        config = parse_device_config(_DEVICE, "bitfusion-chained")
+        assert isinstance(config, SystolicConfig)  # as bitfusion is
+        self._device = SystolicBackend(config)
         self.bits = self._device.bits
 
     def capabilities(self) -> Capabilities:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from amed_env.errors import DeviceError
+from amed_env.hardware.backends import load_backend
 from amed_env.hardware.command import CommandBackend
 from amed_env.hardware.command_config import FORMAT as COMMAND_FORMAT
 from amed_env.hardware.command_config import parse_command_config
@@ -14,7 +15,6 @@ from amed_env.hardware.lookup_config import parse_table_config
 from amed_env.hardware.lookup_files import load_table
 from amed_env.hardware.lookup_table import TableBackend
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.hardware.simulator import SystolicBackend
 from amed_env.hardware.yaml_lines import YamlDocument
 
 TABLE_SUFFIXES = (".csv", ".npy")
@@ -43,7 +43,7 @@ def load_device_file(path: Path) -> HardwareBackend:
         config = parse_table_config(document)
         table = load_table(path.parent / config.table, config.clock_mhz)
         return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
-    return SystolicBackend.from_file(path)
+    return load_backend(path)
 
 
 def device_file_digest(path: Path) -> str:

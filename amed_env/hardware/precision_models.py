@@ -1,38 +1,21 @@
 """How the widths of weights and activations change the work of a processing element.
 
-A model answers for arrays of widths how a matrix product shrinks (`reduction_split`) and how often it must
-run (`passes`). Models of another kind override `compute_cycles`. A new model is a subclass in
-`PRECISION_MODELS`.
+A model answers for arrays of widths how a matrix product shrinks (`reduction_split`), how often it must run
+(`passes`), and how often operands are read again for it. A new model is a subclass in `PRECISION_MODELS`.
 """
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from amed_env.errors import DeviceError, UnknownNameError
-from amed_env.hardware.systolic import Dataflow, IntArray, ceil_divide, checked_product, gemm_cycles
+from amed_env.hardware.systolic import IntArray, ceil_divide
 
-
-@dataclass(frozen=True)
-class SystolicArray:
-    """The grid of processing elements: rows, columns and dataflow (`os`, `ws`, `is`)."""
-
-    rows: int
-    cols: int
-    dataflow: Dataflow
-
-
-@dataclass(frozen=True)
-class GemmShapes:
-    """Matrix products of layers: int64 arrays m, n, k of one group, and the number of groups."""
-
-    m: IntArray
-    n: IntArray
-    k: IntArray
-    groups: IntArray
+SerialOperands = Literal["weights", "activations", "both"]
 
 
 @dataclass(frozen=True)
@@ -41,18 +24,15 @@ class PrecisionEffect:
 
     Attributes:
         reduction_split: Products that it multiplies and adds at once; K shrinks by this, rounded up.
-        weight_passes: Parts into which a weight is cut; the product runs once for each.
-        activation_passes: Parts into which an activation is cut; the product runs once for each.
+        passes: Runs of the whole product, one for each pair of parts into which the operands are cut.
+        ifmap_rereads: How often activations are read from their buffer for all passes together.
+        weight_rereads: The same for weights.
     """
 
     reduction_split: IntArray
-    weight_passes: IntArray
-    activation_passes: IntArray
-
-    @property
-    def passes(self) -> IntArray:
-        """Runs of the whole product."""
-        return self.weight_passes * self.activation_passes
+    passes: IntArray
+    ifmap_rereads: IntArray
+    weight_rereads: IntArray
 
 
 class PrecisionModel(abc.ABC):
@@ -64,7 +44,7 @@ class PrecisionModel(abc.ABC):
     """
 
     name: str
-    widest: int
+    widest: int = 16
 
     @abc.abstractmethod
     def effect(self, weight_bits: IntArray, activation_bits: IntArray) -> PrecisionEffect:
@@ -77,18 +57,6 @@ class PrecisionModel(abc.ABC):
         Raises:
             DeviceError: If a width is out of range.
         """
-
-    def compute_cycles(
-        self, shapes: GemmShapes, weight_bits: IntArray, activation_bits: IntArray, array: SystolicArray
-    ) -> IntArray:
-        """Cycles of layers at given widths, without waiting for memory: int64 of the broadcast shape.
-
-        Groups (the channels of a depthwise layer) run one after the other, each a product of its own.
-        """
-        effect = self.effect(weight_bits, activation_bits)
-        k = ceil_divide(shapes.k, effect.reduction_split)
-        cycles = gemm_cycles(shapes.m, shapes.n, k, array.rows, array.cols, array.dataflow)
-        return checked_product("compute cycles of a layer", shapes.groups, cycles, effect.passes)
 
     def _checked(self, weight_bits: IntArray, activation_bits: IntArray) -> tuple[IntArray, IntArray]:
         weights, activations = np.broadcast_arrays(weight_bits, activation_bits)
@@ -106,13 +74,12 @@ class FixedPrecision(PrecisionModel):
     """Processing elements of one width: narrower operands are padded and only save memory traffic."""
 
     name = "fixed"
-    widest = 16
 
     def effect(self, weight_bits: IntArray, activation_bits: IntArray) -> PrecisionEffect:
         """One product at a time in one pass, whatever the widths."""
         weights, _ = self._checked(weight_bits, activation_bits)
         ones = np.ones_like(weights)
-        return PrecisionEffect(ones, ones, ones)
+        return PrecisionEffect(ones, ones, ones, ones)
 
 
 class FusionPrecision(PrecisionModel):
@@ -120,14 +87,13 @@ class FusionPrecision(PrecisionModel):
 
     One element does p = (8 // max(a, 2)) * (8 // max(w, 2)) products of w x a bits at once, summed along K.
     Operands of 9 to 16 bits are cut into two halves that take one pass each: 2 passes for 16 x 8 bits, 4 for
-    16 x 16.
+    16 x 16; each half is read again for every part of the other operand.
 
     Source: Sharma et al., ISCA 2018, arXiv 1712.01507 (fusion in space, and in time above 8 bits). The rule
     for p is that of the simulator published with it (hsharma35/bitfusion), which stops at 8 bits.
     """
 
     name = "fusion"
-    widest = 16
     brick_bits = 2
     element_bits = 8
 
@@ -135,24 +101,66 @@ class FusionPrecision(PrecisionModel):
         """More products at once for narrow operands, more passes for wide ones."""
         weights, activations = self._checked(weight_bits, activation_bits)
         split = self._at_once(weights) * self._at_once(activations)
-        return PrecisionEffect(
-            split, ceil_divide(weights, self.element_bits), ceil_divide(activations, self.element_bits)
-        )
+        parts = ceil_divide(weights, self.element_bits), ceil_divide(activations, self.element_bits)
+        return PrecisionEffect(split, parts[0] * parts[1], ifmap_rereads=parts[0], weight_rereads=parts[1])
 
     def _at_once(self, bits: IntArray) -> IntArray:
         return np.asarray(np.maximum(1, self.element_bits // np.maximum(bits, self.brick_bits)))
 
 
-PRECISION_MODELS: dict[str, type[PrecisionModel]] = {model.name: model for model in (FixedPrecision, FusionPrecision)}
-"""Precision models by their name in device files."""
+class SerialPrecision(PrecisionModel):
+    """Processing elements that take one operand, or both, bit by bit: cycles grow with w, a, or w x a.
+
+    An element adds `lanes` products at once; a bit of the serial operands is one pass. Activations that are
+    taken bit by bit run past weights that stay in registers, so that weights are read once; where weights are
+    serial too, the activations run past once for every bit of them.
+
+    Args:
+        operands: Which operands are serial.
+        lanes: Products that an element adds at once.
+
+    Source: Judd et al., MICRO 2016 (Stripes: activations, cycles proportional to a); Sharify et al., DAC 2018,
+    arXiv 1706.07853 (Loom: both, cycles proportional to w x a).
+    """
+
+    name = "serial"
+
+    def __init__(self, operands: SerialOperands = "both", lanes: int = 1) -> None:
+        self.operands = operands
+        self.lanes = lanes
+
+    def effect(self, weight_bits: IntArray, activation_bits: IntArray) -> PrecisionEffect:
+        """As many passes as there are pairs of bits."""
+        weights, activations = self._checked(weight_bits, activation_bits)
+        ones = np.ones_like(weights)
+        weight_passes = weights if self.operands != "activations" else ones
+        activation_passes = activations if self.operands != "weights" else ones
+        return PrecisionEffect(
+            ones * self.lanes, weight_passes * activation_passes, ifmap_rereads=weight_passes, weight_rereads=ones
+        )
 
 
-def make_precision_model(name: str) -> PrecisionModel:
+PRECISION_MODELS: dict[str, type[PrecisionModel]] = {
+    model.name: model for model in (FixedPrecision, FusionPrecision, SerialPrecision)
+}
+"""Precision models of arrays by their name in device files."""
+
+
+def make_precision_model(
+    name: str, serial_operands: SerialOperands | None = None, serial_lanes: int | None = None
+) -> PrecisionModel:
     """The precision model of a name.
+
+    Args:
+        name: As in a device file.
+        serial_operands: For the model `serial`, which operands are taken bit by bit; by default both.
+        serial_lanes: For the model `serial`, products that an element adds at once; by default one.
 
     Raises:
         UnknownNameError: If there is none.
     """
     if name not in PRECISION_MODELS:
         raise UnknownNameError("precision model", name, PRECISION_MODELS)
+    if name == SerialPrecision.name:
+        return SerialPrecision(serial_operands or "both", serial_lanes or 1)
     return PRECISION_MODELS[name]()

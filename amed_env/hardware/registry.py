@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
+from amed_env.hardware.backends import make_backend
 from amed_env.hardware.command import CommandBackend
 from amed_env.hardware.command_config import command_of_text
 from amed_env.hardware.config import parse_device_config
@@ -18,7 +19,6 @@ from amed_env.hardware.device_files import FILE_SUFFIXES, load_device_file
 from amed_env.hardware.extends import shipped_files
 from amed_env.hardware.isolation import isolated
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.hardware.simulator import SystolicBackend
 from amed_env.registry import Registry, call_into_plugin, import_object
 
 GROUP = "amed_env.hardware"
@@ -165,7 +165,7 @@ def _shipped() -> dict[str, Traversable]:
 
 
 def _load_shipped(entry: Traversable) -> HardwareBackend:
-    return SystolicBackend(parse_device_config(entry.read_text(encoding="utf-8"), where=entry.name))
+    return make_backend(parse_device_config(entry.read_text(encoding="utf-8"), where=entry.name))
 
 
 def _instantiate(found: object, what: str, name: str | None) -> HardwareBackend:

@@ -66,7 +66,7 @@ def test_no_budget_is_warned_about(amed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "latency=0.1"], "smallest reachable latency_ms is 0.00411"),
+        (["--budget", "latency=0.1"], "smallest reachable latency_ms is 0.001364"),
         (["--budget", "latancy=0.5"], "did you mean 'latency'"),
         (["--budget", "latency=0.5parsec"], "unknown unit 'parsec'"),
         (["--agent", "gredy"], "did you mean 'greedy'"),

@@ -1,5 +1,7 @@
 """Networks and devices for the tests of the hardware room, written out by hand."""
 
+import itertools
+
 from amed_env.workload import Layer, Workload
 
 
@@ -129,3 +131,78 @@ energy:
     pj_per_bit: 10
     source: made up
 """
+
+
+def separable(name, pixels, input_pixels, channels, filters):
+    """A depthwise 3 x 3 layer and the pointwise one behind it."""
+    return (
+        Layer(
+            f"{name}.depthwise",
+            "depthwise",
+            m=pixels,
+            n=1,
+            k=9,
+            groups=channels,
+            input_elements=channels * input_pixels,
+            kernel=(3, 3),
+        ),
+        Layer(f"{name}.pointwise", "conv", m=pixels, n=filters, k=channels),
+    )
+
+
+def linear(*sizes):
+    """Fully connected layers that follow each other."""
+    return tuple(Layer(f"fc{i}", "linear", m=1, n=n, k=k) for i, (k, n) in enumerate(itertools.pairwise(sizes)))
+
+
+# The four networks of MLPerf Tiny: anomaly detection, image classification, keyword spotting, visual wake words.
+MLPERF_TINY = {
+    "ad": Workload("ad", linear(640, 128, 128, 128, 128, 8, 128, 128, 128, 128, 640)),
+    "ic": Workload(
+        "ic",
+        (
+            conv("conv0", 32, 16, 3, 3, 32),
+            conv("conv1", 32, 16, 16, 3, 32),
+            conv("conv2", 32, 16, 16, 3, 32),
+            conv("conv3", 16, 32, 16, 3, 32),
+            conv("conv4", 16, 32, 32, 3, 16),
+            conv("conv5", 16, 32, 16, 1, 32),
+            conv("conv6", 8, 64, 32, 3, 16),
+            conv("conv7", 8, 64, 64, 3, 8),
+            conv("conv8", 8, 64, 32, 1, 16),
+            *linear(64, 10),
+        ),
+    ),
+    "kws": Workload(
+        "kws",
+        (
+            Layer("conv0", "conv", m=25 * 5, n=64, k=40, input_elements=490, kernel=(10, 4)),
+            *(layer for i in range(4) for layer in separable(f"block{i}", 25 * 5, 25 * 5, 64, 64)),
+            *linear(64, 12),
+        ),
+    ),
+    "vww": Workload(
+        "vww",
+        (
+            conv("conv0", 48, 8, 3, 3, 96),
+            *(
+                layer
+                for i, (out, size, channels, filters) in enumerate(
+                    [
+                        (48, 48, 8, 16),
+                        (24, 48, 16, 32),
+                        (24, 24, 32, 32),
+                        (12, 24, 32, 64),
+                        (12, 12, 64, 64),
+                        (6, 12, 64, 128),
+                        *[(6, 6, 128, 128)] * 5,
+                        (3, 6, 128, 256),
+                        (3, 3, 256, 256),
+                    ]
+                )
+                for layer in separable(f"block{i}", out * out, size * size, channels, filters)
+            ),
+            *linear(256, 2),
+        ),
+    ),
+}

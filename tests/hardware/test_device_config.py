@@ -42,7 +42,7 @@ def test_bandwidth_in_gigabytes_per_second():
         ("rows: 4", "rows: '4'", 5, r"array.rows: .*integer.*found '4'"),
         ("rows: 4", "rows:", 5, r"array.rows: .*integer.*found None"),
         ("rows: 4", "rows: [4]", 5, r"array.rows: .*integer"),
-        ("dataflow: os", "dataflow: rs", 7, r"array.dataflow: .*'os'.*found 'rs'"),
+        ("dataflow: os", "dataflow: xs", 7, r"array.dataflow: .*'os'.*found 'xs'"),
         ("clock_mhz: 1000", "clock_mhz: .inf", 8, r"array.clock_mhz: .*finite|less than"),
         ("clock_mhz: 1000", "clock_mhz: .nan", 8, r"array.clock_mhz: .*found nan"),
         ("clock_mhz: 1000", "clock_mhz: 1e3", 8, r"array.clock_mhz: .*found '1e3' as text .*write 1.0e\+3"),

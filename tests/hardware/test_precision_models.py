@@ -2,22 +2,19 @@ import numpy as np
 import pytest
 
 from amed_env.errors import DeviceError, UnknownNameError
-from amed_env.hardware.precision_models import (
-    PRECISION_MODELS,
-    GemmShapes,
-    SystolicArray,
-    make_precision_model,
-)
+from amed_env.hardware.arrays import SystolicArray
+from amed_env.hardware.layer_arrays import GemmShapes
+from amed_env.hardware.precision_models import PRECISION_MODELS, SerialPrecision, make_precision_model
 
 
-def shapes(m, n, k, groups=1):
-    return GemmShapes(*(np.array([value], dtype=np.int64) for value in (m, n, k, groups)))
+def shapes(m, n, k, groups=1, positions=1):
+    return GemmShapes(*(np.array([value], dtype=np.int64) for value in (m, n, k, groups, positions)))
 
 
 def cycles(model, shape, weight_bits, activation_bits, array=None):
     array = array or SystolicArray(16, 16, "ws")
-    bits = np.array([weight_bits]), np.array([activation_bits])
-    return int(make_precision_model(model).compute_cycles(shape, *bits, array)[0])
+    model = make_precision_model(model) if isinstance(model, str) else model
+    return int(array.cycles(shape, model.effect(np.array([weight_bits]), np.array([activation_bits])))[0])
 
 
 # Products per cycle of one fused element by (weight, activation) width: Bit Fusion's simulator,
@@ -86,3 +83,35 @@ def test_widths_out_of_range_are_refused(model, wrong):
 def test_unknown_model_names_the_nearest():
     with pytest.raises(UnknownNameError, match="'fusion'"):
         make_precision_model("fussion")
+
+
+@pytest.mark.parametrize(
+    ("operands", "steps"),
+    [("weights", lambda w, a: w), ("activations", lambda w, a: a), ("both", lambda w, a: w * a)],
+)
+@pytest.mark.parametrize("bits", [(1, 1), (2, 8), (8, 2), (16, 3)])
+def test_serial_cycles_grow_with_the_serial_bits(operands, steps, bits):
+    # Output stationary without gaps: 2 x 3 folds of 64 / 16 products, once for every step.
+    array = SystolicArray(16, 8, "os", fill_and_drain=False)
+    assert cycles(SerialPrecision(operands, lanes=16), shapes(32, 24, 64), *bits, array) == 6 * 4 * steps(*bits)
+
+
+def test_serial_operands_are_read_again_for_bits_of_weights_only():
+    weights, activations = np.array([4]), np.array([7])
+    both = SerialPrecision("both").effect(weights, activations)
+    assert (both.passes, both.ifmap_rereads, both.weight_rereads) == (28, 4, 1)
+    stripes = SerialPrecision("activations").effect(weights, activations)
+    assert (stripes.passes, stripes.ifmap_rereads, stripes.weight_rereads) == (7, 1, 1)
+
+
+def test_direct_convolution_counts_folds_of_channels_at_every_kernel_position():
+    array = SystolicArray(16, 32, "ws", convolution="direct", fill_and_drain=False)
+    # 3 x 3 positions, 40 channels: 3 folds of 16 rows each; 33 filters: 2 folds of columns; 100 pixels.
+    assert cycles("fixed", shapes(100, 33, 360, positions=9), 8, 8, array) == 9 * 3 * 2 * 100
+    # 4 x 4 bits: 4 products at once, 10 rows.
+    assert cycles("fusion", shapes(100, 33, 360, positions=9), 4, 4, array) == 9 * 1 * 2 * 100
+    # Without a kernel it is a matrix product: 360 / 16 = 22.5 folds.
+    assert cycles("fixed", shapes(100, 33, 360), 8, 8, array) == 23 * 2 * 100
+    # Output stationary, the sum takes as long as it has products.
+    stationary = SystolicArray(10, 33, "os", convolution="direct", fill_and_drain=False)
+    assert cycles("fusion", shapes(100, 33, 360, positions=9), 4, 4, stationary) == 10 * 9 * 10

@@ -132,6 +132,14 @@ def test_cycles_equal_a_slow_count(m, n, k, rows, cols, dataflow):
 
 @settings(deadline=None)
 @given(sizes, sizes, sizes, array_sizes, array_sizes, dataflows)
+def test_without_filling_only_streaming_takes_time(m, n, k, rows, cols, dataflow):
+    streamed, down, across = {"os": (k, m, n), "ws": (m, k, n), "is": (n, k, m)}[dataflow]
+    cycles = len(spans(down, rows)) * len(spans(across, cols)) * streamed
+    assert gemm_cycles(m, n, k, rows, cols, dataflow, fill_and_drain=False) == cycles
+
+
+@settings(deadline=None)
+@given(sizes, sizes, sizes, array_sizes, array_sizes, dataflows)
 def test_accesses_equal_a_slow_count(m, n, k, rows, cols, dataflow):
     assert gemm_sram_accesses(m, n, k, rows, cols, dataflow) == count_accesses(m, n, k, rows, cols, dataflow)
 
