@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -128,10 +129,9 @@ class PostTrainingEvaluator(Evaluator):
         parts = (self._network_fingerprint, self._splits.fingerprint(), self.recipe.fingerprint(), self._prepared)
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
-    def samples(self, split: Split) -> Samples:
-        """The samples of a split."""
-        found: Samples = getattr(self._splits, check_split(split))
-        return found
+    def samples(self, part: Split | Literal["calibration"]) -> Samples:
+        """The samples of a split, or those of calibration."""
+        return self._splits.calibration if part == "calibration" else self._splits.parts()[check_split(part)]
 
     @property
     def in_float(self) -> dict[str, str]:
