@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ class PostTrainingEvaluator(Evaluator):
         self.kept_float = tuple(f"{kept.name} ({kept.type}): {kept.reason}" for kept in traced.kept_float)
         self.recipe = make_recipe(recipe)
         self.threads, self.batch_size = threads, batch_size
-        self._splits = splits
+        self.traced, self._splits = traced, splits
         with torch_threads(threads):
             self.network = QuantizedNetwork(
                 traced,
@@ -128,6 +129,10 @@ class PostTrainingEvaluator(Evaluator):
         parts = (self._network_fingerprint, self._splits.fingerprint(), self.recipe.fingerprint(), self._prepared)
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
+    def samples(self, part: Split | Literal["calibration"]) -> Samples:
+        """The samples of a split, or those of calibration."""
+        return self._splits.calibration if part == "calibration" else self._splits.parts()[check_split(part)]
+
     @property
     def in_float(self) -> dict[str, str]:
         """Layers that are computed in float although their widths are integers, with the reason."""
@@ -143,7 +148,7 @@ class PostTrainingEvaluator(Evaluator):
             split: The split.
             early: When to stop before the last sample; the quality is then `partial`.
         """
-        samples: Samples = getattr(self._splits, check_split(split))
+        samples = self.samples(split)
         self.prepare()
         tally = _Tally()
         with torch_threads(self.threads):
@@ -203,7 +208,7 @@ class PostTrainingEvaluator(Evaluator):
 
     def _evaluate_part(self, allocations: list[BitAllocation], split: Split) -> list[Quality]:
         """Qualities of allocations in a good order."""
-        samples: Samples = getattr(self._splits, split)
+        samples = self.samples(split)
         batches = list(samples.batches(self.batch_size))
         tallies = [_Tally() for _ in allocations]
         with torch_threads(self.threads):

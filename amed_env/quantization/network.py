@@ -203,6 +203,13 @@ class QuantizedNetwork:
         """Whether the selected allocation does."""
         return self._plan is not None
 
+    def float_module(self) -> nn.Module:
+        """A copy of the network as plain float layers in channels-last layout."""
+        module = copy.deepcopy(self._source.traced.module)
+        for parameter in module.parameters():
+            parameter.data = channels_last(parameter.data)
+        return module
+
     def float_weights(self) -> list[torch.Tensor]:
         """The float weights of every layer, in order."""
         return [layer.layer.weight.detach() for layer in self._layers.values()]
