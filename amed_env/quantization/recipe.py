@@ -38,7 +38,7 @@ class Recipe:
     bias_correction: bool = False
     rounding: Rounding = "network"
     learn_scales: bool = True
-    steps: int = 2_000
+    steps: int = 3_000
     batch_size: int = 64
     learning_rate: float = 3e-2
 
