@@ -95,6 +95,15 @@ NetworkOption = Annotated[
 TaskArgument = Annotated[
     str | None, typer.Argument(metavar="TASK", help="A name from [b]amed tasks[/b].", show_default=False)
 ]
+PinOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pin",
+        metavar="LAYER=BITS",
+        help="A layer that keeps its width, by name, [b]first[/b] or [b]last[/b]: first=8, or stem=8/4 for weights and "
+        "activations apart. May be repeated.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, metavar="N", help="Threads of an evaluation; by default all cores."),
@@ -200,6 +209,7 @@ def search(
     separate: Annotated[
         bool, typer.Option("--separate", help="Choose the widths of weights and activations apart.")
     ] = False,
+    pin: PinOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="KEY=VALUE", help="An option of the agent. May be repeated."),
@@ -240,6 +250,7 @@ def search(
             threads=threads,
             recipe=recipe,
             budgets=budget or [],
+            pins=pin or [],
             options=option or [],
         )
         code = run(output, request)
@@ -253,6 +264,7 @@ def evaluate(
     allocation: AllocationOption = None,
     bits: BitsOption = None,
     activation_bits: ActivationBitsOption = None,
+    pin: PinOption = None,
     split: Annotated[
         Split, typer.Option("--split", help="Samples to use; [b]all[/b] is search and test together.")
     ] = Split.SEARCH,
@@ -272,7 +284,8 @@ def evaluate(
     with Output(as_json) as output:
         from amed_env.commands.evaluate import evaluate as run
 
-        run(output, task, network, device, allocation, bits, activation_bits, split.value, threads, recipe)
+        chosen = (allocation, bits, activation_bits, pin)
+        run(output, task, network, device, chosen, split.value, threads, recipe)
 
 
 @app.command()
@@ -293,6 +306,7 @@ def simulate(
     allocation: AllocationOption = None,
     bits: BitsOption = None,
     activation_bits: ActivationBitsOption = None,
+    pin: PinOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate what a network costs on a device, layer by layer.
@@ -306,7 +320,27 @@ def simulate(
     with Output(as_json) as output:
         from amed_env.commands.simulate import simulate as run
 
-        run(output, network, layers, device, allocation, bits, activation_bits)
+        run(output, network, layers, device, (allocation, bits, activation_bits, pin))
+
+
+@app.command()
+def inspect(
+    task: TaskArgument = None,
+    network: NetworkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the layers of a network, with shapes and work: what is quantized, and what stays in float and why.
+
+    [b]Examples:[/b]
+
+    amed inspect cifar10-resnet20
+
+    amed inspect --network my_package.nets:make --json
+    """
+    with Output(as_json) as output:
+        from amed_env.commands.inspect import inspect as run
+
+        run(output, task, network)
 
 
 @app.command()

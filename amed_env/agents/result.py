@@ -11,6 +11,7 @@ from amed_env.allocation import BitAllocation
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
 from amed_env.objective import BUDGET_METRICS
+from amed_env.pins import pins_json
 from amed_env.task import Task
 
 FORMAT = "amed-result/1"
@@ -33,7 +34,8 @@ class SearchResult:
         seconds: Duration of the search.
         interrupted: Whether it was stopped before its end.
         faults: Evaluations that failed, with their message.
-        baselines: Uniform allocations by width, with search quality and costs; see `add_report`.
+        baselines: Uniform allocations (but for pinned layers) by width, with search quality and costs; see
+            `add_report`.
         test: Quality on the test split by name: `best`, `float`, and `uniform-8` and so on; see `add_report`.
     """
 
@@ -55,8 +57,8 @@ class SearchResult:
     def add_report(self) -> None:
         """Evaluate what the final report compares with, and read the test split: for the best and the uniform ones."""
         task = self.task
-        for bits in task.bits:
-            self.baselines[f"uniform-{bits}"] = task.measure(task.workload.uniform(bits))
+        for bits in task.free_bits:
+            self.baselines[f"uniform-{bits}"] = task.measure(task.uniform(bits))
         self.test["float"] = task.quality(task.workload.uniform(32), "test")
         for name, trial in self.baselines.items():
             self.test[name] = task.quality(trial.allocation, "test")
@@ -86,7 +88,8 @@ class SearchResult:
             "version": version.__version__,
             "network": task.network,
             "device": task.device,
-            "bits": list(task.bits),
+            "bits": list(task.free_bits),
+            "pins": pins_json(task.pins),
             "separate": task.separate,
             "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
             "limits": dict(task.limits),

@@ -108,6 +108,7 @@ class SearchSession:
             AmedError: If the evaluation failed; it is counted and may be caught to go on.
         """
         allocation = allocation.require_layers(self.task.workload.layer_names, f"network {self.task.network!r}")
+        self.task.require_pins(allocation)
         if self.ended:
             raise SearchEnded(f"all {self.limit} evaluations are used up.")
         known = self._seen.get(allocation)

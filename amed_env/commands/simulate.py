@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amed_env.commands.output import Output
-from amed_env.commands.parsing import chosen_allocation
+from amed_env.commands.parsing import ChosenAllocation, chosen_allocation
 from amed_env.commands.tables import cost_table
 from amed_env.errors import InputError
 from amed_env.hardware import evaluate_cost, load_device
@@ -21,9 +21,7 @@ def simulate(
     network: str | None,
     layers: Path | None,
     device: str,
-    allocation: Path | None,
-    bits: int | None,
-    activation_bits: int | None,
+    given: ChosenAllocation,
 ) -> None:
     """Print the cost of a network; see `amed simulate --help`."""
     if (network is None) == (layers is None):
@@ -32,7 +30,7 @@ def simulate(
         )
     backend = load_device(device)
     workload = _workload(output, network, layers)
-    chosen: BitAllocation = chosen_allocation(workload, allocation, bits, activation_bits)
+    chosen: BitAllocation = chosen_allocation(workload, *given)
     cost = evaluate_cost(backend, workload, chosen)
     output.show(cost_table(cost, workload.name))
     document = cost.to_json()
