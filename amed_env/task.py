@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from amed_env.allocation import BitAllocation, Precision, check_bits
 from amed_env.constraints import cheapest_choices, least_costs, smallest_reachable
-from amed_env.errors import AllocationError, BudgetError, UnsupportedPrecisionError
+from amed_env.errors import AllocationError, BudgetError, InputError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.costs import backend_capabilities, common_cost_table, cost_table, evaluate_cost
@@ -63,6 +64,7 @@ class Task:
         pins: Mapping[str, Any] | Iterable[str] | None = None,
     ) -> None:
         self.network, self.evaluator, self.backend = network, evaluator, backend
+        self._searching = False
         self.free_bits = _check_widths(bits)
         self.pins = parse_pins(pins, self.workload.layer_names)
         self.bits = tuple(sorted({*self.free_bits, *(width for pinned in self.pins.values() for width in pinned)}))
@@ -136,7 +138,16 @@ class Task:
         return self.evaluator.evaluate(self.workload.uniform(32))
 
     def quality(self, allocation: BitAllocation, split: Split = "search") -> Quality:
-        """Quality of an allocation; `test` is for the final report only."""
+        """Quality of an allocation; `test` is for the final report only.
+
+        Raises:
+            InputError: If an agent asks for the test split during its search.
+        """
+        if self._searching and split != "search":
+            raise InputError(
+                f"the {split} split is read by the final report only; while it searches, an agent scores allocations "
+                "on the search split."
+            )
         return self.evaluator.evaluate(allocation, split)
 
     def uniform(self, bits: int) -> BitAllocation:
@@ -170,6 +181,15 @@ class Task:
     def cost(self, allocation: BitAllocation) -> Cost:
         """Cost of an allocation on the task's device."""
         return evaluate_cost(self.backend, self.workload, allocation)
+
+    @contextmanager
+    def search_split_only(self) -> Iterator[None]:
+        """While this lasts, an agent is searching: the test split cannot be asked for."""
+        self._searching = True
+        try:
+            yield
+        finally:
+            self._searching = False
 
     def measure(self, allocation: BitAllocation) -> Trial:
         """Cost and quality (on the search split) of an allocation."""

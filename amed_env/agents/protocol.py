@@ -67,7 +67,8 @@ class Agent(abc.ABC):
         session = SearchSession(task, evaluations, seed, store, on_change)
         interrupted = False
         try:
-            self.explore(session)
+            with task.search_split_only():
+                self.explore(session)
         except SearchEnded:
             pass
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, TypeGuard
 
 import torch
@@ -31,14 +32,12 @@ def as_samples(given: Any, part: str, labelled: bool = True) -> Samples:
         count = len(given) if isinstance(given, torch.Tensor) else len(given[0])
         return _make(given, torch.zeros(count, dtype=torch.int64), part)
     if isinstance(given, tuple | list) and len(given) == 2 and all(hasattr(item, "__len__") for item in given):
-        return _make(given[0], torch.as_tensor(given[1]), part)
+        return _make(given[0], _tensor(given[1], f"the labels of the {part} samples"), part)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
         if len(given) == 0:
             raise DataError(f"the {part} samples are empty; give at least one.")
-        pairs = [given[index] for index in range(len(given))]
-        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-            raise DataError(f"the {part} data set must yield (input, label) pairs.")
-        inputs, labels = [pair[0] for pair in pairs], torch.as_tensor([int(pair[1]) for pair in pairs])
+        pairs = [_item(given, index, part) for index in range(len(given))]
+        inputs, labels = [pair[0] for pair in pairs], torch.as_tensor([pair[1] for pair in pairs])
         if all(isinstance(entry, tuple | list) for entry in inputs):
             return _make(tuple(_stacked(column, part) for column in zip(*inputs, strict=True)), labels, part)
         return _make(_stacked(inputs, part), labels, part)
@@ -56,8 +55,31 @@ def _is_several(given: Any) -> TypeGuard[tuple[torch.Tensor, ...]]:
     )
 
 
+def _item(given: Any, index: int, part: str) -> tuple[Any, int]:
+    """Input and label of one item of a data set."""
+    try:
+        item = given[index]
+    except Exception as error:  # a data set is code of the user
+        raise DataError(f"item {index} of the {part} data set fails: {type(error).__name__}: {error}.") from error
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(f"the {part} data set must yield (input, label) pairs; item {index} is {type(item).__name__}.")
+    try:
+        return item[0], operator.index(item[1])
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"item {index} of the {part} data set has the label {item[1]!r}; give a class number."
+        ) from error
+
+
+def _tensor(values: Any, what: str) -> torch.Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what} cannot be made a tensor: {error}.") from error
+
+
 def _stacked(inputs: Any, part: str) -> torch.Tensor:
-    tensors = [torch.as_tensor(entry) for entry in inputs]
+    tensors = [_tensor(entry, f"an input of the {part} data set") for entry in inputs]
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
         raise DataError(f"the {part} data set yields inputs of the shapes {sorted(shapes)}; give all of one shape.")
@@ -67,4 +89,4 @@ def _stacked(inputs: Any, part: str) -> torch.Tensor:
 def _make(inputs: Any, labels: torch.Tensor, part: str) -> Samples:
     if _is_several(inputs):
         return Samples.of_several(inputs, labels, part)
-    return Samples(torch.as_tensor(inputs), labels, part)
+    return Samples(_tensor(inputs, f"the inputs of the {part} samples"), labels, part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.preparation import Progress, prepare_network
 from amed_env.evaluation.quality import Evaluator, Quality, Split, check_split
 from amed_env.evaluation.workers import Workers, in_parts
+from amed_env.finite import first_non_finite
 from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
 from amed_env.threads import torch_threads
@@ -158,7 +160,7 @@ class PostTrainingEvaluator(Evaluator):
                 tally.add(self.network(inputs, (split, number) if split == "search" else None), labels)
                 if early is not None and early.decided(tally.correct, tally.samples, len(samples)):
                     break
-        return tally.quality(allocation, split, len(samples))
+        return tally.quality(allocation, split, len(samples), partial(self._culprit, allocation, samples))
 
     def evaluate_many(
         self,
@@ -215,7 +217,7 @@ class PostTrainingEvaluator(Evaluator):
             for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
                 tallies[position].add(scores, batches[number][1])
         return [
-            tally.quality(allocation, split, len(samples))
+            tally.quality(allocation, split, len(samples), partial(self._culprit, allocation, samples))
             for tally, allocation in zip(tallies, allocations, strict=True)
         ]
 
@@ -224,6 +226,14 @@ class PostTrainingEvaluator(Evaluator):
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+
+    def _culprit(self, allocation: BitAllocation, samples: Samples) -> str:
+        """What returns NaN or infinity first under an allocation."""
+        self.network.select(allocation)
+        for inputs, _ in samples.batches(self.batch_size):
+            if not torch.isfinite(self.network(inputs)).all():
+                return first_non_finite(self.network.module, inputs) or "a function outside of its modules"
+        return "its loss"
 
     def predicted_loss(
         self, precisions: Sequence[Precision], progress: Callable[[int, int], None] | None = None
@@ -286,9 +296,10 @@ class _Tally:
         self.loss += float(F.cross_entropy(scores, labels, reduction="sum"))
         self.samples += len(labels)
 
-    def quality(self, allocation: BitAllocation, split: Split, samples: int) -> Quality:
+    def quality(self, allocation: BitAllocation, split: Split, samples: int, culprit: Callable[[], str]) -> Quality:
         if not np.isfinite(self.loss):
             raise NonFiniteError(
-                f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}."
+                f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}: "
+                f"{culprit()} does first."
             )
         return Quality(self.correct, self.samples, self.loss / self.samples, partial=self.samples < samples)

@@ -73,7 +73,7 @@ def test_damage_is_named_with_the_cure(small_set, damage, message):
         fashion_mnist.fashion_mnist_splits(small_set)
 
 
-@pytest.mark.data
+@pytest.mark.data("fashion-cnn")
 def test_no_real_image_is_in_two_files(amed_data_dir):
     training, validation = fashion_mnist.fashion_mnist_training(amed_data_dir)
     splits = fashion_mnist.fashion_mnist_splits(amed_data_dir)

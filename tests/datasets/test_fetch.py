@@ -383,8 +383,7 @@ def test_what_the_user_has_to_provide_is_said_after_the_rest_is_fetched(task, ne
     assert not weights.is_installed(tmp_path)
 
 
-@pytest.mark.data
-def test_the_real_data_folder_needs_no_download(amed_data_dir):
-    for task, rows in ASSETS.items():
-        fetched = fetch(task, amed_data_dir, progress=False, base_url="http://no.invalid/")
-        assert [entry.downloaded for entry in fetched] == [False] * len(rows)
+@pytest.mark.parametrize("task", [pytest.param(name, marks=pytest.mark.data(name)) for name in ASSETS])
+def test_the_real_data_folder_needs_no_download(amed_data_dir, task):
+    fetched = fetch(task, amed_data_dir, progress=False, base_url="http://no.invalid/")
+    assert [entry.downloaded for entry in fetched] == [False] * len(ASSETS[task])

@@ -62,7 +62,7 @@ def test_damage_is_named_with_the_cure(archive, tmp_path, damage, message):
     assert "amed fetch kws-dscnn" in str(caught.value)
 
 
-@pytest.mark.data
+@pytest.mark.data("kws-dscnn")
 def test_the_real_splits_are_fixed(amed_data_dir):
     splits = keywords.keyword_splits(amed_data_dir)
     assert torch.bincount(splits.search.labels).tolist() == [34, 34, 34, 33, 34, 33, 33, 32, 32, 33, 34, 34]

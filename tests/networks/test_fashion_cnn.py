@@ -40,7 +40,7 @@ def test_weight_file_is_small():
     assert len((files("amed_env.networks") / "weights" / "fashion_cnn.safetensors").read_bytes()) < 100_000
 
 
-@pytest.mark.data
+@pytest.mark.data("fashion-cnn")
 def test_trained_accuracy(amed_data_dir):
     network, splits = pretrained_fashion_cnn(), fashion_mnist_splits(amed_data_dir)
     with torch.inference_mode():

@@ -85,13 +85,14 @@ def hits(network, samples):
         return sum(int((network(x).argmax(1) == y).sum()) for x, y in samples.batches(500))
 
 
-@pytest.mark.data
+@pytest.mark.data("cifar10-resnet8")
+@pytest.mark.slow
 def test_accuracy_of_resnet8_is_the_published_one(amed_data_dir):
     assert hits(pretrained_resnet8(amed_data_dir), cifar10_test_file(amed_data_dir, raw=True)) == pytest.approx(
         8721, abs=2
     )
 
 
-@pytest.mark.data
+@pytest.mark.data("kws-dscnn")
 def test_accuracy_of_ds_cnn_on_the_official_samples(amed_data_dir):
     assert hits(pretrained_ds_cnn(amed_data_dir), keyword_samples(amed_data_dir)) == pytest.approx(913, abs=1)

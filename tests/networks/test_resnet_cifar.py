@@ -68,13 +68,13 @@ def test_missing_weights_say_how_to_get_them(tmp_path):
         pretrained_resnet20(tmp_path)
 
 
-@pytest.mark.data
+@pytest.mark.data("cifar10-resnet56")
 def test_pretrained_weights_are_the_published_ones(amed_data_dir):
     assert weights_digest(pretrained_resnet20(amed_data_dir).state_dict()) == DIGESTS[RESNET20_WEIGHTS]
     assert weights_digest(pretrained_resnet56(amed_data_dir).state_dict()) == DIGESTS[RESNET56_WEIGHTS]
 
 
-@pytest.mark.data
+@pytest.mark.data("cifar10-resnet56")
 @pytest.mark.slow
 @pytest.mark.parametrize(("pretrained", "published"), [(pretrained_resnet20, 9173), (pretrained_resnet56, 9339)])
 def test_pretrained_accuracy(amed_data_dir, pretrained, published):
