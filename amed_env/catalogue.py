@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from amed_env.datasets import Splits
+    from amed_env.tracing import Inputs
     from amed_env.workload import Workload
 
 
@@ -27,7 +28,7 @@ class NamedNetwork:
 
     Attributes:
         description: One line for `amed tasks`.
-        input_shape: Shape of one sample.
+        input_shape: Shape of one sample; a tuple of shapes for a network that takes several tensors.
         architecture: Makes the untrained network; enough to trace its shapes without any data.
         trained: Makes the trained network.
         splits: Loads calibration, search and test samples.
@@ -36,12 +37,20 @@ class NamedNetwork:
     """
 
     description: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...] | tuple[tuple[int, ...], ...]
     architecture: Callable[[], nn.Module]
     trained: Callable[[], nn.Module]
     splits: Callable[[], Splits]
     missing: Callable[[], str | None]
     fetch: Callable[[], object] | None = None
+
+    def zeros(self) -> Inputs:
+        """A sample of zeros, enough for tracing."""
+        import torch
+
+        single = tuple(size for size in self.input_shape if isinstance(size, int))
+        several = tuple(shape for shape in self.input_shape if not isinstance(shape, int))
+        return tuple(torch.zeros(1, *shape) for shape in several) if several else torch.zeros(1, *single)
 
 
 TASKS: Registry[NamedNetwork] = Registry("task", group="amed_env.tasks")
@@ -62,12 +71,10 @@ def named_network(name: str) -> NamedNetwork:
 
 def named_workload(name: str) -> Workload:
     """Layers of a named network; needs neither its weights nor its data."""
-    import torch
-
     from amed_env.tracing import trace
 
     entry = named_network(name)
-    return trace(entry.architecture(), torch.zeros(1, *entry.input_shape), name).workload
+    return trace(entry.architecture(), entry.zeros(), name).workload
 
 
 def _add(

@@ -159,10 +159,14 @@ class Task:
         return self.nearest_choosable(np.full(len(self.workload), choice, dtype=np.int64))
 
     def nearest_choosable(self, choices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Choices with those of pinned layers put right: int64 (L,)."""
+        """Choices in which what a layer may not choose is replaced by the nearest that it may: int64 (L,).
+
+        Of two equally near ones the narrower is taken.
+        """
         wanted = np.asarray(choices, dtype=np.int64)
-        fixed = self.choosable.sum(axis=1) == 1
-        return np.where(fixed, self.choosable.argmax(axis=1), wanted)
+        widths = np.asarray(self.precisions, dtype=np.float64)
+        distance = np.abs(widths[wanted][:, None] - widths).sum(axis=2)
+        return np.asarray(np.where(self.choosable, distance, np.inf).argmin(axis=1), dtype=np.int64)
 
     def require_pins(self, allocation: BitAllocation) -> BitAllocation:
         """The same allocation, after checking that it leaves pinned layers as they are.

@@ -7,7 +7,7 @@ import torch
 from small_task import formula_task
 
 from amed_env.agents import Agent, agent_names, make_agent
-from amed_env.catalogue import TASKS, named_network, named_workload
+from amed_env.catalogue import TASKS, NamedNetwork, named_network, named_workload
 from amed_env.datasets.assets import ASSETS
 from amed_env.errors import InputError
 
@@ -29,6 +29,17 @@ def test_shapes_are_traced_without_weights_and_data(name, tmp_path, monkeypatch)
     missing = named_network(name).missing()
     assert (missing is None) == (name == "digits-cnn")
     assert name in ASSETS or missing is None
+
+
+def test_a_plugged_in_network_of_several_inputs():
+    from small_networks import TwoInputs
+
+    entry = NamedNetwork("two inputs", ((3, 8, 8), (5,)), TwoInputs, TwoInputs, None, lambda: "no data")
+    TASKS.register("two-inputs", entry)
+    try:
+        assert named_workload("two-inputs").layer_names == ("conv", "numbers", "head")
+    finally:
+        TASKS.unregister("two-inputs")
 
 
 def test_all_tasks_of_the_package_are_here():

@@ -94,6 +94,7 @@ def test_what_each_layer_may_choose():
     assert task.free_bits == (2, 4, 8) and task.free_choices.tolist() == [0, 1, 2]
     assert task.uniform(2).key() == "16/16 2/2 4/4"
     assert task.nearest_choosable([0, 0, 0]).tolist() == [3, 0, 1]
+    assert task.nearest_choosable([1, 3, 3]).tolist() == [3, 2, 1]  # 16 bits are the pinned layer's alone
     assert "pinned: layer0=16, layer2=4" in repr(task)
 
 
@@ -148,7 +149,7 @@ def test_repair_and_random_choices_leave_pinned_layers_alone(seed, share):
     assert drawn[0] == 2 and table[np.arange(3), drawn].sum() <= limits["latency_ms"] * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(agent_names()))
+@pytest.mark.parametrize("name", [*sorted(agent_names()), "agents.hill_climbing:HillClimbing"])
 @pytest.mark.parametrize("device", [BitProportional, SharedBuffer])
 def test_every_agent_keeps_pinned_layers(name, device):
     pins = {"first": 8, "layer2": 4}
@@ -162,6 +163,15 @@ def test_every_agent_keeps_pinned_layers(name, device):
     free = {p for t in result.trials for n, p in t.allocation.items() if n not in task.pins}
     assert free <= {(2, 2), (3, 3), (8, 8)}
     assert result.best is not None and not result.faults
+
+
+def test_a_budget_without_a_limit_on_what_is_pinned():
+    """A pinned width that no other layer may choose is out of reach for them however large the budget is."""
+    task = pinned_task(4, {"first": 16}, budget={"latency": 100.0})
+    for name in ("random", "greedy", "maskable-ppo"):
+        agent = make_agent(name, **({"warm_start_steps": 100} if name == "maskable-ppo" else {}))
+        for trial in agent.search(task, 20, 0).trials:
+            assert [p.weight_bits == 16 for p in trial.allocation.values()] == [True, False, False, False]
 
 
 def test_greedy_finds_the_best_of_the_layers_that_are_free():
@@ -223,6 +233,18 @@ def test_the_one_shot_environment_masks_and_mends():
     assert masks[1].any()
     _, _, _, _, info = env.step(np.zeros(4, dtype=np.int64))
     assert respects(info["allocation"], task.pins)
+    env = OneShotEnv(pinned_task(4, {"first": 16}, budget={"latency": 100}))
+    env.reset(seed=0)
+    _, _, _, _, info = env.step(np.full(4, 3))
+    assert info["allocation"].key() == "16/16 8/8 8/8 8/8"
+
+
+def test_a_drawn_budget_can_be_met_even_if_pins_cost_more_than_uniform_8_bit():
+    task = pinned_task(2, {"first": 16, "last": 16})
+    env = LayerWiseEnv(task)
+    for seed in range(5):
+        _, info = env.reset(seed=seed)
+        assert task.cost(task.uniform(2))["latency_ms"] <= info["limits"]["latency_ms"] * (1 + 1e-9)
 
 
 def test_environments_take_pins_by_name_of_the_task_only():

@@ -14,7 +14,7 @@ from amed_env.commands.tables import MISSING, number, table_of
 if TYPE_CHECKING:
     import torch
 
-    from amed_env.tracing import TracedNetwork
+    from amed_env.tracing import Inputs, TracedNetwork
     from amed_env.workload import Layer
 
 SAMPLES = 128
@@ -59,24 +59,18 @@ def inspect(output: Output, task: str | None, network: str | None) -> None:
 
 def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     """A named network, trained and with samples where both are at hand."""
-    import torch
-
     from amed_env.catalogue import named_network
     from amed_env.tracing import trace
 
     entry = named_network(name)
     if entry.missing() is not None:
-        example = torch.zeros(1, *entry.input_shape)
-        return trace(entry.architecture(), example, name), example, False
-    inputs = entry.splits().calibration.inputs[:SAMPLES]
-    return trace(entry.trained(), inputs[:1], name), inputs, True
+        return trace(entry.architecture(), entry.zeros(), name), _packed(entry.zeros()), False
+    calibration = entry.splits().calibration
+    return trace(entry.trained(), calibration.example(), name), calibration.inputs[:SAMPLES], True
 
 
 def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
-    import torch
-
     from amed_env.datasets.forms import as_samples
-    from amed_env.packing import pack
     from amed_env.task_registry import example_of, imported_parts
     from amed_env.tracing import trace
 
@@ -85,7 +79,13 @@ def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     traced = trace(parts["network"], example, parts.get("name", path.replace(":", ".")))
     if parts.get("calibration") is not None:
         return traced, as_samples(parts["calibration"], "calibration", labelled=False).inputs[:SAMPLES], True
-    return traced, example if isinstance(example, torch.Tensor) else pack(example), False
+    return traced, _packed(example), False
+
+
+def _packed(inputs: Inputs) -> torch.Tensor:
+    from amed_env.packing import pack
+
+    return pack(inputs) if isinstance(inputs, tuple) else inputs
 
 
 def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> dict[str, Call]:

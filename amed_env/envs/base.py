@@ -97,7 +97,8 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         smallest = dict(zip(BUDGET_METRICS, self._rest[:, 0] / self._reference, strict=True))
         if given is None:
             metric = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
-            return {metric: (min(1.0, smallest[metric] * (1 + 1e-6)), 1.0)}
+            least = smallest[metric] * (1 + 1e-6)
+            return {metric: (min(1.0, least), 1.0) if smallest[metric] <= 1 else (least, least)}
         ranges = {}
         for name, (low, high) in given.items():
             Budget(name, high)
