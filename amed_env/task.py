@@ -215,14 +215,15 @@ class Task:
         """The number of each layer's precision among `precisions`: int64 (L,).
 
         Raises:
-            AllocationError: If a precision is not one of the task's.
+            AllocationError: If a precision is not one that the layer may choose.
         """
         allocation = allocation.require_layers(self.workload.layer_names, f"network {self.network!r}")
-        for name, precision in allocation.items():
-            if precision not in self.precisions:
+        for choosable, (name, precision) in zip(self.choosable, allocation.items(), strict=True):
+            allowed = [self.precisions[choice] for choice in np.flatnonzero(choosable)]
+            if precision not in allowed:
                 raise AllocationError(
-                    f"layer {name!r} has {precision}, which is none of this task's choices "
-                    f"{', '.join(map(str, self.precisions))}."
+                    f"layer {name!r} has {precision}, which is none of this task's choices for it: "
+                    f"{', '.join(map(str, allowed))}."
                 )
         return np.asarray([self.precisions.index(precision) for precision in allocation.values()], dtype=np.int64)
 

@@ -96,6 +96,13 @@ def test_what_each_layer_may_choose():
     assert task.nearest_choosable([0, 0, 0]).tolist() == [3, 0, 1]
     assert task.nearest_choosable([1, 3, 3]).tolist() == [3, 2, 1]  # 16 bits are the pinned layer's alone
     assert "pinned: layer0=16, layer2=4" in repr(task)
+    assert task.choices(task.uniform(8)).tolist() == [3, 2, 1]
+    for allocation, named in (
+        (task.uniform(8).replace({"layer1": (16, 16)}), "layer1"),
+        (task.workload.uniform(4), "layer0"),
+    ):
+        with pytest.raises(AllocationError, match=f"{named}.* none of this task's choices for it"):
+            task.choices(allocation)
 
 
 @pytest.mark.parametrize("separate", [False, True])

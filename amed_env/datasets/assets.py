@@ -238,7 +238,7 @@ def _fashion_file(name: str, md5: str) -> Asset:
         path=name,
         source=Download(
             file=f"{Path(name).name}.gz",
-            home="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            home="https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
             checksum=f"md5:{md5}",
         ),
         is_installed=partial(_fashion_file_is_installed, name),

@@ -28,7 +28,7 @@ RECORDS = {"train": 60_000, "test": 10_000}
 
 VALIDATION_SAMPLES = 6_000
 SEARCH_SAMPLES = 2_000
-CALIBRATION_SAMPLES = 512
+CALIBRATION_SAMPLES = 4_096
 
 # Another text would deal the images anew and make all published figures void.
 _TRAIN_SALT = "amed/fashion-mnist/train/1"
