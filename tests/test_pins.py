@@ -79,6 +79,24 @@ def test_malformed_pins_are_named(given, error, message):
         parse_pins(given, LAYERS)
 
 
+WIDTHS = st.one_of(st.integers(1, 16), st.just(32))
+
+
+@given(st.dictionaries(st.sampled_from(LAYERS), st.tuples(WIDTHS, WIDTHS)))
+def test_what_is_written_as_text_is_read_back(pins):
+    written = pins_text({name: Precision(*widths) for name, widths in pins.items()})
+    assert parse_pins(written.split(", ") if written else [], LAYERS) == pins
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_read_or_refused_with_an_own_error(text):
+    try:
+        found = parse_pins([text], LAYERS)
+    except (AllocationError, UnknownNameError):
+        return
+    assert len(found) == 1 and set(found) <= {*LAYERS}
+
+
 def test_pins_as_text():
     assert pins_text({"stem": Precision(8, 8), "head": Precision(8, 4)}) == "stem=8, head=8/4"
 

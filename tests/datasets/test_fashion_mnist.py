@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amed_env.datasets import fashion_mnist
 from amed_env.errors import DataError
@@ -71,6 +73,20 @@ def test_damage_is_named_with_the_cure(small_set, damage, message):
     damage(small_set / fashion_mnist.TEST_LABELS)
     with pytest.raises(DataError, match=message):
         fashion_mnist.fashion_mnist_splits(small_set)
+
+
+@given(st.binary(max_size=80))
+def test_any_other_bytes_are_refused_with_an_own_error(small_set, data):
+    path = small_set / fashion_mnist.TEST_LABELS
+    whole = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        if data == whole:
+            return
+        with pytest.raises(DataError, match="Fashion-MNIST file"):
+            fashion_mnist.read_labels("test", small_set)
+    finally:
+        path.write_bytes(whole)
 
 
 @pytest.mark.data("fashion-cnn")
