@@ -12,7 +12,7 @@ import amed_env
 from amed_env.errors import DataError
 
 SAMPLES = 150
-OPTIONS = {}
+OPTIONS = {"recipe": "nearest"}
 """Options of `make_task` that all tests here share."""
 
 

@@ -310,6 +310,6 @@ def test_pins_of_an_own_network():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     parts = {n: (torch.randn(20, 5), torch.arange(20) % 2) for n in ("calibration", "search", "test")}
-    task = amed_env.make_task(network=network, **parts, budget={"memory": 0.9}, pin={"first": 8, "last": 8})
+    task = amed_env.make_task(network=network, **parts, budget={"memory": 0.9}, pin=ENDS, recipe="nearest")
     result = make_agent("random").search(task, 4)
     assert {t.allocation["0"] for t in result.trials} == {t.allocation["4"] for t in result.trials} == {(8, 8)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -155,12 +154,15 @@ class PostTrainingEvaluator(Evaluator):
         tally = _Tally()
         with torch_threads(self.threads):
             self.network.select(allocation)
-            for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
-                # The test split is for the final report: its batches do not come again.
-                tally.add(self.network(inputs, (split, number) if split == "search" else None), labels)
-                if early is not None and early.decided(tally.correct, tally.samples, len(samples)):
-                    break
-        return tally.quality(allocation, split, len(samples), partial(self._culprit, allocation, samples))
+            try:
+                for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
+                    # The test split is for the final report: its batches do not come again.
+                    tally.add(self.network(inputs, (split, number) if split == "search" else None), labels)
+                    if early is not None and early.decided(tally.correct, tally.samples, len(samples)):
+                        break
+                return tally.quality(allocation, split, len(samples))
+            except NonFiniteError as error:
+                raise self._not_finite(allocation, split) from error
 
     def evaluate_many(
         self,
@@ -214,12 +216,15 @@ class PostTrainingEvaluator(Evaluator):
         batches = list(samples.batches(self.batch_size))
         tallies = [_Tally() for _ in allocations]
         with torch_threads(self.threads):
-            for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
-                tallies[position].add(scores, batches[number][1])
-        return [
-            tally.quality(allocation, split, len(samples), partial(self._culprit, allocation, samples))
-            for tally, allocation in zip(tallies, allocations, strict=True)
-        ]
+            try:
+                for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
+                    tallies[position].add(scores, batches[number][1])
+                return [
+                    tally.quality(allocation, split, len(samples))
+                    for tally, allocation in zip(tallies, allocations, strict=True)
+                ]
+            except NonFiniteError:  # one by one, so that the message can name the allocation and the module
+                return [self.evaluate(allocation, split) for allocation in allocations]
 
     def close(self) -> None:
         """End the worker processes, if there are any."""
@@ -227,13 +232,20 @@ class PostTrainingEvaluator(Evaluator):
             self._workers.close()
             self._workers = None
 
-    def _culprit(self, allocation: BitAllocation, samples: Samples) -> str:
-        """What returns NaN or infinity first under an allocation."""
+    def _not_finite(self, allocation: BitAllocation, split: Split) -> NonFiniteError:
+        """The error of a network that returns NaN or infinity somewhere, with the first module that does."""
+        samples = self.samples(split)
         self.network.select(allocation)
-        for inputs, _ in samples.batches(self.batch_size):
-            if not torch.isfinite(self.network(inputs)).all():
-                return first_non_finite(self.network.module, inputs) or "a function outside of its modules"
-        return "its loss"
+        # The float network has all of its modules; in the quantized one, small ones have become functions.
+        modules = (self.traced.module, self.network.module)
+        named = (
+            first_non_finite(module, inputs) for module in modules for inputs, _ in samples.batches(self.batch_size)
+        )
+        culprit = next(filter(None, named), "a function outside of its modules")
+        return NonFiniteError(
+            f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}: "
+            f"{culprit} does first."
+        )
 
     def predicted_loss(
         self, precisions: Sequence[Precision], progress: Callable[[int, int], None] | None = None
@@ -296,10 +308,9 @@ class _Tally:
         self.loss += float(F.cross_entropy(scores, labels, reduction="sum"))
         self.samples += len(labels)
 
-    def quality(self, allocation: BitAllocation, split: Split, samples: int, culprit: Callable[[], str]) -> Quality:
+    def quality(self, allocation: BitAllocation, split: Split, samples: int) -> Quality:
         if not np.isfinite(self.loss):
             raise NonFiniteError(
-                f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}: "
-                f"{culprit()} does first."
+                f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}."
             )
         return Quality(self.correct, self.samples, self.loss / self.samples, partial=self.samples < samples)

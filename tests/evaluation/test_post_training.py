@@ -211,8 +211,12 @@ def test_the_layer_that_returns_nan_is_named():
     inputs[60] = -100
     network = nn.Sequential(Root(), Tiny())
     broken = evaluator_of(network, search=part(61, 2, inputs=inputs))
-    with pytest.raises(NonFiniteError, match=r"on the search split .*: '0' \(Root\) does first"):
-        broken.evaluate(broken.workload.uniform(8))
+    for bits in (8, 32):
+        allocation = broken.workload.uniform(bits)
+        with pytest.raises(NonFiniteError, match=rf"search split under '{bits}/.*: '0' \(Root\) does first"):
+            broken.evaluate(allocation)
+        with pytest.raises(NonFiniteError, match=rf"search split under '{bits}/.*: '0' \(Root\) does first"):
+            broken.evaluate_many([allocation])
 
 
 @pytest.mark.parametrize("name", ["search", "test"])
