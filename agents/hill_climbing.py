@@ -3,8 +3,6 @@
 amed search digits-cnn --agent agents.hill_climbing:HillClimbing --budget latency=0.5 --evaluations 100 --out runs/own
 """
 
-import numpy as np
-
 from amed_env import Agent, SearchSession
 from amed_env.repair import repair
 
@@ -24,7 +22,7 @@ class HillClimbing(Agent):
     def explore(self, session: SearchSession) -> None:
         """Climb until the evaluations are used up or the neighbourhood has nothing new."""
         task, rng = session.task, session.rng
-        widest = np.full(len(task.workload), len(task.precisions) - 1)
+        widest = task.uniform_choices(task.free_choices[-1])
         start = repair(task, widest, task.limits) if task.limits else widest
         if start is None:
             return
@@ -34,6 +32,7 @@ class HillClimbing(Agent):
             candidate = current.copy()
             layers = rng.choice(len(candidate), size=rng.integers(1, self.changes + 1), replace=False)
             candidate[layers] = rng.integers(len(task.precisions), size=len(layers))
+            candidate = task.nearest_choosable(candidate)  # pinned layers stay as they are
             allocation = task.allocation(candidate)
             if session.knows(allocation) or not task.feasible(task.cost(allocation).metrics):
                 failures += 1

@@ -23,6 +23,7 @@ from amed_env.commands.options import (
     BitsOption,
     DeviceOption,
     JsonOption,
+    PinOption,
 )
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error, show_error, silence_stdout
 from amed_env.errors import AmedError
@@ -181,6 +182,7 @@ def search(
     separate: Annotated[
         bool, typer.Option("--separate", help="Choose the widths of weights and activations apart.")
     ] = False,
+    pin: PinOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="KEY=VALUE", help="An option of the agent. May be repeated."),
@@ -232,6 +234,7 @@ def search(
             threads=threads,
             recipe=recipe,
             budgets=budget or [],
+            pins=pin or [],
             options=option or [],
             device_timeout=device_timeout,
             device_retries=device_retries,
@@ -248,6 +251,7 @@ def evaluate(
     allocation: AllocationOption = None,
     bits: BitsOption = None,
     activation_bits: ActivationBitsOption = None,
+    pin: PinOption = None,
     split: Annotated[
         Split, typer.Option("--split", help="Samples to use; [b]all[/b] is search and test together.")
     ] = Split.SEARCH,
@@ -267,11 +271,32 @@ def evaluate(
     with Output(as_json) as output:
         from amed_env.commands.evaluate import evaluate as run
 
-        run(output, task, network, device, allocation, bits, activation_bits, split.value, threads, recipe)
+        chosen = (allocation, bits, activation_bits, pin)
+        run(output, task, network, device, chosen, split.value, threads, recipe)
 
 
 app.command()(hardware_cli.simulate)
 app.command()(hardware_cli.table)
+
+
+@app.command()
+def inspect(
+    task: TaskArgument = None,
+    network: NetworkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the layers of a network, with shapes and work: what is quantized, and what stays in float and why.
+
+    [b]Examples:[/b]
+
+    amed inspect cifar10-resnet20
+
+    amed inspect --network my_package.nets:make --json
+    """
+    with Output(as_json) as output:
+        from amed_env.commands.inspect import inspect as run
+
+        run(output, task, network)
 
 
 @app.command()

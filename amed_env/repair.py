@@ -32,22 +32,23 @@ def repair(task: Task, choices: npt.NDArray[np.int64], limits: Mapping[str, floa
         changed[np.arange(len(choices)), choices] = 0.0
         # One more change must weigh more than any predicted loss can.
         weight = 2.0 * float(task.predicted_loss.max(axis=1).sum()) + 1.0
-        return cheapest_choices(table, np.asarray(list(limits.values())), task.predicted_loss + weight * changed)
+        objective = task.predicted_loss + weight * changed
+        return cheapest_choices(table, np.asarray(list(limits.values())), objective, task.choosable)
     return _repair_by_descent(task, choices, limits)
 
 
 def _repair_by_descent(
     task: Task, choices: npt.NDArray[np.int64], limits: Mapping[str, float]
 ) -> npt.NDArray[np.int64] | None:
-    current = choices.copy()
+    current = task.nearest_choosable(choices)
     costs = task.cost(task.allocation(current)).metrics
     while not fits(costs, limits):
         excess = violation(costs, limits)
         best: tuple[float, npt.NDArray[np.int64], Mapping[str, float]] | None = None
         moves = [
-            (layer, choice)
+            (layer, int(choice))
             for layer in range(len(current))
-            for choice in range(len(task.precisions))
+            for choice in np.flatnonzero(task.choosable[layer])
             if choice != current[layer]
         ]
         candidates = [np.where(np.arange(len(current)) == layer, choice, current) for layer, choice in moves]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.allocation import BitAllocation, Precision, check_bits
-from amed_env.constraints import cheapest_choices, smallest_reachable
-from amed_env.errors import AllocationError, BackendError, BudgetError, UnsupportedPrecisionError
+from amed_env.constraints import cheapest_choices, least_choosable, smallest_reachable
+from amed_env.errors import AllocationError, BackendError, BudgetError, InputError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.costs import (
@@ -27,6 +29,7 @@ from amed_env.hardware.costs import (
 from amed_env.hardware.faults import FaultLog
 from amed_env.hardware.protocol import Cost, HardwareBackend
 from amed_env.objective import Budget, fits, parse_budgets, resolve
+from amed_env.pins import parse_pins, pins_text
 from amed_env.workload import Workload
 
 logger = logging.getLogger(__name__)
@@ -47,12 +50,17 @@ class Task:
         bits: Widths to choose from.
         separate: Whether weights and activations are chosen apart; otherwise both get the same width.
         budgets: Limits on the cost.
+        pins: Layers that keep a width; see `pins.parse_pins`.
 
     Attributes:
+        free_bits: Widths that layers choose from which are not pinned.
+        bits: These and the widths of pinned layers.
+        pins: Precision by pinned layer.
         device_faults: Counts the failing calls of the device; shared by the copies that `with_budget` makes.
 
     Raises:
-        AllocationError: If the widths are malformed.
+        AllocationError: If widths or pins are malformed.
+        UnknownNameError: If a pinned layer does not exist.
         UnsupportedPrecisionError: If the device cannot run a layer at one of the widths.
         BudgetError: If no allocation can meet the budgets; the message has the smallest reachable value.
     """
@@ -66,9 +74,13 @@ class Task:
         *,
         separate: bool = False,
         budgets: Iterable[Budget] = (),
+        pins: Mapping[str, Any] | Iterable[str] | None = None,
     ) -> None:
         self.network, self.evaluator, self.backend = network, evaluator, backend
-        self.bits = _check_widths(bits)
+        self._searching = False
+        self.free_bits = _check_widths(bits)
+        self.pins = parse_pins(pins, self.workload.layer_names)
+        self.bits = tuple(sorted({*self.free_bits, *(width for pinned in self.pins.values() for width in pinned)}))
         self.separate = separate
         self.capabilities = backend_capabilities(backend)
         self.device_faults = FaultLog()
@@ -89,10 +101,26 @@ class Task:
 
     @cached_property
     def precisions(self) -> tuple[Precision, ...]:
-        """The P choices of every layer, narrow ones first; with separate widths, activations vary fastest."""
+        """The P choices, narrow ones first; with separate widths, activations vary fastest. See `choosable`."""
         if self.separate:
             return tuple(Precision(w, a) for w in self.bits for a in self.bits)
-        return tuple(Precision(b, b) for b in self.bits)
+        return tuple(sorted({*(Precision(b, b) for b in self.free_bits), *self.pins.values()}))
+
+    @cached_property
+    def free_choices(self) -> npt.NDArray[np.int64]:
+        """The numbers of the precisions from which layers that are not pinned choose, narrow ones first."""
+        free = [(self.separate or w == a) and {w, a} <= set(self.free_bits) for w, a in self.precisions]
+        return np.flatnonzero(free)
+
+    @cached_property
+    def choosable(self) -> npt.NDArray[np.bool_]:
+        """What each layer may choose at all: bool (L, P); a pinned layer has a single choice."""
+        choosable = np.zeros((len(self.workload), len(self.precisions)), dtype=bool)
+        choosable[:, self.free_choices] = True
+        for row, name in enumerate(self.workload.layer_names):
+            if name in self.pins:
+                choosable[row] = [precision == self.pins[name] for precision in self.precisions]
+        return choosable
 
     @cached_property
     def costs(self) -> dict[str, npt.NDArray[np.float64]]:
@@ -122,13 +150,13 @@ class Task:
         Elsewhere the least of the uniform allocations; None if the device does not report the metric.
         """
         if metric in self.costs:
-            return float(self.costs[metric].min(axis=1).sum())
+            return float(least_choosable(self.costs[metric][None], self.choosable).sum())
         values = [cost.metrics[metric] for cost in self._uniform_costs if metric in cost.metrics]
         return min(values, default=None)
 
     @cached_property
     def _uniform_costs(self) -> list[Cost]:
-        return self.cost_many([self.workload.uniform(*precision) for precision in self.precisions])
+        return self.cost_many([self.allocation(self.uniform_choices(choice)) for choice in self.free_choices])
 
     @cached_property
     def reference_cost(self) -> Cost | None:
@@ -149,8 +177,49 @@ class Task:
         return self.evaluator.evaluate(self.workload.uniform(32))
 
     def quality(self, allocation: BitAllocation, split: Split = "search") -> Quality:
-        """Quality of an allocation; `test` is for the final report only."""
+        """Quality of an allocation; `test` is for the final report only.
+
+        Raises:
+            InputError: If an agent asks for the test split during its search.
+        """
+        if self._searching and split != "search":
+            raise InputError(
+                f"the {split} split is read by the final report only; while it searches, an agent scores allocations "
+                "on the search split."
+            )
         return self.evaluator.evaluate(allocation, split)
+
+    def uniform(self, bits: int) -> BitAllocation:
+        """The same width for every layer that is not pinned."""
+        return self.workload.uniform(bits).replace(self.pins)
+
+    def uniform_choices(self, choice: int) -> npt.NDArray[np.int64]:
+        """The same precision number for every layer that is not pinned: int64 (L,)."""
+        return self.nearest_choosable(np.full(len(self.workload), choice, dtype=np.int64))
+
+    def nearest_choosable(self, choices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Choices in which what a layer may not choose is replaced by the nearest that it may: int64 (L,).
+
+        Of two equally near ones the narrower is taken.
+        """
+        wanted = np.asarray(choices, dtype=np.int64)
+        widths = np.asarray(self.precisions, dtype=np.float64)
+        distance = np.abs(widths[wanted][:, None] - widths).sum(axis=2)
+        return np.asarray(np.where(self.choosable, distance, np.inf).argmin(axis=1), dtype=np.int64)
+
+    def require_pins(self, allocation: BitAllocation) -> BitAllocation:
+        """The same allocation, after checking that it leaves pinned layers as they are.
+
+        Raises:
+            AllocationError: If it does not; the first such layer is named.
+        """
+        for name, pinned in self.pins.items():
+            if allocation[name] != pinned:
+                raise AllocationError(
+                    f"layer {name!r} is pinned to {pinned} in this task but has {allocation[name]}; take "
+                    "task.nearest_choosable(choices), or make the task without that pin."
+                )
+        return allocation
 
     def cost(self, allocation: BitAllocation) -> Cost:
         """Cost of an allocation on the task's device.
@@ -190,6 +259,15 @@ class Task:
             self._known_costs.update(answers)
         return costs
 
+    @contextmanager
+    def search_split_only(self) -> Iterator[None]:
+        """While this lasts, an agent is searching: the test split cannot be asked for."""
+        self._searching = True
+        try:
+            yield
+        finally:
+            self._searching = False
+
     def measure(self, allocation: BitAllocation) -> Trial:
         """Cost and quality (on the search split) of an allocation."""
         costs = dict(self.cost(allocation).metrics)
@@ -210,14 +288,15 @@ class Task:
         """The number of each layer's precision among `precisions`: int64 (L,).
 
         Raises:
-            AllocationError: If a precision is not one of the task's.
+            AllocationError: If a precision is not one that the layer may choose.
         """
         allocation = allocation.require_layers(self.workload.layer_names, f"network {self.network!r}")
-        for name, precision in allocation.items():
-            if precision not in self.precisions:
+        for choosable, (name, precision) in zip(self.choosable, allocation.items(), strict=True):
+            allowed = [self.precisions[choice] for choice in np.flatnonzero(choosable)]
+            if precision not in allowed:
                 raise AllocationError(
-                    f"layer {name!r} has {precision}, which is none of this task's choices "
-                    f"{', '.join(map(str, self.precisions))}."
+                    f"layer {name!r} has {precision}, which is none of this task's choices for it: "
+                    f"{', '.join(map(str, allowed))}."
                 )
         return np.asarray([self.precisions.index(precision) for precision in allocation.values()], dtype=np.int64)
 
@@ -259,16 +338,17 @@ class Task:
         table = np.stack([self.least_costs[budget.metric] for budget in additive])
         values = np.asarray([limits[budget.metric] for budget in additive])
         tolerant = values * (1 + 1e-9)
-        smallest = table.min(axis=2).sum(axis=1)
+        smallest = least_choosable(table, self.choosable).sum(axis=1)
         for budget, limit, least in zip(additive, tolerant, smallest, strict=True):
             if least > limit:
                 raise BudgetError(
                     f"no allocation meets {budget} on {self.device!r}: {self._reachable(budget, least)} "
-                    f"with widths {', '.join(map(str, self.bits))}."
+                    f"with widths {', '.join(map(str, self.free_bits))}"
+                    f"{f' and {pins_text(self.pins)} pinned' if self.pins else ''}."
                 )
-        if len(additive) > 1 and cheapest_choices(table, values, table[0]) is None:
+        if len(additive) > 1 and cheapest_choices(table, values, table[0], self.choosable) is None:
             for position, budget in enumerate(additive):
-                least_with_others = smallest_reachable(table, values, position)
+                least_with_others = smallest_reachable(table, values, position, self.choosable)
                 if least_with_others is not None:
                     others = " and ".join(str(b) for i, b in enumerate(additive) if i != position)
                     raise BudgetError(
@@ -304,13 +384,14 @@ class Task:
         return text
 
     def _check_device_supports_widths(self) -> None:
-        for layer in self.workload:
-            for precision in self.precisions:
-                self.capabilities.require(layer, precision, self.backend.name)
+        for layer, choosable in zip(self.workload, self.choosable, strict=True):
+            for choice in np.flatnonzero(choosable):
+                self.capabilities.require(layer, self.precisions[choice], self.backend.name)
 
     def __repr__(self) -> str:
         budgets = ", ".join(map(str, self.budgets)) or "none"
-        return f"Task({self.network!r}, device={self.device!r}, bits={self.bits}, budgets: {budgets})"
+        pinned = f", pinned: {pins_text(self.pins)}" if self.pins else ""
+        return f"Task({self.network!r}, device={self.device!r}, bits={self.free_bits}, budgets: {budgets}{pinned})"
 
 
 def _check_widths(bits: Sequence[int]) -> tuple[int, ...]:

@@ -15,9 +15,14 @@ from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from amed_env.errors import NetworkError, NonFiniteError
+from amed_env.finite import check_finite_weights, first_non_finite
+from amed_env.packing import Shapes, pack, take_packed
 from amed_env.workload import Layer, LayerKind, Workload
 
 logger = logging.getLogger(__name__)
+
+Inputs = torch.Tensor | tuple[torch.Tensor, ...]
+"""What a network takes: a float tensor (N, ...), or several."""
 
 QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -56,26 +61,33 @@ class TracedNetwork:
     kept_float: tuple[KeptFloat, ...]
 
 
-def trace(network: nn.Module, example_input: torch.Tensor, name: str | None = None) -> TracedNetwork:
+def trace(network: nn.Module, example_input: Inputs, name: str | None = None) -> TracedNetwork:
     """Find the quantizable layers of a network and their shapes.
 
     Args:
         network: Any module whose products are in `Conv1d`, `Conv2d` or `Linear` layers; it is not changed.
-        example_input: Float tensor (N, …) that the network accepts; costs are per sample.
+        example_input: Float tensor (N, …) that the network accepts; costs are per sample. A tuple of tensors for a
+            network that takes several: the traced module then takes them packed (`packing.pack`).
         name: Name of the workload; the class name by default.
 
     Raises:
-        NetworkError: If the network cannot run on the input, has no quantizable layer, or has modules or parameters
-            whose products cannot be accounted for; they are named.
-        NonFiniteError: If its output on the example is NaN or infinite.
+        NetworkError: If the network cannot run on the input, has no quantizable layer, has modules or parameters
+            whose products cannot be accounted for, or answers differently when it is called again; what is at fault is
+            named.
+        NonFiniteError: If a weight, or what a module returns on the example, is NaN or infinite; it is named.
     """
     name = name or type(network).__name__
     _check(network, example_input, name)
+    check_finite_weights(network, name)
     module = copy.deepcopy(network).eval()
+    if not isinstance(example_input, torch.Tensor):
+        take_packed(module, input_shapes(example_input))
+        example_input = pack(example_input)
     if isinstance(module, QUANTIZABLE):
         module = nn.Sequential(module)  # a layer needs a name, which only a parent gives
     for parameter in module.parameters():
         parameter.requires_grad_(False)
+    _check_repeatable(module, example_input, name)
     kept_float = fold_batch_norms(module, example_input)
     layers = _observe_layers(module, example_input, name)
     ran = {layer.name for layer in layers}
@@ -89,11 +101,24 @@ def trace(network: nn.Module, example_input: torch.Tensor, name: str | None = No
     return TracedNetwork(module, Workload(name, tuple(layers)), tuple(kept_float))
 
 
-def _check(network: nn.Module, example_input: torch.Tensor, name: str) -> None:
+def input_shapes(inputs: Inputs) -> Shapes:
+    """The shape of each input of a network, without the sample axis."""
+    tensors = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(tuple(tensor.shape[1:]) for tensor in tensors)
+
+
+def _check(network: nn.Module, example_input: Inputs, name: str) -> None:
     if not isinstance(network, nn.Module):
         raise NetworkError(f"the network must be a torch.nn.Module, not {type(network).__name__}.")
-    if not isinstance(example_input, torch.Tensor) or example_input.dim() < 2 or example_input.shape[0] < 1:
-        raise NetworkError("the example input must be a tensor with at least one sample: shape (N, ...).")
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not inputs or not all(isinstance(i, torch.Tensor) and i.dim() >= 2 and i.shape[0] >= 1 for i in inputs):
+        raise NetworkError(
+            "the example input must be a tensor with at least one sample, shape (N, ...), or a tuple of such tensors."
+        )
+    if len({tensor.shape[0] for tensor in inputs}) > 1:
+        raise NetworkError(
+            f"the example inputs have {[tensor.shape[0] for tensor in inputs]} samples; give as many of each."
+        )
     modules = dict(network.named_modules())
     unsupported = [
         f"{path or name} ({type(child).__name__})" for path, child in modules.items() if isinstance(child, _UNSUPPORTED)
@@ -240,10 +265,7 @@ def _observe_layers(module: nn.Module, example_input: torch.Tensor, name: str) -
         with torch.no_grad():
             output = module(example_input)
     except Exception as error:
-        raise NetworkError(
-            f"network {name!r} does not run on an input of shape {tuple(example_input.shape)}: "
-            f"{type(error).__name__}: {error}."
-        ) from error
+        raise _does_not_run(name, module, example_input, error) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -255,8 +277,49 @@ def _observe_layers(module: nn.Module, example_input: torch.Tensor, name: str) -
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise NetworkError(f"network {name!r} must return class scores of shape ({batch}, classes), not {shape}.")
     if not torch.isfinite(output).all():
-        raise NonFiniteError(f"network {name!r} returns NaN or infinity on the example input; check its weights.")
+        raise NonFiniteError(
+            f"network {name!r} returns NaN or infinity on the example input: "
+            f"{first_non_finite(module, example_input) or 'a function outside of its modules'} does first."
+        )
     return list(observed.values())
+
+
+def _does_not_run(name: str, module: nn.Module, example: torch.Tensor, error: Exception) -> NetworkError:
+    shapes = getattr(module, "packed_shapes", None)
+    several = None if shapes is None else [(example.shape[0], *shape) for shape in shapes]
+    text = f"an input of shape {tuple(example.shape)}" if several is None else f"inputs of shapes {several}"
+    return NetworkError(f"network {name!r} does not run on {text}: {type(error).__name__}: {error}.")
+
+
+def _check_repeatable(module: nn.Module, example_input: torch.Tensor, name: str) -> None:
+    """Check that two calls give the same answer and leave weights and buffers as they were.
+
+    Raises:
+        NetworkError: If not.
+    """
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    try:
+        with torch.no_grad():
+            first, second = module(example_input), module(example_input)
+    except Exception as error:
+        raise _does_not_run(name, module, example_input, error) from error
+    after = module.state_dict()
+    changed = [key for key, tensor in before.items() if not torch.equal(tensor.nan_to_num(), after[key].nan_to_num())]
+    if changed:
+        raise NetworkError(
+            f"network {name!r} changes {', '.join(changed)} when it is called in eval mode, so its answers depend on "
+            "what it saw before; let them stay as they are outside of training."
+        )
+    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
+        return  # `_observe_layers` says what is wrong with it
+    same = first.shape == second.shape
+    # Kernels may sum in another order; what a module changes on purpose is larger.
+    if not same or not torch.allclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True):
+        by = "another shape" if not same else f"up to {float((first - second).abs().max()):.3g}"
+        raise NetworkError(
+            f"network {name!r} answers differently when it is called again on the same input (by {by}): it draws "
+            "random numbers or keeps a state in eval mode; make it depend on its input alone."
+        )
 
 
 def _layer_of_call(path: str, layer: nn.Module, read: torch.Tensor, written: torch.Tensor, batch: int) -> Layer:

@@ -63,12 +63,20 @@ def missing_data():
     return f"{', '.join(absent)} not found below {DATA_VARIABLE} ({folder})" if absent else None
 
 
+def missing_for(marker):
+    """Why a test marked `data("task", ...)` cannot run, or None; without arguments it needs CIFAR-10 and ResNet-20."""
+    from amed_env.catalogue import named_network
+
+    reasons = [missing_data(), *(named_network(name).missing() for name in marker.args)]
+    return next((reason for reason in reasons if reason is not None), None)
+
+
 def pytest_collection_modifyitems(items):
-    reason = missing_data()
-    if reason is not None:
-        for item in items:
-            if item.get_closest_marker("data"):
-                item.add_marker(pytest.mark.skip(reason=reason))
+    for item in items:
+        marker = item.get_closest_marker("data")
+        reason = None if marker is None else missing_for(marker)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from amed_env.constraints import allowed_choices, cheapest_choices, least_rest, smallest_reachable, totals
+from amed_env.constraints import (
+    allowed_choices,
+    cheapest_choices,
+    least_choosable,
+    least_rest,
+    smallest_reachable,
+    totals,
+)
 
 
 @st.composite
@@ -132,6 +139,32 @@ def test_least_rest_equals_brute_force(problem):
         least = np.min([total for _, total in every_allocation(costs[:, layer:])], axis=0)
         np.testing.assert_allclose(rest[:, layer], least)
     assert not rest[:, -1].any()
+
+
+@given(problems(), st.data())
+def test_what_may_not_be_chosen_at_all_equals_brute_force_without_it(problem, data):
+    costs, limits, objective = problem
+    layers, choices = objective.shape
+    choosable = data.draw(arrays(bool, (layers, choices)))
+    choosable[range(layers), data.draw(arrays(int, layers, elements=st.integers(0, choices - 1)))] = True
+    possible = [(found, total) for found, total in every_allocation(costs) if choosable[range(layers), found].all()]
+    within_all = [(found, total) for found, total in possible if within(total, limits)]
+    best = cheapest_choices(costs, limits, objective, choosable)
+    if within_all:
+        assert choosable[range(layers), best].all() and within(costs[:, range(layers), best].sum(axis=1), limits)
+        assert objective[range(layers), best].sum() == min(objective[range(layers), f].sum() for f, _ in within_all)
+    else:
+        assert best is None
+    rest = least_rest(costs, choosable)
+    np.testing.assert_allclose(rest[:, 0], np.min([total for _, total in possible], axis=0))
+    np.testing.assert_allclose(rest[:, 0], least_choosable(costs, choosable).sum(axis=1))
+    if len(limits) == 1:
+        mask = allowed_choices(np.zeros(1), costs[:, 0], rest[:, 1], limits, choosable[0])
+        assert mask.tolist() == [any(found[0] == choice for found, _ in within_all) for choice in range(choices)]
+    found = smallest_reachable(costs, limits, 0, choosable)
+    others = np.array([np.inf, *limits[1:]])
+    reachable = [total[0] for _, total in possible if within(total, others)]
+    assert found == (pytest.approx(min(reachable)) if reachable else None)
 
 
 def test_totals_by_hand():

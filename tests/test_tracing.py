@@ -1,8 +1,13 @@
+import copy
+import pickle
+
 import pytest
 import torch
+import torch.fx
 from torch import nn
 
 from amed_env.errors import NetworkError, NonFiniteError
+from amed_env.packing import pack
 from amed_env.tracing import trace
 
 
@@ -314,8 +319,136 @@ def test_networks_that_cannot_be_used(network, inputs, message):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(value):
-    network = nn.Linear(4, 2)
-    network.weight.data[0, 1] = value
-    with pytest.raises(NonFiniteError, match="check its weights"):
+@pytest.mark.parametrize("key", ["0.weight", "1.bias", "1.running_var", "3.bias"])
+def test_weights_that_are_no_numbers_are_named(value, key):
+    network = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 2))
+    network.state_dict()[key].view(-1)[1] = value
+    with pytest.raises(NonFiniteError, match=rf"NaN or infinite weights in {key};"):
         trace(network, torch.ones(1, 4))
+
+
+def test_a_mask_may_be_infinite():
+    network = nn.Linear(4, 2)
+    network.register_buffer("mask", torch.tensor([float("-inf")]))
+    assert len(trace(network, torch.ones(1, 4)).workload) == 1
+
+
+class Logarithm(nn.Module):
+    def forward(self, inputs):
+        return torch.log(inputs)
+
+
+class Overflow(nn.Module):
+    """A function, and no module, makes infinity."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, inputs):
+        return self.fc(inputs) / 0.0
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), Logarithm()), nn.Linear(3, 2)),
+            r"'1.1' \(Logarithm\)",
+        ),
+        (Overflow(), "a function outside of its modules"),
+    ],
+)
+def test_activations_that_are_no_numbers_are_named(network, named):
+    for parameter in network.parameters():
+        parameter.data.fill_(-1.0)
+    with pytest.raises(NonFiniteError, match=named):
+        trace(network, torch.ones(1, 4))
+
+
+class Restless(nn.Module):
+    """Changes between calls in the way that it is told."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.fc, self.way, self.calls = nn.Linear(4, 2), way, 0
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, inputs):
+        self.calls += 1
+        if self.way == "counts":
+            return self.fc(inputs) * self.calls
+        if self.way == "draws":
+            return self.fc(nn.functional.dropout(inputs, 0.5, training=True))
+        if self.way == "learns":
+            self.seen += inputs.mean()
+        if self.way == "grows":
+            return self.fc(inputs).repeat(self.calls, 1)
+        return self.fc(inputs)
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("counts", "answers differently when it is called again"),
+        ("draws", "draws random numbers"),
+        ("learns", "changes seen when it is called"),
+        ("grows", "by another shape"),
+    ],
+)
+def test_a_module_that_changes_between_calls_is_refused(way, message):
+    torch.manual_seed(0)
+    with pytest.raises(NetworkError, match=message):
+        trace(Restless(way), torch.ones(3, 4))
+
+
+def test_dropout_and_batch_norm_do_not_count_as_changes():
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2)).train()
+    assert len(trace(network, torch.ones(3, 4)).workload) == 2
+
+
+class Siamese(nn.Module):
+    """Two images and a number, one convolution for both images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(9, 2)
+        self.side = nn.Conv2d(1, 4, 3, bias=False)
+
+    def forward(self, first, second, number):
+        left = torch.relu(self.norm(self.conv(first))).mean(dim=(2, 3))
+        right = torch.relu(self.side(second)).mean(dim=(2, 3))
+        return self.head(torch.cat([left, right, number], dim=1))
+
+
+def test_a_network_of_several_inputs():
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(torch.randn(5, *shape, generator=generator) for shape in ((1, 6, 6), (1, 5, 7), (1,)))
+    network = shake(Siamese())
+    traced = trace(network, inputs)
+    assert traced.workload.layer_names == ("conv", "side", "head")
+    assert [layer.m for layer in traced.workload] == [16, 15, 1]
+    assert norms(traced) == [] and type(network) is Siamese
+    with torch.no_grad():
+        expected = network(*inputs)
+    packed = pack(inputs)
+    assert packed.shape == (5, 36 + 35 + 1)
+    for module in (traced.module, copy.deepcopy(traced.module), pickle.loads(pickle.dumps(traced.module))):
+        torch.testing.assert_close(module(packed), expected)
+        assert isinstance(module, Siamese)
+    graph = torch.fx.symbolic_trace(traced.module)
+    torch.testing.assert_close(graph(packed), expected)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((torch.zeros(2, 1, 6, 6), torch.zeros(3, 1, 6, 6)), r"have \[2, 3\] samples"),
+        ((), "at least one sample"),
+        ((torch.zeros(2, 1, 6, 6), torch.zeros(2)), "at least one sample"),
+        ((torch.zeros(1, 1, 6, 6), torch.zeros(1, 1, 6, 6)), r"inputs of shapes \[\(1, 1, 6, 6\), \(1, 1, 6, 6\)\]"),
+    ],
+)
+def test_several_inputs_that_do_not_fit(inputs, message):
+    with pytest.raises(NetworkError, match=message):
+        trace(Siamese(), inputs)

@@ -76,7 +76,7 @@ class GreedyAgent(Agent):
 def _feasible_uniform(session: SearchSession) -> list[npt.NDArray[np.int64]]:
     """Every uniform precision within the budget, wide ones first."""
     task = session.task
-    uniform = [np.full(len(task.workload), choice, dtype=np.int64) for choice in reversed(range(len(task.precisions)))]
+    uniform = [task.uniform_choices(choice) for choice in reversed(task.free_choices)]
     return [choices for choices in uniform if session.feasible(task.allocation(choices))]
 
 
@@ -115,9 +115,10 @@ def random_choices(task: Task, rng: np.random.Generator) -> npt.NDArray[np.int64
         else np.zeros((0, len(order), len(task.precisions)))
     )
     limits = np.asarray([task.limits[metric] for metric in limited])
-    rest, used = least_rest(costs), np.zeros(len(limited))
+    choosable = task.choosable[order]
+    rest, used = least_rest(costs, choosable), np.zeros(len(limited))
     for step, layer in enumerate(order):
-        allowed = np.flatnonzero(allowed_choices(used, costs[:, step], rest[:, step + 1], limits))
+        allowed = np.flatnonzero(allowed_choices(used, costs[:, step], rest[:, step + 1], limits, choosable[step]))
         if len(allowed) == 0:
             return None
         choices[layer] = rng.choice(allowed)
@@ -139,13 +140,13 @@ def _descent(task: Task) -> list[npt.NDArray[np.int64]]:
     """From the widest precision everywhere to the narrowest, one layer a step: the least loss per cost saved."""
     weight, loss = _step_weight(task), task.predicted_loss
     rows = np.arange(len(task.workload))
-    current = np.full(len(rows), len(task.precisions) - 1, dtype=np.int64)
+    current = task.uniform_choices(task.free_choices[-1])
     path = [current]
     while True:
         saved = weight[rows, current][:, None] - weight
         harm = np.maximum(loss - loss[rows, current][:, None], 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            price = np.where(saved > 0, harm / saved, np.inf)
+            price = np.where((saved > 0) & task.choosable, harm / saved, np.inf)
         if not np.isfinite(price).any():
             return path
         # Equal prices (no harm at all) go to the step that saves most.
@@ -162,7 +163,7 @@ def _spend_slack(session: SearchSession, choices: npt.NDArray[np.int64]) -> npt.
     loss = task.predicted_loss
     rows = np.arange(len(current))
     while True:
-        gains = loss[rows, current][:, None] - loss
+        gains = np.where(task.choosable, loss[rows, current][:, None] - loss, 0.0)
         for position in np.argsort(-gains, axis=None, kind="stable"):
             layer, choice = np.unravel_index(position, gains.shape)
             if gains[layer, choice] <= 0:

@@ -70,7 +70,8 @@ class Agent(abc.ABC):
         interrupted, gave_up = False, False
         retried, failed = task.device_faults.retried, task.device_faults.count
         try:
-            self.explore(session)
+            with task.search_split_only():
+                self.explore(session)
         except SearchEnded:
             pass
         except BackendError as error:  # the agent asked the device itself and had no answer to a failure

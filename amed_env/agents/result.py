@@ -11,6 +11,7 @@ from amed_env.allocation import BitAllocation
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
 from amed_env.objective import BUDGET_METRICS
+from amed_env.pins import pins_json
 from amed_env.task import Task
 
 FORMAT = "amed-result/1"
@@ -36,7 +37,8 @@ class SearchResult:
         gave_up: Whether it stopped because too much failed in a row.
         device_faults: Calls of the device that failed for good, those within evaluations among them.
         device_retries: Calls of the device that failed and were made again.
-        baselines: Uniform allocations by width, with search quality and costs; see `add_report`.
+        baselines: Uniform allocations (but for pinned layers) by width, with search quality and costs; see
+            `add_report`.
         test: Quality on the test split by name: `best`, `float`, and `uniform-8` and so on; see `add_report`.
     """
 
@@ -61,8 +63,8 @@ class SearchResult:
     def add_report(self) -> None:
         """Evaluate what the final report compares with, and read the test split: for the best and the uniform ones."""
         task = self.task
-        for bits in task.bits:
-            self.baselines[f"uniform-{bits}"] = task.measure(task.workload.uniform(bits))
+        for bits in task.free_bits:
+            self.baselines[f"uniform-{bits}"] = task.measure(task.uniform(bits))
         self.test["float"] = task.quality(task.workload.uniform(32), "test")
         for name, trial in self.baselines.items():
             self.test[name] = task.quality(trial.allocation, "test")
@@ -92,7 +94,8 @@ class SearchResult:
             "version": version.__version__,
             "network": task.network,
             "device": task.device,
-            "bits": list(task.bits),
+            "bits": list(task.free_bits),
+            "pins": pins_json(task.pins),
             "separate": task.separate,
             "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
             "limits": dict(task.limits),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from amed_env.allocation import BitAllocation
 from amed_env.commands.output import Output
-from amed_env.commands.parsing import chosen_allocation, default_threads, load_task
+from amed_env.commands.parsing import ChosenAllocation, chosen_allocation, default_threads, load_task
 from amed_env.commands.preparing import prepare
 from amed_env.commands.tables import quality_table, relative_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
@@ -22,9 +20,7 @@ def evaluate(
     name: str | None,
     network: str | None,
     device: str,
-    allocation: Path | None,
-    bits: int | None,
-    activation_bits: int | None,
+    given: ChosenAllocation,
     split: str,
     threads: int | None,
     recipe: str | None = None,
@@ -36,7 +32,7 @@ def evaluate(
     with output.status(f"preparing {name or network}") as say:
         # The task's own device does not matter here: the one that was asked for may lack widths of the task.
         task = load_task(name, network, threads=threads or default_threads(), recipe=recipe)
-        chosen = chosen_allocation(task.workload, allocation, bits, activation_bits)
+        chosen = chosen_allocation(task.workload, *given)
         prepare(task, say)
     with output.status(f"evaluating {task.network} on the {split} split"):
         quality = _quality(task, chosen, split)

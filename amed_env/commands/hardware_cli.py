@@ -17,6 +17,7 @@ from amed_env.commands.options import (
     JsonOption,
     LayersOption,
     NetworkShapesOption,
+    PinOption,
 )
 from amed_env.commands.output import Output
 
@@ -83,6 +84,7 @@ def simulate(
     allocation: AllocationOption = None,
     bits: BitsOption = None,
     activation_bits: ActivationBitsOption = None,
+    pin: PinOption = None,
     compare: Annotated[
         list[str] | None,
         typer.Option("--compare", metavar="DEVICE DEVICE …", help="Several devices side by side, in one table."),
@@ -115,7 +117,7 @@ def simulate(
         run(
             output,
             SimulateRequest(
-                network, layers, device, allocation, bits, activation_bits, compare or [], devices or [], plot
+                network, layers, device, (allocation, bits, activation_bits, pin), compare or [], devices or [], plot
             ),
         )
 

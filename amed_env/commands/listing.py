@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 def task_rows() -> list[Row]:
     """Every task with `name`, `description`, and `problem`: what is missing or broken, or None."""
-    from amed_env.task_registry import TASKS
+    from amed_env.catalogue import TASKS
 
     rows = []
     for name in TASKS.names():

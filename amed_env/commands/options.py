@@ -35,3 +35,12 @@ LayersOption = Annotated[
     Path | None,
     typer.Option("--layers", metavar="FILE", help="Layers as CSV with the columns name,kind,m,n,k,groups."),
 ]
+PinOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pin",
+        metavar="LAYER=BITS",
+        help="A layer that keeps its width, by name, [b]first[/b] or [b]last[/b]: first=8, or stem=8/4 for weights and "
+        "activations apart. May be repeated.",
+    ),
+]

@@ -87,7 +87,7 @@ def check_complete(name: str) -> None:
         UnknownNameError: If there is no such task.
         DataError: If something is missing; the message says how to get it.
     """
-    from amed_env.task_registry import TASKS
+    from amed_env.catalogue import TASKS
 
     missing = TASKS.get(name).missing()
     if missing is not None:
@@ -106,14 +106,19 @@ def load_task(task: str | None, network: str | None, **options: Any) -> Task:
     return make_task(task, **options)
 
 
+ChosenAllocation = tuple[Path | None, int | None, int | None, list[str] | None]
+"""`--allocation`, `--bits`, `--activation-bits` and `--pin`, as they were given."""
+
+
 def chosen_allocation(
-    workload: Workload, allocation: Path | None, bits: int | None, activation_bits: int | None
+    workload: Workload, allocation: Path | None, bits: int | None, activation_bits: int | None, pins: list[str] | None
 ) -> BitAllocation:
-    """The allocation of a file, or a uniform one.
+    """The allocation of a file, or a uniform one but for pinned layers.
 
     Raises:
         InputError: If a file and widths are given, or neither.
     """
+    from amed_env.pins import parse_pins
     from amed_env.task_registry import load_allocation
 
     if (allocation is None) == (bits is None):
@@ -121,11 +126,11 @@ def chosen_allocation(
             f"give either --allocation FILE or --bits N; {'neither is' if bits is None else 'both are'} given."
         )
     if allocation is not None:
-        if activation_bits is not None:
-            raise InputError("--activation-bits goes with --bits; an allocation file has its own.")
+        if activation_bits is not None or pins:
+            raise InputError("--activation-bits and --pin go with --bits; an allocation file has its own.")
         return load_allocation(allocation, workload)
     assert bits is not None
-    return workload.uniform(bits, activation_bits)
+    return workload.uniform(bits, activation_bits).replace(parse_pins(pins, workload.layer_names))
 
 
 def network_shapes(output: Output, network: str | None, layers: Path | None) -> Workload:

@@ -25,6 +25,7 @@ from amed_env.hardware.command import CommandBackend
 from amed_env.hardware.device_files import FILE_SUFFIXES, device_file_digest
 from amed_env.hardware.registry import COMMAND_PREFIX
 from amed_env.objective import parse_budgets
+from amed_env.pins import pins_json, pins_text
 from amed_env.run_folder import RunFolder
 from amed_env.task import Task
 
@@ -46,6 +47,7 @@ class SearchRequest:
     threads: int | None = None
     recipe: str | None = None
     budgets: list[str] = field(default_factory=list)
+    pins: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
     device_timeout: float | None = None
     device_retries: int | None = None
@@ -84,6 +86,7 @@ def search(output: Output, request: SearchRequest) -> int:
                     bits=bits,
                     separate=request.separate,
                     budget=request.budgets,
+                    pin=request.pins,
                     threads=threads,
                     recipe=request.recipe,
                 )
@@ -91,6 +94,8 @@ def search(output: Output, request: SearchRequest) -> int:
             for kept in task.evaluator.kept_float:
                 output.note(f"kept in float: {kept}")
             note_slow_layers(output, task)
+            if task.pins:
+                output.note(f"pinned: {pins_text(task.pins)}")
             settings = _settings(request, task, options, backend)
             store = folder.start(settings, sys.argv, {"threads": threads})
             backend.keep_answers(store)
@@ -220,7 +225,9 @@ def _settings(request: SearchRequest, task: Task, options: dict[str, Any], backe
     return {
         "network": request.network or request.task,
         "device": _device_settings(request.device, backend),
-        "bits": list(task.bits),
+        "bits": list(task.free_bits),
+        # Left out without pins, so that searches of earlier versions can be resumed.
+        **({"pins": pins_json(task.pins)} if task.pins else {}),
         "separate": task.separate,
         "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
         "agent": request.agent,

@@ -8,7 +8,7 @@ from typing import Any
 
 from amed_env.allocation import BitAllocation
 from amed_env.commands.output import Output
-from amed_env.commands.parsing import chosen_allocation, network_shapes
+from amed_env.commands.parsing import ChosenAllocation, chosen_allocation, network_shapes
 from amed_env.commands.tables import compare_table, cost_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.hardware import Cost, evaluate_cost, load_device
@@ -25,9 +25,7 @@ class SimulateRequest:
     network: str | None
     layers: Path | None
     device: str
-    allocation: Path | None
-    bits: int | None
-    activation_bits: int | None
+    chosen: ChosenAllocation
     compare: list[str]
     further: list[str]
     plot: Path | None
@@ -49,7 +47,7 @@ def simulate(output: Output, request: SimulateRequest) -> None:
     names = list(dict.fromkeys([*request.compare, *request.further])) or [request.device]
     backends = [load_device(name) for name in names]
     workload = network_shapes(output, request.network, request.layers)
-    chosen = chosen_allocation(workload, request.allocation, request.bits, request.activation_bits)
+    chosen = chosen_allocation(workload, *request.chosen)
     if request.compare:
         _compare(output, backends, workload, chosen)
         return

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from amed_env.hardware.protocol import METRIC_UNITS, Cost
 from amed_env.objective import BUDGET_METRICS
+from amed_env.pins import pins_text
 
 if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
@@ -35,14 +36,15 @@ def bits_text(precision: Precision) -> str:
     return str(weight) if weight == activation else f"{weight} / {activation}"
 
 
-def _table(title: str) -> Table:
+def table_of(title: str) -> Table:
+    """An empty table in the style of all of them."""
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def cost_table(cost: Cost, network: str) -> Table:
     """Totals and layers of a cost."""
     metrics = list(cost.metrics)
-    table = _table(f"{network} on {cost.device}")
+    table = table_of(f"{network} on {cost.device}")
     table.add_column("layer", no_wrap=True)
     table.add_column("bits (w / a)" if any(len(set(i.precision)) > 1 for i in cost.layers) else "bits", justify="right")
     for metric in metrics:
@@ -57,7 +59,7 @@ def cost_table(cost: Cost, network: str) -> Table:
 
 def compare_table(costs: Sequence[Cost], network: str) -> Table:
     """Costs of one network on several devices: every total, and the latency of every layer with its bound."""
-    table = _table(f"{network} on {len(costs)} devices")
+    table = table_of(f"{network} on {len(costs)} devices")
     table.add_column("", no_wrap=True)
     for cost in costs:
         table.add_column(cost.device, justify="right")
@@ -90,7 +92,7 @@ def _heading(metric: str) -> str:
 
 def quality_table(rows: Mapping[str, Quality]) -> Table:
     """Qualities by name."""
-    table = _table("Quality")
+    table = table_of("Quality")
     for column in ("", "accuracy", "correct", "samples", "loss"):
         table.add_column(column, justify="right" if column else "left")
     for name, quality in rows.items():
@@ -102,7 +104,7 @@ def quality_table(rows: Mapping[str, Quality]) -> Table:
 
 def relative_table(costs: Mapping[str, float], relative: Mapping[str, float]) -> Table:
     """Costs of a network with their factors of uniform 8 bit."""
-    table = _table("Cost")
+    table = table_of("Cost")
     for column in ("", "value", "of 8 bit"):
         table.add_column(column, justify="right" if column else "left")
     names = {metric: name for name, metric in BUDGET_METRICS.items()}
@@ -118,7 +120,7 @@ def allocation_table(result: SearchResult) -> Table | None:
         return None
     task, allocation = result.task, result.best.allocation
     cost = task.cost(allocation)
-    table = _table(f"Allocation of {task.network} on {task.device} by {result.agent}")
+    table = table_of(f"Allocation of {task.network} on {task.device} by {result.agent}")
     table.add_column("layer", no_wrap=True)
     table.add_column("kind")
     for column in ("weight bits", "activation bits", "weights KiB", "share of latency"):
@@ -137,7 +139,11 @@ def comparison_table(result: SearchResult) -> Table:
     """The best allocation against every uniform width and the float network."""
     task = result.task
     relative = task.reference_cost is not None
-    table = _table("Comparison" + (" (costs relative to uniform 8 bit)" if relative else ""))
+    notes = [
+        *(["costs relative to uniform 8 bit"] if relative else []),
+        *([f"pinned: {pins_text(task.pins)}"] if task.pins else []),
+    ]
+    table = table_of("Comparison" + (f" ({'; '.join(notes)})" if notes else ""))
     table.add_column("")
     for column in ("search accuracy", "test accuracy"):
         table.add_column(column, justify="right")

@@ -20,6 +20,8 @@ from amed_env.errors import DataError
 FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILE = "test_batch.bin"
+FILES = tuple(f"{FOLDER}/{name}" for name in (*TRAIN_FILES, TEST_FILE))
+"""All files, relative to the data folder."""
 CLASSES = 10
 IMAGE_SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
@@ -37,7 +39,9 @@ _TEST_SALT = "amed/cifar10/test/1"
 _CALIBRATION_SALT = "amed/cifar10/calibration/1"
 
 
-def cifar10_splits(folder: Path | None = None, calibration_samples: int = CALIBRATION_SAMPLES) -> Splits:
+def cifar10_splits(
+    folder: Path | None = None, calibration_samples: int = CALIBRATION_SAMPLES, *, raw: bool = False
+) -> Splits:
     """The fixed splits for a network that was trained on all 50,000 training images.
 
     Calibration takes training images; the test file is dealt once into 2,000 search and 8,000 test images,
@@ -46,9 +50,10 @@ def cifar10_splits(folder: Path | None = None, calibration_samples: int = CALIBR
     Args:
         folder: The data folder that holds `cifar-10-batches-bin`; by default `data_dir()`.
         calibration_samples: How many training images to calibrate with, 1 to 50,000.
+        raw: Leave the pixels from 0 to 255, for networks that were trained so.
 
     Returns:
-        Inputs (N, 3, 32, 32) float32, normalised by the ImageNet mean and deviation; labels 0..9.
+        Inputs (N, 3, 32, 32) float32, normalised by the ImageNet mean and deviation unless `raw`; labels 0..9.
 
     Raises:
         DataError: If a file is missing or damaged, or there are not as many training images.
@@ -56,16 +61,18 @@ def cifar10_splits(folder: Path | None = None, calibration_samples: int = CALIBR
     test_records = open_records(TEST_FILE, folder)
     order = balanced_order(test_records[:, 0], _TEST_SALT)
     return Splits(
-        calibration=cifar10_calibration(folder, calibration_samples),
-        search=_samples(test_records[order[:SEARCH_SAMPLES]], "cifar10/search"),
-        test=_samples(test_records[order[SEARCH_SAMPLES:]], "cifar10/test"),
+        calibration=cifar10_calibration(folder, calibration_samples, raw=raw),
+        search=_samples(test_records[order[:SEARCH_SAMPLES]], "cifar10/search", raw),
+        test=_samples(test_records[order[SEARCH_SAMPLES:]], "cifar10/test", raw),
         # No index is in two parts. Copies within the data set itself would be no fault of the split, and
         # hashing would take longer than reading.
         allow_duplicates=True,
     )
 
 
-def cifar10_calibration(folder: Path | None = None, samples: int = CALIBRATION_SAMPLES) -> Samples:
+def cifar10_calibration(
+    folder: Path | None = None, samples: int = CALIBRATION_SAMPLES, *, raw: bool = False
+) -> Samples:
     """The first training images of a fixed, class-balanced order; only these are turned into floats.
 
     Raises:
@@ -78,16 +85,21 @@ def cifar10_calibration(folder: Path | None = None, samples: int = CALIBRATION_S
     chosen = balanced_order(labels, _CALIBRATION_SALT)[:samples]
     per_file = len(files[0])
     records = np.stack([files[index // per_file][index % per_file] for index in chosen])
-    return _samples(records, "cifar10/calibration")
+    return _samples(records, "cifar10/calibration", raw)
 
 
-def cifar10_test_file(folder: Path | None = None) -> Samples:
+def cifar10_raw_splits() -> Splits:
+    """The same splits as `cifar10_splits` with pixels from 0 to 255."""
+    return cifar10_splits(raw=True)
+
+
+def cifar10_test_file(folder: Path | None = None, *, raw: bool = False) -> Samples:
     """All 10,000 images of the test file in their original order: for comparison with published figures only.
 
     Raises:
         DataError: If the file is missing or damaged.
     """
-    return _samples(np.asarray(open_records(TEST_FILE, folder)), "cifar10/test file")
+    return _samples(np.asarray(open_records(TEST_FILE, folder)), "cifar10/test file", raw)
 
 
 def open_records(name: str, folder: Path | None = None) -> np.ndarray:
@@ -141,6 +153,7 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
     return inputs
 
 
-def _samples(records: np.ndarray, name: str) -> Samples:
-    inputs = normalise(records[:, 1:].reshape(-1, *IMAGE_SHAPE))
+def _samples(records: np.ndarray, name: str, raw: bool) -> Samples:
+    pixels = records[:, 1:].reshape(-1, *IMAGE_SHAPE)
+    inputs = pixels.astype(np.float32) if raw else normalise(pixels)
     return Samples(torch.from_numpy(inputs), torch.from_numpy(records[:, 0].astype(np.int64)), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import re
 import time
@@ -39,7 +40,8 @@ class Download:
     Attributes:
         file: Its name, here and at its home.
         home: The official address that the name is appended to; ends with a slash.
-        checksum: `algorithm:hex`, such as `sha256:...` or `md5:...`.
+        checksum: `algorithm:hex`, such as `sha256:...` or `md5:...`; first digits are enough where no more of it is
+            published, as for files that carry them in their name.
         size: Bytes, for progress and messages; the checksum decides.
     """
 
@@ -47,6 +49,12 @@ class Download:
     home: str
     checksum: str
     size: int | None = None
+
+    @property
+    def has_whole_checksum(self) -> bool:
+        """Whether all digits of the checksum are known."""
+        algorithm, _, digits = self.checksum.partition(":")
+        return len(digits) == 2 * hashlib.new(algorithm).digest_size
 
     def url(self, base_url: str | None = None) -> str:
         """The official address, or that on a mirror which has all files in one folder."""
@@ -101,7 +109,7 @@ def download(
         with _quiet_pooch():
             path = pooch.retrieve(
                 item.url(base_url),
-                known_hash=item.checksum,
+                known_hash=item.checksum if item.has_whole_checksum else None,
                 fname=item.file,
                 path=folder,
                 downloader=downloader,
@@ -218,7 +226,7 @@ class _ResumingDownloader:
     def _check(self, url: str) -> None:
         algorithm, _, expected = self.item.checksum.partition(":")
         found = pooch.file_hash(str(self.part), alg=algorithm)
-        if found == expected.lower():
+        if found.startswith(expected.lower()):
             return
         size = self._size()
         self.part.unlink()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from amed_env.errors import DataError
+from amed_env.packing import pack, unpack
 
 _MAX_NAMED = 5  # positions named in a message; more would not be read
 
@@ -20,9 +21,11 @@ class Samples:
     """Inputs of a network with their labels.
 
     Attributes:
-        inputs: (N, ...) float32, ready for the network; the first axis counts samples.
+        inputs: (N, ...) float32, ready for the network; the first axis counts samples. For a network that takes several
+            tensors (N, D): all of them packed into one (see `of_several`).
         labels: (N,) int64, the class of each sample, from 0.
         name: What they are (`"digits/search"`); it begins every message and is no part of the fingerprint.
+        packed_shapes: For a network that takes several tensors, the shape of each of them without N.
 
     Raises:
         DataError: If there are no samples, lengths or dtypes are wrong, a label is negative, or an input is
@@ -32,6 +35,29 @@ class Samples:
     inputs: torch.Tensor
     labels: torch.Tensor
     name: str = "samples"
+    packed_shapes: tuple[tuple[int, ...], ...] | None = None
+
+    @classmethod
+    def of_several(cls, inputs: Sequence[torch.Tensor], labels: torch.Tensor, name: str = "samples") -> Samples:
+        """Samples of a network that takes several tensors.
+
+        Args:
+            inputs: The tensors, float32 (N, ...) each.
+            labels: (N,) int64.
+            name: What they are.
+
+        Raises:
+            DataError: As for `Samples`, or if the tensors have different numbers of samples.
+        """
+        counts = [len(tensor) if tensor.ndim else 0 for tensor in inputs]
+        if len(set(counts)) != 1:
+            raise DataError(f"{name}: the inputs have {counts} samples; give as many of each.")
+        dtypes = sorted({str(tensor.dtype) for tensor in inputs} - {"torch.float32"})
+        if dtypes:
+            raise DataError(
+                f"{name}: inputs are {', '.join(dtypes)}, expected torch.float32; convert them with .float()."
+            )
+        return cls(pack(inputs), labels, name, tuple(tuple(tensor.shape[1:]) for tensor in inputs))
 
     def __post_init__(self) -> None:
         for attribute, dtype, cure in (
@@ -111,7 +137,13 @@ class Samples:
             raise DataError(
                 f"{self.name}: indices from {low} to {high} do not fit {len(self)} samples; use 0 to {len(self) - 1}."
             )
-        return Samples(self.inputs[chosen], self.labels[chosen], self.name if name is None else name)
+        name = self.name if name is None else name
+        return Samples(self.inputs[chosen], self.labels[chosen], name, self.packed_shapes)
+
+    def example(self) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The first sample as the network takes it: a tensor (1, ...), or a tuple of them."""
+        first = self.inputs[:1]
+        return first if self.packed_shapes is None else unpack(first, self.packed_shapes)
 
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and labels in order, `size` samples at a time; the last batch may be smaller.
@@ -126,6 +158,8 @@ class Samples:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, inputs and labels: the same on every machine for the same contents."""
         digest = hashlib.sha256(f"amed-samples/1 {tuple(self.inputs.shape)} ".encode())
+        if self.packed_shapes is not None:
+            digest.update(f"{self.packed_shapes} ".encode())
         digest.update(_little_endian(self.inputs, "<f4").data)
         digest.update(_little_endian(self.labels, "<i8").data)
         return digest.hexdigest()
@@ -158,10 +192,11 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, part in self.parts().items():
-            if part.sample_shape != self.calibration.sample_shape:
+            shape, wanted = (p.packed_shapes or p.sample_shape for p in (part, self.calibration))
+            if shape != wanted:
                 raise DataError(
-                    f"the {name} samples have shape {part.sample_shape} but the calibration samples "
-                    f"{self.calibration.sample_shape}; prepare all three in the same way."
+                    f"the {name} samples have shape {shape} but the calibration samples "
+                    f"{wanted}; prepare all three in the same way."
                 )
         if not self.allow_duplicates:
             self._check_disjoint()

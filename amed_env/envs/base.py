@@ -38,6 +38,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         bits: Widths of a task that is given by name.
         separate: Whether weights and activations are chosen apart, for a task that is given by name.
         budget: Fixed budgets, `{"latency": 0.5}`; None draws one for every episode unless the task has its own.
+        pin: Layers that keep a width, `{"first": 8, "last": 8}`, for a task that is given by name.
         budget_range: Budget name to smallest and largest factor of the 8-bit cost to draw from; by default latency (or
             the first metric that the device has) from the smallest reachable to 1.
         measure: What evaluates a whole allocation; by default the task itself, each allocation only once.
@@ -50,13 +51,14 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         bits: Sequence[int] | None,
         separate: bool,
         budget: Mapping[str, str | float] | Sequence[str] | None,
+        pin: Mapping[str, Any] | Sequence[str] | None,
         budget_range: Mapping[str, tuple[float, float]] | None,
         measure: Callable[[BitAllocation], Trial] | None,
     ) -> None:
         if isinstance(task, Task):
-            if device is not None or bits is not None or separate:
+            if device is not None or bits is not None or separate or pin is not None:
                 raise InputError(
-                    "device, bits and separate belong to the task; give them to make_task, or give the task "
+                    "device, bits, separate and pin belong to the task; give them to make_task, or give the task "
                     "by its name."
                 )
             self.task = task if budget is None else task.with_budget(budget)
@@ -67,11 +69,12 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
                 bits=DEFAULT_BITS if bits is None else bits,
                 separate=separate,
                 budget=budget,
+                pin=pin,
             )
         self._measure = measure
         self._trials: dict[BitAllocation, Trial] = {}
         self._costs, self._reference = self._cost_arrays()
-        self._rest = least_rest(self._costs)
+        self._rest = least_rest(self._costs, self.task.choosable)
         self._ranges = self._budget_ranges(budget_range)
         self._limits: dict[str, float] = dict(self.task.limits)
 
@@ -99,7 +102,8 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             name = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
             known = self.task.smallest_known(BUDGET_METRICS[name])
             least = smallest[name] if known is None else known / self._reference[METRICS.index(BUDGET_METRICS[name])]
-            return {name: (min(1.0, float(least) * (1 + 1e-6)), 1.0)}
+            least = float(least) * (1 + 1e-6)
+            return {name: (min(1.0, least), max(1.0, least))} if least <= 1 else {name: (least, least)}
         ranges = {}
         for name, (low, high) in given.items():
             Budget(name, high)
@@ -143,7 +147,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     def _finish(self, wanted: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
         """The true reward of a whole allocation, and whether a fault cut the episode off; `info` gets the details."""
         try:
-            choices, info["repaired"] = self._within_limits(np.asarray(wanted, dtype=np.int64))
+            choices, info["repaired"] = self._within_limits(self.task.nearest_choosable(wanted))
             trial = self._trial(self.task.allocation(choices))
             reference = self.task.float_quality
         except (SearchEnded, StoreError):

@@ -56,7 +56,8 @@ class Observer:
         self._layers, self._choices = len(task.workload), len(task.precisions)
         self._rest, self._reference = rest, reference
         self._most_rest = np.zeros_like(rest)
-        self._most_rest[:, : self._layers] = np.cumsum(costs.max(axis=2)[:, ::-1], axis=1)[:, ::-1]
+        most = np.where(task.choosable, costs, 0.0).max(axis=2)
+        self._most_rest[:, : self._layers] = np.cumsum(most[:, ::-1], axis=1)[:, ::-1]
         self._widths = np.asarray([(p.weight_bits + p.activation_bits) / 2 for p in task.precisions])
         self._widths = self._widths / self._widths.max()
         self._loss_scale = np.log1p(max(float(task.predicted_loss.max(axis=1).sum()), 1e-6))

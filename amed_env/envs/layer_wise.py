@@ -33,7 +33,8 @@ class LayerWiseEnv(AllocationEnv):
     ## Action space
     `Discrete(P)`, the number of a precision in `task.precisions` (narrow ones first). With `separate=True`,
     `MultiDiscrete([W, W])`: the width of weights and that of activations. `action_masks()` tells what leaves the budget
-    reachable (for `MultiDiscrete` each part by itself). A forbidden action is replaced by the nearest allowed one.
+    reachable (for `MultiDiscrete` each part by itself), and of a pinned layer only its own. A
+    forbidden action is replaced by the nearest allowed one.
 
     ## Observation
     `Box(0, 1, (F,), float32)`: the layer (kind, log sizes, shares, kernel, stride, weight spread), its predicted loss
@@ -58,7 +59,7 @@ class LayerWiseEnv(AllocationEnv):
     `feasible`, `repaired`, `score`, `reward_vector` (see `envs.base.REWARD_VECTOR`). After a fault: `fault`.
 
     Args:
-        task, device, bits, separate, budget, budget_range: See `AllocationEnv`.
+        task, device, bits, separate, budget, pin, budget_range: See `AllocationEnv`.
         reward: `shaped`, `terminal` or `predicted`.
         gamma: Discount of the shaping; give the learner's own.
         measure: What evaluates a whole allocation; by default the task itself, each allocation only once.
@@ -74,13 +75,14 @@ class LayerWiseEnv(AllocationEnv):
         bits: Sequence[int] | None = None,
         separate: bool = False,
         budget: Mapping[str, str | float] | Sequence[str] | None = None,
+        pin: Mapping[str, Any] | Sequence[str] | None = None,
         budget_range: Mapping[str, tuple[float, float]] | None = None,
         reward: RewardKind = "shaped",
         gamma: float = 1.0,
         measure: Callable[[BitAllocation], Trial] | None = None,
         render_mode: str | None = None,
     ) -> None:
-        super().__init__(task, device, bits, separate, budget, budget_range, measure)
+        super().__init__(task, device, bits, separate, budget, pin, budget_range, measure)
         if reward not in get_args(RewardKind):
             raise InputError(f"reward {reward!r} is unknown; use one of {', '.join(get_args(RewardKind))}.")
         if not 0 < gamma <= 1:
@@ -123,12 +125,13 @@ class LayerWiseEnv(AllocationEnv):
         if state.step >= len(self.task.workload):
             return np.ones(len(self.task.precisions), dtype=bool)
         here, rest = self._costs[:, state.step], self._rest[:, state.step + 1]
-        allowed = allowed_choices(state.used, here, rest, state.limits)
+        choosable = self.task.choosable[state.step]
+        allowed = allowed_choices(state.used, here, rest, state.limits, choosable)
         if not allowed.any():
             # Only where budgets contradict each other in this layer; the final repair has the last word.
             limited = np.isfinite(state.limits)
             over = (state.used[limited, None] + here[limited] + rest[limited, None]) / state.limits[limited, None]
-            allowed[over.max(axis=0).argmin()] = True
+            allowed[np.where(choosable, over.max(axis=0), np.inf).argmin()] = True
         return allowed
 
     def action_masks(self) -> npt.NDArray[np.bool_]:

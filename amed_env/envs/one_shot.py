@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from amed_env.allocation import BitAllocation
-from amed_env.constraints import allowed_choices
+from amed_env.constraints import allowed_choices, least_choosable
 from amed_env.envs.base import AllocationEnv
 from amed_env.errors import InputError
 from amed_env.evaluation.store import Trial
@@ -28,7 +28,8 @@ class OneShotEnv(AllocationEnv):
     ## Action space
     `MultiDiscrete([P] * L)`: for every layer the number of a precision in `task.precisions` (narrow ones first).
     `action_masks()` forbids what no choice of the other layers could make up for; what still exceeds the budget is
-    repaired with as few changes as possible, and `info["repaired"]` says so.
+    repaired with as few changes as possible, and `info["repaired"]` says so. Pinned layers keep their precision
+    whatever is chosen for them.
 
     ## Observation
     `Box(0, 1, (8,), float32)`: for latency, energy, memory and bops whether it is limited, then the limit as a factor
@@ -41,7 +42,7 @@ class OneShotEnv(AllocationEnv):
     Budgets, faults and the information at the end are those of `AMED/LayerWise-v0`. The only step ends the episode.
 
     Args:
-        task, device, bits, separate, budget, budget_range, measure: See `AllocationEnv`.
+        task, device, bits, separate, budget, pin, budget_range, measure: See `AllocationEnv`.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it as an instance variable
@@ -54,10 +55,11 @@ class OneShotEnv(AllocationEnv):
         bits: Sequence[int] | None = None,
         separate: bool = False,
         budget: Mapping[str, str | float] | Sequence[str] | None = None,
+        pin: Mapping[str, Any] | Sequence[str] | None = None,
         budget_range: Mapping[str, tuple[float, float]] | None = None,
         measure: Callable[[BitAllocation], Trial] | None = None,
     ) -> None:
-        super().__init__(task, device, bits, separate, budget, budget_range, measure)
+        super().__init__(task, device, bits, separate, budget, pin, budget_range, measure)
         self._over = True
         self.action_space = spaces.MultiDiscrete([len(self.task.precisions)] * len(self.task.workload))
         self.observation_space = spaces.Box(0.0, 1.0, (2 * len(self._reference),), np.float32)
@@ -78,12 +80,13 @@ class OneShotEnv(AllocationEnv):
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """For every layer what the cheapest choice of all others leaves possible: bool (L x P,)."""
-        least = self._costs.min(axis=2)
+        least = least_choosable(self._costs, self.task.choosable)
         limits = self._limit_array()
         masks = []
         for layer in range(least.shape[1]):
             others = least.sum(axis=1) - least[:, layer]
-            masks.append(allowed_choices(np.zeros_like(others), self._costs[:, layer], others, limits))
+            here, choosable = self._costs[:, layer], self.task.choosable[layer]
+            masks.append(allowed_choices(np.zeros_like(others), here, others, limits, choosable))
         return np.concatenate(masks)
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:

@@ -20,6 +20,7 @@ from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.preparation import Progress, prepare_network
 from amed_env.evaluation.quality import Evaluator, Quality, Split, check_split
 from amed_env.evaluation.workers import Workers, in_parts
+from amed_env.finite import first_non_finite
 from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
 from amed_env.threads import torch_threads
@@ -153,12 +154,15 @@ class PostTrainingEvaluator(Evaluator):
         tally = _Tally()
         with torch_threads(self.threads):
             self.network.select(allocation)
-            for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
-                # The test split is for the final report: its batches do not come again.
-                tally.add(self.network(inputs, (split, number) if split == "search" else None), labels)
-                if early is not None and early.decided(tally.correct, tally.samples, len(samples)):
-                    break
-        return tally.quality(allocation, split, len(samples))
+            try:
+                for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
+                    # The test split is for the final report: its batches do not come again.
+                    tally.add(self.network(inputs, (split, number) if split == "search" else None), labels)
+                    if early is not None and early.decided(tally.correct, tally.samples, len(samples)):
+                        break
+                return tally.quality(allocation, split, len(samples))
+            except NonFiniteError as error:
+                raise self._not_finite(allocation, split) from error
 
     def evaluate_many(
         self,
@@ -212,18 +216,36 @@ class PostTrainingEvaluator(Evaluator):
         batches = list(samples.batches(self.batch_size))
         tallies = [_Tally() for _ in allocations]
         with torch_threads(self.threads):
-            for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
-                tallies[position].add(scores, batches[number][1])
-        return [
-            tally.quality(allocation, split, len(samples))
-            for tally, allocation in zip(tallies, allocations, strict=True)
-        ]
+            try:
+                for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
+                    tallies[position].add(scores, batches[number][1])
+                return [
+                    tally.quality(allocation, split, len(samples))
+                    for tally, allocation in zip(tallies, allocations, strict=True)
+                ]
+            except NonFiniteError:  # one by one, so that the message can name the allocation and the module
+                return [self.evaluate(allocation, split) for allocation in allocations]
 
     def close(self) -> None:
         """End the worker processes, if there are any."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+
+    def _not_finite(self, allocation: BitAllocation, split: Split) -> NonFiniteError:
+        """The error of a network that returns NaN or infinity somewhere, with the first module that does."""
+        samples = self.samples(split)
+        self.network.select(allocation)
+        # The float network has all of its modules; in the quantized one, small ones have become functions.
+        modules = (self.traced.module, self.network.module)
+        named = (
+            first_non_finite(module, inputs) for module in modules for inputs, _ in samples.batches(self.batch_size)
+        )
+        culprit = next(filter(None, named), "a function outside of its modules")
+        return NonFiniteError(
+            f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}: "
+            f"{culprit} does first."
+        )
 
     def predicted_loss(
         self, precisions: Sequence[Precision], progress: Callable[[int, int], None] | None = None

@@ -38,13 +38,14 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(module: nn.Module, path: str | Path, layers: Mapping[str, str] | None = None) -> nn.Module:
     """Load the weights of a network from a safetensors file, all of them or none.
 
     Args:
         module: The network; changed in place only if everything fits.
         path: A safetensors file with the module's state-dict names. Batch norms' `num_batches_tracked` may be
             absent.
+        layers: Name of a layer in the file to its name in the module, where they differ.
 
     Returns:
         The same module.
@@ -53,7 +54,7 @@ def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
         NetworkError: If the file is missing or damaged, or tensors are missing, unexpected, of another shape,
             or have NaN or infinite values; all of them are named.
     """
-    tensors = read_weights(path)
+    tensors = {_renamed(name, layers or {}): tensor for name, tensor in read_weights(path).items()}
     wanted = module.state_dict()
     problems = {
         "missing": [n for n in wanted if n not in tensors and not n.endswith(_COUNTER)],
@@ -73,6 +74,11 @@ def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
         )
     module.load_state_dict({**wanted, **tensors})
     return module
+
+
+def _renamed(name: str, layers: Mapping[str, str]) -> str:
+    layer, _, parameter = name.rpartition(".")
+    return f"{layers[layer]}.{parameter}" if layer in layers else name
 
 
 def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:

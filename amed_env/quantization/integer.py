@@ -9,6 +9,7 @@ two codes may come out differently.
 from __future__ import annotations
 
 import logging
+import math
 import operator
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from amed_env.allocation import BitAllocation
+from amed_env.errors import NonFiniteError
 from amed_env.quantization.graph import Group, NetworkGraph, effective_readers, passes_values, takes_maximum
 from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize
 from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
@@ -267,7 +269,10 @@ class IntegerEngine:
         layer, precision = self._layers[group.layer], plan.allocation[group.layer]
         source = values[self._source(group.call.all_input_nodes[0])]
         read_format = self._read_format(layer, plan.allocation)
-        read = self._requantize(source, read_format) if isinstance(source, Codes) else quantize(source, read_format)
+        if isinstance(source, Codes):
+            read = self._requantize(source, read_format)
+        else:
+            read = _quantize_finite(source, read_format, group.layer)
         addend = None if group.addend is None else values[self._source(group.addend)]
         written = plan.formats[group.output]
         if written is not None and not isinstance(addend, torch.Tensor):
@@ -281,7 +286,7 @@ class IntegerEngine:
         if addend is not None:
             result = result.add_(addend.values() if isinstance(addend, Codes) else addend)
         if written is not None:
-            return quantize(result, written, group.low, group.high)
+            return _quantize_finite(result, written, group.layer, group.low, group.high)
         return result.clamp_(group.low, group.high) if (group.low, group.high) != _NO_LIMITS else result
 
     def _by_kernel(
@@ -301,6 +306,19 @@ class IntegerEngine:
 
 
 _NO_LIMITS = (float("-inf"), float("inf"))
+
+
+def _quantize_finite(
+    values: torch.Tensor, written: Format, layer: str, low: float = -math.inf, high: float = math.inf
+) -> Codes:
+    """Codes of float values, after checking them: codes know no NaN, so it would be lost.
+
+    Raises:
+        NonFiniteError: If a value is NaN or infinite; the layer is named.
+    """
+    if not torch.isfinite(torch.stack(torch.aminmax(values))).all():
+        raise NonFiniteError(f"layer {layer!r} meets activations that are NaN or infinite.")
+    return quantize(values, written, low, high)
 
 
 def _padding_of(node: fx.Node) -> Any:

@@ -70,3 +70,11 @@ def test_fetch_says_what_is_there(amed, amed_data_dir):
 def test_fetch_of_a_task_that_needs_nothing(amed):
     assert "needs no download" in amed("fetch", "digits-cnn").out
     assert amed("fetch", "digits-cn").code == 2
+
+
+def test_pinned_layers_of_a_uniform_allocation(amed):
+    layers = amed("evaluate", "digits-cnn", "--bits", 4, "--pin", "last=8", "--json").json["allocation"]["layers"]
+    assert layers.pop("classifier") == {"w": 8, "a": 8}
+    assert set(map(str, layers.values())) == {"{'w': 4, 'a': 4}"}
+    answer = amed("evaluate", "digits-cnn", "--allocation", "a.json", "--pin", "last=8")
+    assert answer.code == 2

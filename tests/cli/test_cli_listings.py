@@ -19,8 +19,14 @@ def test_listing(amed, command, name):
 def test_tasks_say_what_is_missing(amed, tmp_path, monkeypatch):
     monkeypatch.setenv("AMED_DATA_DIR", str(tmp_path))
     rows = {row["name"]: row for row in amed("tasks", "--json").json["tasks"]}
-    assert "amed fetch cifar10-resnet20" in rows["cifar10-resnet20"]["problem"]
+    needed = {"cifar10-resnet8": 7, "cifar10-resnet20": 7, "cifar10-resnet56": 7, "fashion-cnn": 4, "kws-dscnn": 2}
+    for name, files in needed.items():
+        assert f"{files} of {files} files are missing below {tmp_path}; run: amed fetch {name}" == rows[name]["problem"]
     assert rows["digits-cnn"]["problem"] is None
+    assert set(rows) >= {*needed, "digits-cnn"}
+    (tmp_path / "kws_mlperf_tiny_1000.npz").touch()
+    rows = {row["name"]: row for row in amed("tasks", "--json").json["tasks"]}
+    assert rows["kws-dscnn"]["problem"].startswith("1 of 2 files")
 
 
 def test_a_broken_device_and_a_broken_task_hide_no_others(amed):
@@ -43,7 +49,7 @@ def test_a_broken_device_and_a_broken_task_hide_no_others(amed):
 def test_version_and_help(amed):
     assert amed("--version").out.startswith("amed ")
     assert amed().code in (0, 2)
-    for command in ("tasks", "devices", "agents", "search", "evaluate", "simulate", "fetch"):
+    for command in ("tasks", "devices", "agents", "search", "evaluate", "simulate", "fetch", "inspect"):
         answer = amed(command, "--help")
         assert answer.code == 0 and "Example" in answer.out
 

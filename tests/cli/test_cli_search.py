@@ -200,3 +200,26 @@ def test_an_agent_that_finds_nothing_ends_with_1(amed, tmp_path):
         folder = tmp_path / f"run{number}"
         assert (folder / "pareto.png").exists() and not (folder / "allocation.json").exists()
         assert json.loads((folder / "result.json").read_text())["best"] is None
+
+
+def test_pins_are_kept_reported_and_part_of_the_settings(amed, tmp_path):
+    pins = ["--pin", "first=8", "--pin", "classifier=8/4"]
+    answer = amed(*RANDOM, *pins, "--json")
+    document = answer.json
+    assert "pinned: stem=8, classifier=8/4" in answer.err
+    expected = {"stem": {"w": 8, "a": 8}, "classifier": {"w": 8, "a": 4}}
+    assert document["pins"] == expected
+    for trial in (document["best"], *document["pareto"], *document["baselines"].values()):
+        assert {name: trial["allocation"]["layers"][name] for name in expected} == expected
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["pins"] == expected
+    answer = amed(*RANDOM, "--resume")
+    assert answer.code == 2 and "other settings: pins" in answer.err
+    assert "pinned: stem=8, classifier=8/4" in amed(*RANDOM, *pins, "--resume").out
+
+
+def test_wrong_pins_are_named(amed):
+    answer = amed(*RANDOM, "--pin", "stm=8")
+    assert answer.code == 2 and "did you mean 'stem'" in answer.err
+    answer = amed(*RANDOM, "--pin", "first")
+    assert answer.code == 2 and "layer=bits" in answer.err

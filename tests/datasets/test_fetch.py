@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import logging
@@ -14,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amed_env.datasets import cifar10
-from amed_env.datasets import fetch as fetching
-from amed_env.datasets.fetch import ASSETS, fetch, fetch_cifar10_resnet20
+from amed_env.datasets import assets, cifar10, fashion_mnist
+from amed_env.datasets.assets import ASSETS
+from amed_env.datasets.fetch import fetch, fetch_cifar10_resnet20
 from amed_env.errors import DownloadError, UnknownNameError
-from amed_env.networks import load_weights, resnet20, weights_digest
+from amed_env.networks import ds_cnn, load_weights, resnet8, resnet20, resnet56, weights_digest
+from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 CHECKPOINT = "resnet20-12fca82f.th"
@@ -55,7 +57,7 @@ class Upstream:
         self.state = resnet20().state_dict()
         self.batches = batches()
         monkeypatch.setattr(cifar10, "RECORDS_PER_FILE", RECORDS)
-        monkeypatch.setattr(fetching, "RESNET20_DIGEST", weights_digest(self.state))
+        monkeypatch.setitem(assets.DIGESTS, RESNET20_WEIGHTS, weights_digest(self.state))
         self.publish(ARCHIVE, tar_of(self.batches | {"batches.meta.txt": b"airplane\n", "readme.html": b"<p>"}))
         buffer = io.BytesIO()
         torch.save({"state_dict": {f"module.{n}": t for n, t in self.state.items()}, "best_prec1": 91.7}, buffer)
@@ -65,11 +67,11 @@ class Upstream:
         """Serve a file, and expect its checksum."""
         self.server.files[name] = data
         checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        assets = tuple(
+        rows = tuple(
             replace(a, source=replace(a.source, checksum=checksum, size=len(data))) if a.source.file == name else a
             for a in ASSETS["cifar10-resnet20"]
         )
-        self.monkeypatch.setitem(ASSETS, "cifar10-resnet20", assets)
+        self.monkeypatch.setitem(ASSETS, "cifar10-resnet20", rows)
 
 
 @pytest.fixture
@@ -311,7 +313,77 @@ def test_data_sets_are_imported_without_what_downloads_need():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.data
-def test_the_real_data_folder_needs_no_download(amed_data_dir):
-    fetched = fetch("cifar10-resnet20", amed_data_dir, progress=False, base_url="http://no.invalid/")
-    assert [entry.downloaded for entry in fetched] == [False, False]
+def serve_weights(server, monkeypatch, data, checksum):
+    """ResNet-56 alone, as the published checkpoint is known: by the first digits of its checksum."""
+    server.files["resnet56-4bfd9763.th"] = data
+    (row,) = [a for a in ASSETS["cifar10-resnet56"] if a.path == RESNET56_WEIGHTS]
+    monkeypatch.setitem(ASSETS, "cifar10-resnet56", (replace(row, source=replace(row.source, checksum=checksum)),))
+
+
+def test_first_digits_of_a_checksum_are_checked(server, patience, tmp_path, monkeypatch):
+    state = resnet56().state_dict()
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, buffer)
+    monkeypatch.setitem(assets.DIGESTS, RESNET56_WEIGHTS, weights_digest(state))
+    found = hashlib.sha256(buffer.getvalue()).hexdigest()
+    wrong = f"{(int(found[:8], 16) + 1) % 2**32:08x}"
+    serve_weights(server, monkeypatch, buffer.getvalue(), f"sha256:{wrong}")
+    with pytest.raises(DownloadError, match=f"expected sha256 {wrong}, found {found}"):
+        fetch("cifar10-resnet56", tmp_path, progress=False, base_url=server.url, patience=patience)
+    serve_weights(server, monkeypatch, buffer.getvalue(), f"sha256:{found[:8]}")
+    (entry,) = fetch("cifar10-resnet56", tmp_path, progress=False, base_url=server.url, patience=patience)
+    assert weights_digest(load_file(entry.path)) == weights_digest(state)
+
+
+def idx(array):
+    """The IDX format: two zero bytes, 8 for unsigned bytes, the number of dimensions, then each of them."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def test_fashion_mnist_is_unpacked_and_read_back(server, patience, tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "RECORDS", {"train": 30, "test": 20})
+    rng = np.random.default_rng(0)
+    content = {}
+    for name in fashion_mnist.FILES:
+        count = 30 if "train" in name else 20
+        shape = (count, 28, 28) if "images" in name else (count,)
+        content[name] = idx(rng.integers(0, 10, shape, dtype=np.uint8))
+        server.files[name.split("/")[-1] + ".gz"] = gzip.compress(content[name])
+    rows = []
+    for row in ASSETS["fashion-cnn"]:
+        assert row.source.checksum.startswith("md5:") and row.source.has_whole_checksum
+        checksum = f"md5:{hashlib.md5(server.files[row.source.file]).hexdigest()}"
+        rows.append(replace(row, source=replace(row.source, checksum=checksum)))
+    monkeypatch.setitem(ASSETS, "fashion-cnn", tuple(rows))
+    fetched = fetch("fashion-cnn", tmp_path, progress=False, base_url=server.url, patience=patience)
+    assert [entry.downloaded for entry in fetched] == [True] * 4
+    assert {name: (tmp_path / name).read_bytes() for name in content} == content
+
+
+@pytest.mark.parametrize(("task", "network"), [("cifar10-resnet8", resnet8), ("kws-dscnn", ds_cnn)])
+def test_what_the_user_has_to_provide_is_said_after_the_rest_is_fetched(task, network, tmp_path, monkeypatch):
+    installed = [replace(a, is_installed=lambda _: True) for a in ASSETS[task] if isinstance(a, assets.Asset)]
+    provided = [a for a in ASSETS[task] if isinstance(a, assets.Provided)]
+    monkeypatch.setitem(ASSETS, task, (*installed, *provided))
+    with pytest.raises(DownloadError, match=r"github\.com/mlcommons/tiny") as caught:
+        fetch(task, tmp_path, progress=False, base_url="http://no.invalid/")
+    assert all(str(tmp_path / row.path) in str(caught.value) for row in provided)
+    assert len(provided) == (2 if task == "kws-dscnn" else 1)
+    weights = provided[-1]
+    # Layers of the file are numbered in the order in which they are made.
+    layers = [m for m in network().modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    names = [f"conv{i}" for i in range(9)] + ["fc9"]
+    tensors = {f"{n}.{k}": v.clone() for n, m in zip(names, layers, strict=True) for k, v in m.state_dict().items()}
+    (tmp_path / "weights").mkdir()
+    save_file(tensors, tmp_path / weights.path)
+    assert weights.is_installed(tmp_path)
+    tensors.pop("fc9.bias")
+    save_file(tensors, tmp_path / weights.path)
+    assert not weights.is_installed(tmp_path)
+
+
+@pytest.mark.parametrize("task", [pytest.param(name, marks=pytest.mark.data(name)) for name in ASSETS])
+def test_the_real_data_folder_needs_no_download(amed_data_dir, task):
+    fetched = fetch(task, amed_data_dir, progress=False, base_url="http://no.invalid/")
+    assert [entry.downloaded for entry in fetched] == [False] * len(ASSETS[task])

@@ -194,9 +194,29 @@ def test_a_network_that_returns_nan_is_named():
     inputs = part(61, 2).inputs.clone()
     inputs[5] = 100
     broken = evaluator_of(Fragile(), search=part(61, 2, inputs=inputs))
-    with pytest.raises(NonFiniteError, match="search split under '4/4 4/4'"):
+    with pytest.raises(NonFiniteError, match="search split under '4/4 4/4': a function outside of its modules"):
         broken.evaluate(UNIFORM[4])
     assert math.isfinite(broken.evaluate(UNIFORM[4], "test").loss)
+
+
+class Root(nn.Module):
+    """The square root of what calibration always saw positive."""
+
+    def forward(self, inputs):
+        return torch.sqrt(inputs.amax(dim=1, keepdim=True) + 50) + inputs
+
+
+def test_the_layer_that_returns_nan_is_named():
+    inputs = part(61, 2).inputs.clone()
+    inputs[60] = -100
+    network = nn.Sequential(Root(), Tiny())
+    broken = evaluator_of(network, search=part(61, 2, inputs=inputs))
+    for bits in (8, 32):
+        allocation = broken.workload.uniform(bits)
+        with pytest.raises(NonFiniteError, match=rf"search split under '{bits}/.*: '0' \(Root\) does first"):
+            broken.evaluate(allocation)
+        with pytest.raises(NonFiniteError, match=rf"search split under '{bits}/.*: '0' \(Root\) does first"):
+            broken.evaluate_many([allocation])
 
 
 @pytest.mark.parametrize("name", ["search", "test"])

@@ -3,10 +3,11 @@ import torch
 import torch.fx
 from torch import nn
 
+from amed_env.datasets.assets import DIGESTS
 from amed_env.datasets.cifar10 import cifar10_test_file
-from amed_env.datasets.fetch import RESNET20_DIGEST
 from amed_env.errors import NetworkError
-from amed_env.networks import CifarResNet, pretrained_resnet20, resnet20, weights_digest
+from amed_env.networks import CifarResNet, pretrained_resnet20, pretrained_resnet56, resnet20, weights_digest
+from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
 
 
 def quantizable(network):
@@ -67,15 +68,17 @@ def test_missing_weights_say_how_to_get_them(tmp_path):
         pretrained_resnet20(tmp_path)
 
 
-@pytest.mark.data
+@pytest.mark.data("cifar10-resnet56")
 def test_pretrained_weights_are_the_published_ones(amed_data_dir):
-    assert weights_digest(pretrained_resnet20(amed_data_dir).state_dict()) == RESNET20_DIGEST
+    assert weights_digest(pretrained_resnet20(amed_data_dir).state_dict()) == DIGESTS[RESNET20_WEIGHTS]
+    assert weights_digest(pretrained_resnet56(amed_data_dir).state_dict()) == DIGESTS[RESNET56_WEIGHTS]
 
 
-@pytest.mark.data
+@pytest.mark.data("cifar10-resnet56")
 @pytest.mark.slow
-def test_pretrained_accuracy(amed_data_dir):
-    network, samples = pretrained_resnet20(amed_data_dir), cifar10_test_file(amed_data_dir)
+@pytest.mark.parametrize(("pretrained", "published"), [(pretrained_resnet20, 9173), (pretrained_resnet56, 9339)])
+def test_pretrained_accuracy(amed_data_dir, pretrained, published):
+    network, samples = pretrained(amed_data_dir), cifar10_test_file(amed_data_dir)
     with torch.inference_mode():
         hits = sum(int((network(x).argmax(1) == y).sum()) for x, y in samples.batches(500))
-    assert hits / len(samples) >= 0.917
+    assert hits == pytest.approx(published, abs=2)  # an image or two may lie on the edge of rounding

@@ -1,0 +1,195 @@
+"""The named networks: what they are made of, and what of it is missing on this machine.
+
+A task of this package is a row at the end of this file. What it needs is named by import paths, so that nothing heavy
+is imported before it is used. Other distributions add tasks through the entry-point group `amed_env.tasks`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from amed_env.errors import AmedError, PluginError
+from amed_env.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from amed_env.datasets import Splits
+    from amed_env.tracing import Inputs
+    from amed_env.workload import Workload
+
+
+@dataclass(frozen=True)
+class NamedNetwork:
+    """A network that tasks can name, with its data.
+
+    Attributes:
+        description: One line for `amed tasks`.
+        input_shape: Shape of one sample; a tuple of shapes for a network that takes several tensors.
+        architecture: Makes the untrained network; enough to trace its shapes without any data.
+        trained: Makes the trained network.
+        splits: Loads calibration, search and test samples.
+        missing: Says what is missing on this machine, or None if the task can run.
+        fetch: For a task of a plug-in: downloads what is missing; the files of this package are in `datasets.fetch`.
+    """
+
+    description: str
+    input_shape: tuple[int, ...] | tuple[tuple[int, ...], ...]
+    architecture: Callable[[], nn.Module]
+    trained: Callable[[], nn.Module]
+    splits: Callable[[], Splits]
+    missing: Callable[[], str | None]
+    fetch: Callable[[], object] | None = None
+
+    def zeros(self) -> Inputs:
+        """A sample of zeros, enough for tracing."""
+        import torch
+
+        single = tuple(size for size in self.input_shape if isinstance(size, int))
+        several = tuple(shape for shape in self.input_shape if not isinstance(shape, int))
+        return tuple(torch.zeros(1, *shape) for shape in several) if several else torch.zeros(1, *single)
+
+
+TASKS: Registry[NamedNetwork] = Registry("task", group="amed_env.tasks")
+
+
+def named_network(name: str) -> NamedNetwork:
+    """The network of a task's name.
+
+    Raises:
+        UnknownNameError: If there is no task of that name.
+        PluginError: If a plug-in provides something else under it.
+    """
+    entry = TASKS.get(name)
+    if not isinstance(entry, NamedNetwork):
+        raise PluginError(f"the task {name!r} of a plug-in is {entry!r}; expected a NamedNetwork.")
+    return entry
+
+
+def named_workload(name: str) -> Workload:
+    """Layers of a named network; needs neither its weights nor its data."""
+    from amed_env.tracing import trace
+
+    entry = named_network(name)
+    return trace(entry.architecture(), entry.zeros(), name).workload
+
+
+def _add(
+    name: str,
+    description: str,
+    input_shape: tuple[int, ...],
+    *,
+    architecture: str,
+    trained: str,
+    splits: str,
+    files: tuple[str, ...] = (),
+) -> None:
+    """Register a task of this package.
+
+    Args:
+        name: Its name.
+        description: One line for `amed tasks`.
+        input_shape: Shape of one sample.
+        architecture: `module:function` below `amed_env.networks`.
+        trained: The same of the trained network.
+        splits: `module:function` below `amed_env.datasets`.
+        files: `module:constant` below `amed_env`; each a file, or a tuple of files, relative to the data folder.
+    """
+    TASKS.register(
+        name,
+        NamedNetwork(
+            description,
+            input_shape,
+            _lazy(f"amed_env.networks.{architecture}"),
+            _lazy(f"amed_env.networks.{trained}"),
+            _lazy(f"amed_env.datasets.{splits}"),
+            lambda: _missing_files(name, files),
+        ),
+    )
+
+
+def _imported(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _lazy(path: str) -> Callable[[], Any]:
+    """A function that imports the one of that path when it is called."""
+    return lambda: _imported(path)()
+
+
+def _missing_files(task: str, sources: tuple[str, ...]) -> str | None:
+    if not sources:
+        return None
+    from amed_env.datasets.location import data_dir
+
+    try:
+        folder = data_dir()
+    except AmedError as error:
+        return str(error)
+    files: list[str] = []
+    for source in sources:
+        found = _imported(f"amed_env.{source}")
+        files += [found] if isinstance(found, str) else found
+    absent = [name for name in files if not (folder / name).is_file()]
+    if not absent:
+        return None
+    return f"{len(absent)} of {len(files)} files are missing below {folder}; run: amed fetch {task}"
+
+
+_add(
+    "digits-cnn",
+    "8 layers, scikit-learn's handwritten digits; embedded, nothing to download",
+    (1, 8, 8),
+    architecture="digits_cnn:DigitsCNN",
+    trained="digits_cnn:pretrained_digits_cnn",
+    splits="digits:digits_splits",
+)
+_add(
+    "fashion-cnn",
+    "10 layers, linear bottlenecks, Fashion-MNIST, float accuracy 91.25 %; 2,000 / 8,000 images for search / test",
+    (1, 28, 28),
+    architecture="fashion_cnn:fashion_cnn",
+    trained="fashion_cnn:pretrained_fashion_cnn",
+    splits="fashion_mnist:fashion_mnist_splits",
+    files=("datasets.fashion_mnist:FILES",),
+)
+_add(
+    "cifar10-resnet8",
+    "10 layers of MLPerf Tiny, CIFAR-10, float accuracy 87.21 %; 2,000 / 8,000 images for search / test",
+    (3, 32, 32),
+    architecture="mlperf_tiny:resnet8",
+    trained="mlperf_tiny:pretrained_resnet8",
+    splits="cifar10:cifar10_raw_splits",
+    files=("datasets.cifar10:FILES", "networks.mlperf_tiny:RESNET8_WEIGHTS"),
+)
+_add(
+    "cifar10-resnet20",
+    "20 layers, CIFAR-10, float accuracy 91.73 %; 2,000 / 8,000 images for search / test",
+    (3, 32, 32),
+    architecture="resnet_cifar:resnet20",
+    trained="resnet_cifar:pretrained_resnet20",
+    splits="cifar10:cifar10_splits",
+    files=("datasets.cifar10:FILES", "networks.resnet_cifar:RESNET20_WEIGHTS"),
+)
+_add(
+    "cifar10-resnet56",
+    "56 layers, CIFAR-10, float accuracy 93.39 %; 2,000 / 8,000 images for search / test",
+    (3, 32, 32),
+    architecture="resnet_cifar:resnet56",
+    trained="resnet_cifar:pretrained_resnet56",
+    splits="cifar10:cifar10_splits",
+    files=("datasets.cifar10:FILES", "networks.resnet_cifar:RESNET56_WEIGHTS"),
+)
+_add(
+    "kws-dscnn",
+    "10 layers of MLPerf Tiny, spoken keywords, float accuracy 91.30 %; 400 / 400 samples for search / test",
+    (1, 49, 10),
+    architecture="mlperf_tiny:ds_cnn",
+    trained="mlperf_tiny:pretrained_ds_cnn",
+    splits="keywords:keyword_splits",
+    files=("datasets.keywords:FILE", "networks.mlperf_tiny:DS_CNN_WEIGHTS"),
+)

@@ -1,0 +1,185 @@
+"""`amed inspect`: the layers of a network, what of it is quantized, and what stays in float and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from amed_env.commands.output import Output
+from amed_env.commands.parsing import one_of
+from amed_env.commands.tables import MISSING, number, table_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from amed_env.tracing import Inputs, TracedNetwork
+    from amed_env.workload import Layer
+
+SAMPLES = 128
+"""Calibration samples that signs are taken from."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer reads and writes.
+
+    Attributes:
+        input_shape: Shape of one sample's input at its first call.
+        output_shape: Shape of one sample's output at its first call.
+        calls: How often it runs in one pass.
+        signed: Whether it reads negative values; None without real samples.
+    """
+
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    calls: int
+    signed: bool | None
+
+
+def inspect(output: Output, task: str | None, network: str | None) -> None:
+    """Print a network's layers; see `amed inspect --help`."""
+    one_of(task, network)
+    with output.status(f"tracing {task or network}"):
+        traced, inputs, are_samples = _trace_task(task) if task is not None else _trace_own(network or "")
+        calls = observe(traced, inputs, are_samples)
+    output.show(_layer_table(traced, calls), _signs_text(are_samples), *_float_tables(traced))
+    output.document(
+        {
+            "network": traced.workload.name,
+            "macs": traced.workload.macs,
+            "weights": traced.workload.weight_elements,
+            "signs_from_samples": len(inputs) if are_samples else None,
+            "layers": [_layer_json(layer, calls[layer.name]) for layer in traced.workload],
+            "kept_float": [asdict(kept) for kept in traced.kept_float],
+        }
+    )
+
+
+def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
+    """A named network, trained and with samples where both are at hand."""
+    from amed_env.catalogue import named_network
+    from amed_env.tracing import trace
+
+    entry = named_network(name)
+    if entry.missing() is not None:
+        return trace(entry.architecture(), entry.zeros(), name), _packed(entry.zeros()), False
+    calibration = entry.splits().calibration
+    return trace(entry.trained(), calibration.example(), name), calibration.inputs[:SAMPLES], True
+
+
+def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
+    from amed_env.datasets.forms import as_samples
+    from amed_env.task_registry import example_of, imported_parts
+    from amed_env.tracing import trace
+
+    parts = imported_parts(path)
+    example = example_of(parts, path)
+    traced = trace(parts["network"], example, parts.get("name", path.replace(":", ".")))
+    if parts.get("calibration") is not None:
+        return traced, as_samples(parts["calibration"], "calibration", labelled=False).inputs[:SAMPLES], True
+    return traced, _packed(example), False
+
+
+def _packed(inputs: Inputs) -> torch.Tensor:
+    from amed_env.packing import pack
+
+    return pack(inputs) if isinstance(inputs, tuple) else inputs
+
+
+def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> dict[str, Call]:
+    """Run a network once and note what its layers read and write.
+
+    Args:
+        traced: The network.
+        inputs: Float tensor (N, ...) that the traced module takes.
+        are_samples: Whether they are real samples, so that signs mean something.
+    """
+    import torch
+
+    calls: dict[str, Call] = {}
+
+    def hook(name: str) -> Any:
+        def note(_: Any, arguments: Any, keywords: dict[str, Any], written: torch.Tensor) -> None:
+            read = arguments[0] if arguments else keywords["input"]
+            signed = bool(read.min() < 0) if are_samples else None
+            known = calls.get(name)
+            if known is None:
+                calls[name] = Call(tuple(read.shape[1:]), tuple(written.shape[1:]), 1, signed)
+            else:
+                calls[name] = Call(known.input_shape, known.output_shape, known.calls + 1, known.signed or signed)
+
+        return note
+
+    handles = [
+        traced.module.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True)
+        for name in traced.workload.layer_names
+    ]
+    with torch.no_grad():
+        traced.module(inputs)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def _layer_json(layer: Layer, call: Call) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "input_shape": list(call.input_shape),
+        "output_shape": list(call.output_shape),
+        "kernel": list(layer.kernel),
+        "stride": list(layer.stride),
+        "groups": layer.groups,
+        "calls": call.calls,
+        "macs": layer.macs,
+        "weights": layer.weight_elements,
+        "signed_activations": call.signed,
+    }
+
+
+def _layer_table(traced: TracedNetwork, calls: dict[str, Call]) -> Table:
+    workload = traced.workload
+    table = table_of(f"{workload.name}: {len(workload)} quantized layers")
+    table.add_column("layer", no_wrap=True)
+    for column in ("kind", "reads", "writes", "kernel", "stride"):
+        table.add_column(column)
+    for column in ("groups", "calls", "MACs", "weights"):
+        table.add_column(column, justify="right")
+    table.add_column("activations")
+    for layer in workload:
+        call = calls[layer.name]
+        sign = MISSING if call.signed is None else "signed" if call.signed else "unsigned"
+        sizes = (_by(call.input_shape), _by(call.output_shape), _by(layer.kernel), _by(layer.stride))
+        counts = (layer.groups, call.calls, layer.macs, layer.weight_elements)
+        table.add_row(layer.name, layer.kind, *sizes, *map(number, counts), sign)
+    table.add_section()
+    total = [""] * 7 + [number(workload.macs), number(workload.weight_elements), ""]
+    table.add_row("total", *total, style="bold")
+    return table
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _signs_text(are_samples: bool) -> str:
+    if are_samples:
+        return f"Activations are those that a layer reads, on up to {SAMPLES} calibration samples."
+    return "Whether activations are signed is not known without calibration samples."
+
+
+def _float_tables(traced: TracedNetwork) -> list[Table | str]:
+    """What stays in float: modules with their reason, and what is no module."""
+    rest = (
+        "Additions, activations, pooling and concatenation are no layers: their results are rounded as they are read."
+    )
+    if not traced.kept_float:
+        return [f"Every module with weights is quantized. {rest}"]
+    table = table_of("Kept in float")
+    for column in ("module", "type", "why"):
+        table.add_column(column, overflow="fold")
+    for kept in traced.kept_float:
+        table.add_row(kept.name, kept.type, kept.reason)
+    return [table, rest]

@@ -1,0 +1,92 @@
+"""Samples from whatever form a user has them in."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, TypeGuard
+
+import torch
+
+from amed_env.datasets.samples import Samples
+from amed_env.errors import DataError
+
+
+def as_samples(given: Any, part: str, labelled: bool = True) -> Samples:
+    """Samples from a pair of inputs and labels, from inputs alone, or from a torch data set.
+
+    Inputs are a tensor, or a tuple of tensors for a network that takes several.
+
+    Args:
+        given: `Samples`, `(inputs, labels)`, a torch data set of `(input, label)` pairs or, without labels, `inputs`.
+        part: What they are for, for messages.
+        labelled: Whether labels are needed.
+
+    Raises:
+        DataError: If they are in no such form, empty, or malformed.
+    """
+    if isinstance(given, Samples):
+        return given
+    if isinstance(given, torch.Tensor) or _is_several(given):
+        if labelled:
+            raise DataError(f"the {part} samples have no labels; give a pair (inputs, labels).")
+        count = len(given) if isinstance(given, torch.Tensor) else len(given[0])
+        return _make(given, torch.zeros(count, dtype=torch.int64), part)
+    if isinstance(given, tuple | list) and len(given) == 2 and all(hasattr(item, "__len__") for item in given):
+        return _make(given[0], _tensor(given[1], f"the labels of the {part} samples"), part)
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        if len(given) == 0:
+            raise DataError(f"the {part} samples are empty; give at least one.")
+        pairs = [_item(given, index, part) for index in range(len(given))]
+        inputs, labels = [pair[0] for pair in pairs], torch.as_tensor([pair[1] for pair in pairs])
+        if all(isinstance(entry, tuple | list) for entry in inputs):
+            return _make(tuple(_stacked(column, part) for column in zip(*inputs, strict=True)), labels, part)
+        return _make(_stacked(inputs, part), labels, part)
+    raise DataError(
+        f"the {part} samples are {type(given).__name__}; give (inputs, labels), Samples or a torch data set."
+    )
+
+
+def _is_several(given: Any) -> TypeGuard[tuple[torch.Tensor, ...]]:
+    """Whether these are several inputs of a network; labels are never floating-point."""
+    return (
+        isinstance(given, tuple | list)
+        and len(given) > 1
+        and all(isinstance(item, torch.Tensor) and item.is_floating_point() for item in given)
+    )
+
+
+def _item(given: Any, index: int, part: str) -> tuple[Any, int]:
+    """Input and label of one item of a data set."""
+    try:
+        item = given[index]
+    except Exception as error:  # a data set is code of the user
+        raise DataError(f"item {index} of the {part} data set fails: {type(error).__name__}: {error}.") from error
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(f"the {part} data set must yield (input, label) pairs; item {index} is {type(item).__name__}.")
+    try:
+        return item[0], operator.index(item[1])
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"item {index} of the {part} data set has the label {item[1]!r}; give a class number."
+        ) from error
+
+
+def _tensor(values: Any, what: str) -> torch.Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what} cannot be made a tensor: {error}.") from error
+
+
+def _stacked(inputs: Any, part: str) -> torch.Tensor:
+    tensors = [_tensor(entry, f"an input of the {part} data set") for entry in inputs]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise DataError(f"the {part} data set yields inputs of the shapes {sorted(shapes)}; give all of one shape.")
+    return torch.stack(tensors)
+
+
+def _make(inputs: Any, labels: torch.Tensor, part: str) -> Samples:
+    if _is_several(inputs):
+        return Samples.of_several(inputs, labels, part)
+    return Samples(_tensor(inputs, f"the inputs of the {part} samples"), labels, part)

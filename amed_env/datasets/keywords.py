@@ -1,0 +1,84 @@
+"""The 1,000 samples on which MLPerf Tiny measures keyword spotting: MFCC features of one second of speech, 12 classes.
+
+`kws_mlperf_tiny_1000.npz` holds them: `x` (1000, 490) int8, `y` (1000,) uint8, and the numbers `scale` and `zero`, with
+which a feature is (x - zero) * scale. The official files, a `.bin` of 490 bytes a sample, have the same bytes.
+Source: https://github.com/eembc/energyrunner, datasets/kws01, made from P. Warden, Speech Commands: A Dataset for
+Limited-Vocabulary Speech Recognition, arXiv 1804.03209, 2018 (CC BY 4.0).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from amed_env.datasets.location import DATA_DIR_VARIABLE, data_dir
+from amed_env.datasets.samples import Samples, Splits, balanced_order
+from amed_env.errors import DataError
+
+FILE = "kws_mlperf_tiny_1000.npz"
+"""The samples, relative to the data folder."""
+CLASSES = 12
+FEATURE_SHAPE = (1, 49, 10)
+SAMPLES = 1_000
+CALIBRATION_SAMPLES = 200
+SEARCH_SAMPLES = 400
+
+_SALT = "amed/keywords/1"  # another text would deal the samples anew and make all published figures void
+_ARRAYS = {"x": (SAMPLES, 490), "y": (SAMPLES,), "scale": (), "zero": ()}
+
+
+def keyword_splits(folder: Path | None = None) -> Splits:
+    """The fixed splits: 200 samples for calibration, 400 for search and 400 for test.
+
+    The first two have the same number of samples of each class, to within one or two; the test split has what is left
+    of 70 to 92 a class.
+
+    Args:
+        folder: The data folder; by default `data_dir()`.
+
+    Returns:
+        Inputs (N, 1, 49, 10) float32, labels 0..11.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    samples = keyword_samples(folder)
+    hashes = samples.sample_hashes()
+    has_copy = np.asarray([hashes.count(value) > 1 for value in hashes])
+    order = balanced_order(samples.labels.numpy(), _SALT)
+    # Six samples stand there twice; at the end of the order both copies are in the test part.
+    order = np.concatenate([order[~has_copy[order]], order[has_copy[order]]])
+    calibration, search, test = np.split(order, [CALIBRATION_SAMPLES, CALIBRATION_SAMPLES + SEARCH_SAMPLES])
+    return Splits(
+        calibration=samples.subset(calibration, "keywords/calibration"),
+        search=samples.subset(search, "keywords/search"),
+        test=samples.subset(test, "keywords/test"),
+    )
+
+
+def keyword_samples(folder: Path | None = None) -> Samples:
+    """All 1,000 samples in their original order: for comparison with published figures only.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    path = (data_dir() if folder is None else Path(folder)) / FILE
+    cure = f"`amed fetch kws-dscnn` says where it comes from; {DATA_DIR_VARIABLE} names the folder that holds it."
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in _ARRAYS}
+    except FileNotFoundError as error:
+        raise DataError(f"the keyword samples {path} do not exist; {cure}") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"the keyword samples {path} cannot be read: {type(error).__name__}: {error}; {cure}"
+        ) from error
+    for name, shape in _ARRAYS.items():
+        if arrays[name].shape != shape:
+            raise DataError(f"{path}: {name!r} has shape {arrays[name].shape}, expected {shape}; {cure}")
+    features = (arrays["x"].astype(np.float32) - np.float32(arrays["zero"])) * np.float32(arrays["scale"])
+    inputs = torch.from_numpy(features.reshape(-1, *FEATURE_SHAPE))
+    return Samples(inputs, torch.from_numpy(arrays["y"].astype(np.int64)), "keywords")

@@ -1,0 +1,107 @@
+import pytest
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Signed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, stride=2)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.slope = nn.PReLU(4)
+        self.head = nn.Linear(4, 2)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, inputs):
+        out = self.slope(self.stem(inputs))
+        out = self.shared(self.shared(out))
+        return self.head(torch.relu(out).mean(dim=(2, 3)))
+
+
+def make():
+    torch.manual_seed(0)
+    return {"network": Signed(), "calibration": torch.rand(20, 1, 9, 11)}
+
+
+def bare():
+    return {"network": Signed(), "example_input": torch.zeros(1, 1, 9, 11), "name": "bare"}
+
+
+def several():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 2), nn.Linear(4, 2)
+
+        def forward(self, first, second):
+            return self.left(first) + self.right(second)
+
+    torch.manual_seed(0)
+    return {"network": Two(), "calibration": (torch.rand(9, 3), torch.randn(9, 4))}
+"""
+
+
+@pytest.fixture
+def own(tmp_path, amed):
+    (tmp_path / "inspected.py").write_text(OWN)
+    yield "inspected"
+    import sys
+
+    sys.modules.pop("inspected", None)
+
+
+def test_layers_of_an_own_network_by_hand(amed, own):
+    document = amed("inspect", "--network", f"{own}:make", "--json").json
+    stem, shared, head = document["layers"]
+    assert (stem["name"], stem["kind"], stem["input_shape"], stem["output_shape"]) == (
+        "stem",
+        "conv",
+        [1, 9, 11],
+        [4, 4, 5],
+    )
+    assert (stem["kernel"], stem["stride"], stem["groups"], stem["calls"]) == ([3, 3], [2, 2], 1, 1)
+    assert (stem["macs"], stem["weights"], stem["signed_activations"]) == (20 * 36, 36, False)
+    assert (shared["kind"], shared["calls"], shared["groups"]) == ("depthwise", 2, 4)
+    assert (shared["macs"], shared["weights"], shared["signed_activations"]) == (2 * 20 * 36, 36, True)
+    assert (head["input_shape"], head["macs"], head["signed_activations"]) == ([4], 8, False)
+    assert (document["macs"], document["weights"]) == (720 + 1440 + 8, 36 + 36 + 8)
+    kept = {entry["name"]: (entry["type"], entry["reason"]) for entry in document["kept_float"]}
+    assert kept["slope"][0] == "PReLU" and "not quantized" in kept["slope"][1]
+    assert "does not run" in kept["unused"][1]
+
+
+def test_signs_are_unknown_without_samples(amed, own):
+    document = amed("inspect", "--network", f"{own}:bare", "--json").json
+    assert document["network"] == "bare" and document["signs_from_samples"] is None
+    assert [layer["signed_activations"] for layer in document["layers"]] == [None] * 3
+    answer = amed("inspect", "--network", f"{own}:bare")
+    assert "not known without calibration samples" in answer.out
+    assert "slope" in answer.out and "PReLU" in answer.out
+
+
+def test_a_network_of_several_inputs(amed, own):
+    layers = amed("inspect", "--network", f"{own}:several", "--json").json["layers"]
+    assert [(layer["name"], layer["input_shape"], layer["signed_activations"]) for layer in layers] == [
+        ("left", [3], False),
+        ("right", [4], True),
+    ]
+
+
+def test_named_tasks_with_and_without_their_data(amed, tmp_path, monkeypatch):
+    answer = amed("inspect", "digits-cnn")
+    assert answer.code == 0 and "block1.conv1" in answer.out and "depthwise" in answer.out
+    assert "Every module with weights is quantized" in answer.out
+    monkeypatch.setenv("AMED_DATA_DIR", str(tmp_path))
+    layers = amed("inspect", "cifar10-resnet20", "--json").json["layers"]
+    assert len(layers) == 20 and {layer["signed_activations"] for layer in layers} == {None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "neither is"), (["digits-cnn", "--network", "a:b"], "both are"), (["digit-cnn"], "'digits-cnn'")],
+)
+def test_wrong_arguments(amed, arguments, message):
+    answer = amed("inspect", *arguments)
+    assert answer.code == 2 and message in answer.err

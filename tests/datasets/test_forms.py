@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+
+from amed_env.datasets import Samples
+from amed_env.datasets.forms import as_samples
+from amed_env.errors import DataError
+
+
+class Items(list):
+    """A data set that is no pair, however few items it has."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        if item == "broken":
+            raise OSError("no such image")
+        return item
+
+
+ONE = (torch.zeros(3), 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(0, 3), "no samples"),
+        ((torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)), "no samples"),
+        ((), "are empty"),
+        ((torch.zeros(2, 3), ["cat", "dog"]), "labels of the search samples cannot be made a tensor"),
+        (([[1.0], [1.0, 2.0]], [0, 1]), "inputs of the search samples cannot be made a tensor"),
+        ((torch.zeros(2, 3), [0.5, 1.5]), "labels are torch.float32"),
+        (
+            (torch.zeros(2, 3, dtype=torch.uint8), [0, 1]),
+            r"inputs are torch.uint8, expected torch.float32; .*float\(\)",
+        ),
+        ((np.zeros((2, 3)), [0, 1]), "inputs are torch.float64"),
+        ((torch.zeros(2, 3), [0, 1, 1]), "2 inputs but 3 labels"),
+        ((torch.zeros(2, 3), [[1, 0], [0, 1]]), "not one-hot"),
+        ((torch.full((2, 3), float("inf")), [0, 1]), "NaN or infinite"),
+        (Items([ONE, ONE, "broken"]), "item 2 of the search data set fails: OSError: no such image"),
+        (Items([ONE, torch.zeros(3), ONE]), r"\(input, label\) pairs; item 1 is Tensor"),
+        (Items([ONE, ONE, (torch.zeros(3), "cat")]), "item 2 of the search data set has the label 'cat'"),
+        (Items([ONE, ONE, (torch.zeros(3), torch.tensor([0, 1]))]), "give a class number"),
+        (Items([ONE, ONE, (torch.zeros(4), 0)]), r"inputs of the shapes \[\(3,\), \(4,\)\]"),
+        (Items([ONE, ONE, ("image.png", 0)]), "an input of the search data set cannot be made a tensor"),
+        (3, "the search samples are int"),
+        ("images", r"must yield \(input, label\) pairs"),
+    ],
+)
+def test_what_cannot_be_used_is_named(given, message):
+    with pytest.raises(DataError, match=message):
+        as_samples(given, "search", labelled=isinstance(given, Items) or not isinstance(given, torch.Tensor))
+
+
+def test_forms_that_mean_the_same():
+    inputs = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([2, 0, 1])
+    forms = [
+        (inputs, labels),
+        (inputs, [2, 0, 1]),
+        (inputs.numpy(), labels.numpy()),
+        Items(zip(inputs, labels, strict=True)),
+        torch.utils.data.TensorDataset(inputs, labels),
+        Samples(inputs, labels),
+    ]
+    prints = {as_samples(form, "search").fingerprint() for form in forms}
+    assert len(prints) == 1
+    assert as_samples(inputs, "calibration", labelled=False).labels.tolist() == [0, 0, 0]
+
+
+def test_several_inputs_are_packed_and_given_back():
+    first, second = torch.rand(5, 2, 3), torch.rand(5, 4)
+    samples = as_samples(((first, second), [0, 1, 0, 1, 0]), "search")
+    assert samples.inputs.shape == (5, 10) and samples.packed_shapes == ((2, 3), (4,))
+    found = samples.subset([3]).example()
+    assert torch.equal(found[0], first[3:4]) and torch.equal(found[1], second[3:4])
+    other = as_samples(((first.reshape(5, 6), second), [0, 1, 0, 1, 0]), "search")
+    assert torch.equal(other.inputs, samples.inputs) and other.fingerprint() != samples.fingerprint()
