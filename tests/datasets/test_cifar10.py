@@ -113,7 +113,7 @@ def test_real_splits_are_fixed_balanced_and_disjoint(amed_data_dir):
     assert [len(part) for part in splits.parts().values()] == [8192, 2000, 8000]
     assert torch.bincount(splits.search.labels).tolist() == [200] * 10
     assert torch.bincount(splits.test.labels).tolist() == [800] * 10
-    assert sorted(torch.bincount(splits.calibration.labels).tolist()) == [51] * 8 + [52] * 2
+    assert sorted(torch.bincount(splits.calibration.labels).tolist()) == [819] * 8 + [820] * 2
     hashes = {name: set(part.sample_hashes()) for name, part in splits.parts().items()}
     assert not hashes["calibration"] & hashes["search"]
     assert not hashes["calibration"] & hashes["test"]
