@@ -16,6 +16,7 @@ import numpy.typing as npt
 from amed_env.allocation import BitAllocation, Precision, check_bits
 from amed_env.constraints import cheapest_choices, least_choosable, smallest_reachable
 from amed_env.errors import AllocationError, BackendError, BudgetError, InputError, UnsupportedPrecisionError
+from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.costs import (
@@ -268,11 +269,16 @@ class Task:
         finally:
             self._searching = False
 
-    def measure(self, allocation: BitAllocation) -> Trial:
-        """Cost and quality (on the search split) of an allocation."""
+    def measure(self, allocation: BitAllocation, early: EarlyDecision | None = None) -> Trial:
+        """Cost and quality (on the search split) of an allocation.
+
+        Args:
+            allocation: The allocation.
+            early: When to stop before the last sample, for an evaluator that `decides_early`.
+        """
         costs = dict(self.cost(allocation).metrics)
         start = perf_counter()
-        quality = self.quality(allocation)
+        quality = self.quality(allocation) if early is None else self.evaluator.evaluate_until(allocation, early)
         return Trial(allocation, quality, costs, perf_counter() - start)
 
     def feasible(self, costs: Mapping[str, float]) -> bool:

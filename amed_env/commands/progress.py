@@ -20,6 +20,7 @@ from rich.progress import (
 
 from amed_env.agents.session import SearchSession, best_trial
 from amed_env.allocation import BitAllocation, Precision
+from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
@@ -88,11 +89,16 @@ class ObservedEvaluator(Evaluator):
 
     def __init__(self, inner: PostTrainingEvaluator, progress: SearchProgress) -> None:
         self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
+        self.decides_early = inner.decides_early
         self._inner, self._progress = inner, progress
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
         """See `Evaluator.evaluate`."""
         return self._inner.evaluate(allocation, split)
+
+    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
+        """See `Evaluator.evaluate_until`."""
+        return self._inner.evaluate_until(allocation, early)
 
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """See `Evaluator.predicted_loss`."""

@@ -46,6 +46,7 @@ class SearchRequest:
     resume: bool
     threads: int | None = None
     recipe: str | None = None
+    early_confidence: float | None = None
     budgets: list[str] = field(default_factory=list)
     pins: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
@@ -165,6 +166,7 @@ def _explore(
                 folder=folder.path,
                 on_change=on_change,
                 max_faults=request.max_faults,
+                early_confidence=request.early_confidence,
             )
         finally:
             task.evaluator = evaluator
@@ -234,6 +236,7 @@ def _settings(request: SearchRequest, task: Task, options: dict[str, Any], backe
         "agent_options": options,
         "evaluations": request.evaluations,
         "seed": request.seed,
+        "early_confidence": request.early_confidence,
         "recipe": None if recipe is None else asdict(recipe),
         "fingerprint": task.evaluator.fingerprint,
     }

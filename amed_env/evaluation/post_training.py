@@ -57,6 +57,8 @@ class PostTrainingEvaluator(Evaluator):
         DataError: If a label is not one of the network's classes, or search or test samples have only one class.
     """
 
+    decides_early = True
+
     def __init__(
         self,
         traced: TracedNetwork,
@@ -139,16 +141,15 @@ class PostTrainingEvaluator(Evaluator):
         """Layers that are computed in float although their widths are integers, with the reason."""
         return self.network.in_float
 
-    def evaluate(
-        self, allocation: BitAllocation, split: Split = "search", early: EarlyDecision | None = None
-    ) -> Quality:
-        """Quality of an allocation on a split; see `Evaluator.evaluate`.
+    def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
+        """Quality of an allocation on a split; see `Evaluator.evaluate`."""
+        return self._evaluate(allocation, split, None)
 
-        Args:
-            allocation: A precision for each layer.
-            split: The split.
-            early: When to stop before the last sample; the quality is then `partial`.
-        """
+    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
+        """Quality on the search split, `partial` if it was decided early; see `Evaluator.evaluate_until`."""
+        return self._evaluate(allocation, "search", early)
+
+    def _evaluate(self, allocation: BitAllocation, split: Split, early: EarlyDecision | None) -> Quality:
         samples = self.samples(split)
         self.prepare()
         tally = _Tally()

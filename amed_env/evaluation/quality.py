@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import InputError
+from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.workload import Workload
 
 Split = Literal["search", "test"]
@@ -61,11 +62,13 @@ class Evaluator(abc.ABC):
         workload: The network's layers.
         fingerprint: Text that changes with whatever changes a result: network, samples, recipe.
         kept_float: Modules with parameters that stay in float, a line each with the reason.
+        decides_early: Whether `evaluate_until` can end before the last sample.
     """
 
     workload: Workload
     fingerprint: str
     kept_float: tuple[str, ...] = ()
+    decides_early: bool = False
 
     @abc.abstractmethod
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
@@ -80,6 +83,15 @@ class Evaluator(abc.ABC):
             UnsupportedPrecisionError: If a width cannot be evaluated.
             NonFiniteError: If the network returns NaN or infinity.
         """
+
+    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
+        """Quality on the search split, or a partial one as soon as it is decided that the allocation is worse.
+
+        Args:
+            allocation: A precision for each layer.
+            early: The test.
+        """
+        return self.evaluate(allocation)
 
     @abc.abstractmethod
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:

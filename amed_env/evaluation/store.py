@@ -14,9 +14,12 @@ from amed_env.allocation import BitAllocation
 from amed_env.errors import AllocationError, StoreError
 from amed_env.evaluation.quality import Quality
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _ANSWERS = "CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL);"
 """Since version 2: what a slow device answered, by a digest of everything that it was asked."""
+_PARTIAL = "ALTER TABLE trials ADD COLUMN partial INTEGER NOT NULL DEFAULT 0;"
+"""Since version 3: whether an evaluation ended early, so that its accuracy is an estimate."""
+_COLUMNS = "allocation, correct, samples, loss, costs, seconds, partial"
 _SCHEMA = """
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY,
@@ -98,28 +101,29 @@ class TrialStore:
             )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")  # WAL survives a killed process
-        if version == 0:
-            self._connection.executescript(f"BEGIN;{_SCHEMA}{_ANSWERS}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
-        elif version == 1:
-            self._connection.executescript(f"BEGIN;{_ANSWERS}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
+        steps = [_SCHEMA, _ANSWERS, _PARTIAL][version:]
+        if steps:
+            self._connection.executescript(f"BEGIN;{''.join(steps)}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
 
     def get(self, allocation: BitAllocation) -> Trial | None:
         """The trial of an allocation, or None if it was never evaluated."""
         rows = self._run(
-            "SELECT allocation, correct, samples, loss, costs, seconds FROM trials WHERE allocation_key=?",
+            f"SELECT {_COLUMNS} FROM trials WHERE allocation_key=?",
             (allocation.key(),),
         )
         return _trial(rows[0]) if rows else None
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial; one of the same allocation that is there already stays.
+        """Keep a trial; one of the same allocation that is there already stays, unless it was partial.
 
         Raises:
             StoreError: If it cannot be written, for example on a full disk.
         """
         self._run(
-            "INSERT INTO trials (allocation_key, allocation, correct, samples, loss, costs, seconds, created) "
-            "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (allocation_key) DO NOTHING",
+            "INSERT INTO trials (allocation_key, allocation, correct, samples, loss, costs, seconds, partial, created) "
+            "VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (allocation_key) DO UPDATE SET correct=excluded.correct, "
+            "samples=excluded.samples, loss=excluded.loss, seconds=excluded.seconds, partial=excluded.partial "
+            "WHERE trials.partial AND NOT excluded.partial",
             (
                 trial.allocation.key(),
                 json.dumps(trial.allocation.to_json()),
@@ -128,6 +132,7 @@ class TrialStore:
                 trial.quality.loss,
                 json.dumps(dict(trial.costs)),
                 trial.seconds,
+                trial.quality.partial,
                 time.time(),
             ),
         )
@@ -147,7 +152,7 @@ class TrialStore:
 
     def __iter__(self) -> Iterator[Trial]:
         """All trials, oldest first."""
-        rows = self._run("SELECT allocation, correct, samples, loss, costs, seconds FROM trials ORDER BY number")
+        rows = self._run(f"SELECT {_COLUMNS} FROM trials ORDER BY number")
         return iter([_trial(row) for row in rows])
 
     def __len__(self) -> int:
@@ -184,11 +189,11 @@ class TrialStore:
 
 
 def _trial(row: tuple[Any, ...]) -> Trial:
-    allocation, correct, samples, loss, costs, seconds = row
+    allocation, correct, samples, loss, costs, seconds, partial = row
     try:
         return Trial(
             BitAllocation.from_json(json.loads(allocation)),
-            Quality(correct, samples, loss),
+            Quality(correct, samples, loss, bool(partial)),
             dict(json.loads(costs)),
             seconds,
         )

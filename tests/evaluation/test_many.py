@@ -103,12 +103,12 @@ def test_a_hopeless_evaluation_ends_early(evaluator):
     good, bad = evaluator.workload.uniform(8), evaluator.workload.uniform(2)
     incumbent = evaluator.evaluate(good)
     early = EarlyDecision(incumbent.correct)
-    ended = evaluator.evaluate(bad, early=early)
+    ended = evaluator.evaluate_until(bad, early)
     assert ended.partial and ended.samples < incumbent.samples
     assert ended.to_json()["partial"] is True and "partial" not in incumbent.to_json()
     whole = evaluator.evaluate(bad)
     assert not whole.partial and whole.accuracy < incumbent.accuracy
-    assert evaluator.evaluate(good, early=early) == incumbent
+    assert evaluator.evaluate_until(good, early) == incumbent
 
 
 @pytest.mark.parametrize("lead", [0, 15, 60])

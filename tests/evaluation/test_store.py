@@ -164,6 +164,34 @@ def test_a_damaged_row_is_reported(path, column, value):
     store.close()
 
 
+OLD_SCHEMA = """
+CREATE TABLE trials (number INTEGER PRIMARY KEY, allocation_key TEXT NOT NULL UNIQUE, allocation TEXT NOT NULL,
+    correct INTEGER NOT NULL, samples INTEGER NOT NULL, loss REAL NOT NULL, costs TEXT NOT NULL, seconds REAL NOT NULL,
+    created REAL NOT NULL);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO trials VALUES (1, '4/4',
+    '{"format": "amed-allocation/1", "network": null, "layers": {"a": {"w": 4, "a": 4}}}',
+    7, 10, 0.5, '{"latency_ms": 2.0}', 0.1, 0.0);
+"""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_stores_are_brought_up_to_date(path, version):
+    with sqlite3.connect(path) as connection:
+        connection.executescript(OLD_SCHEMA)
+        if version == 2:
+            connection.execute("CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL)")
+        connection.execute(f"PRAGMA user_version={version}")
+    connection.close()
+    for _ in range(2):
+        store = TrialStore(path)
+        (trial,) = store
+        assert trial.quality == Quality(7, 10, 0.5) and not trial.quality.partial
+        store.add_answer("question", "answer")
+        assert store.answer("question") == "answer"
+        store.close()
+
+
 def test_a_store_of_another_version(path):
     fill(path, 1)
     with sqlite3.connect(path) as connection:
