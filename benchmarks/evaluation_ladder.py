@@ -79,7 +79,7 @@ def run(task: str, recipes: Annotated[str, typer.Option(help="names with commas"
 
 
 @app.command()
-def finalists(task: str, recipe: str = "network", allocations: int = 40, samples: int = 512) -> None:
+def finalists(task: str, recipe: str = "network", allocations: int = 20, samples: int = 256) -> None:
     """Rank correlation of the search's accuracies with and without biases that are corrected for each allocation."""
     evaluator = evaluator_of(task, recipe)
     evaluator.prepare()
