@@ -5,13 +5,12 @@ Every section has a `source` that says where its constants come from.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from amed_env.hardware.precision_models import PRECISION_MODELS, SerialOperands, make_precision_model
+from amed_env.hardware.yaml_faults import nearest
 from amed_env.workload import KINDS, LayerKind
 
 # Upper limits catch a value in the wrong unit (Hz for MHz) and keep arithmetic inside int64.
@@ -271,12 +270,3 @@ def distinct_bits(bits: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(bits)) != len(bits):
         raise ValueError("a width stands there twice")
     return tuple(sorted(bits))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not known."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; allowed: {', '.join(known)}" if known else ""

@@ -176,6 +176,12 @@ class SystolicBackend(HardwareBackend):
             accesses.sum_writes * effect.passes * self.config.precision.accumulator_bits,
         )
 
+    def peak_macs_per_cycle(self, precisions: Sequence[Precision]) -> FloatArray:
+        """Multiply-accumulates in a cycle with every processing element busy, at each precision: float64 (P,)."""
+        bits = np.array(precisions, dtype=np.int64).reshape(-1, 2)
+        effect = self._model.effect(bits[:, 0], bits[:, 1])
+        return np.asarray(self.config.array.rows * self.config.array.cols * effect.reduction_split / effect.passes)
+
     def _arrays(self, layers: Sequence[Layer], shape: tuple[int, ...]) -> LayerArrays:
         return LayerArrays.of(layers, shape, self.config.array.im2col_up_to_channels)
 
