@@ -136,7 +136,9 @@ class DramSection(Section):
     @model_validator(mode="after")
     def _exactly_one(self) -> DramSection:
         if (self.bandwidth_bits_per_cycle is None) == (self.bandwidth_gb_per_s is None):
-            raise ValueError("give exactly one of bandwidth_bits_per_cycle and bandwidth_gb_per_s")
+            raise ValueError(
+                "give exactly one of bandwidth_bits_per_cycle and bandwidth_gb_per_s; null takes away an inherited one"
+            )
         return self
 
 
@@ -220,7 +222,7 @@ class ThroughputSection(Section):
     @model_validator(mode="after")
     def _one_table_that_covers_the_widths(self) -> ThroughputSection:
         if (self.macs_per_cycle is None) == (self.cycles_per_mac is None):
-            raise ValueError("give exactly one of macs_per_cycle and cycles_per_mac")
+            raise ValueError("give exactly one of macs_per_cycle and cycles_per_mac; null takes away an inherited one")
         if self.macs_per_cycle is None:
             return self
         columns = {tuple(sorted(row)) for row in self.macs_per_cycle.values()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -52,7 +52,8 @@ def _sentence(fault: Any, document: YamlDocument, model: type[BaseModel]) -> str
     here = f"{document.where}, line {document.line(location)}: "
     kind, value = fault["type"], fault["input"]
     if kind == "extra_forbidden":
-        return f"{here}unknown key {field!r}{nearest(str(location[-1]), _fields_at(model, location[:-1]))}."
+        advice = nearest(str(location[-1]), _fields_at(model, location[:-1]))
+        return f"{here}unknown key {field!r}{advice}{'' if advice.endswith('?') else '.'}"
     if kind == "missing":
         advice = " Say where the constants of this section come from." if location[-1] == "source" else ""
         return f"{here}{field!r} is missing.{advice}"
@@ -67,11 +68,14 @@ def _sentence(fault: Any, document: YamlDocument, model: type[BaseModel]) -> str
 
 
 def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+    """Fields of the model that lies at a location within another one."""
     for part in location:
         annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # An optional section is a union with None.
+        models = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, BaseModel)]
+        if len(models) != 1:
             return []
-        model = annotation
+        model = models[0]
     return list(model.model_fields)
 
 
