@@ -4,8 +4,8 @@
     python benchmarks/compare_devices.py draw --out docs/pictures/devices.png
 
 `search` writes one result document (amed-result/1 without its Pareto front) a device to benchmarks/results/devices, and
-skips what is there already. The qualities are kept in one store that all devices share, for quality does not depend on the device. `draw`
-also takes result.json of any run folder of `amed search`.
+skips what is there already. The qualities are kept in one store that all devices share, for quality does not depend on
+the device. `draw` also takes result.json of any run folder of `amed search`.
 """
 
 from __future__ import annotations
