@@ -201,41 +201,6 @@ def test_a_store_of_another_version(path):
         TrialStore(path)
 
 
-def test_a_store_of_version_1_is_brought_up_to_date_with_all_its_trials(path):
-    # The tables as amed-env wrote them before devices' answers were kept.
-    with sqlite3.connect(path) as connection:
-        connection.executescript(
-            """
-            CREATE TABLE trials (number INTEGER PRIMARY KEY, allocation_key TEXT NOT NULL UNIQUE,
-                allocation TEXT NOT NULL, correct INTEGER NOT NULL, samples INTEGER NOT NULL, loss REAL NOT NULL,
-                costs TEXT NOT NULL, seconds REAL NOT NULL, created REAL NOT NULL);
-            CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-            INSERT INTO facts VALUES ('fingerprint', 'of old');
-            PRAGMA user_version=1;
-            """
-        )
-        old = trial(7)
-        connection.execute(
-            "INSERT INTO trials VALUES (1,?,?,7,1000,?,?,0.25,0.0)",
-            (old.allocation.key(), json.dumps(old.allocation.to_json()), old.quality.loss, json.dumps(dict(old.costs))),
-        )
-    connection.close()
-    for _ in range(2):  # brought up to date, and then opened as it is
-        store = TrialStore(path)
-        assert list(store) == [old]
-        store.add(trial(8))
-        store.add_answer("question", "answer")
-        assert store.answer("question") == "answer"
-        assert store.get(trial(8).allocation) == trial(8)
-        store.close()
-        old_and_new = sqlite3.connect(path)
-        assert old_and_new.execute("PRAGMA user_version").fetchone() == (2,)
-        assert old_and_new.execute("SELECT value FROM facts").fetchall() == [("of old",)]
-        old_and_new.execute("DELETE FROM trials WHERE correct=8")
-        old_and_new.commit()
-        old_and_new.close()
-
-
 def test_a_database_of_another_program_is_left_alone(path):
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE invoices (id INTEGER)")
