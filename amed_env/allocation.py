@@ -8,6 +8,7 @@ The file format `amed-allocation/1` is plain JSON::
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,8 +203,7 @@ class BitAllocation(Mapping[str, Precision]):
         """
 
         def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            keys = [key for key, _ in pairs]
-            repeated = sorted({key for key in keys if keys.count(key) > 1})
+            repeated = sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
             if repeated:
                 raise AllocationError(f"{path}: {', '.join(map(repr, repeated))} stands there more than once.")
             return dict(pairs)

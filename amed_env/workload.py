@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,8 +123,7 @@ class Workload:
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             raise WorkloadError(f"workload {self.name!r} has no layers; it needs at least one.")
-        names = [layer.name for layer in self.layers]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted(name for name, times in Counter(layer.name for layer in self.layers).items() if times > 1)
         if repeated:
             raise WorkloadError(
                 f"workload {self.name!r}: layer names must be unique; "

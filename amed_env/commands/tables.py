@@ -59,7 +59,7 @@ def cost_table(cost: Cost, network: str) -> Table:
 
 def compare_table(costs: Sequence[Cost], network: str) -> Table:
     """Costs of one network on several devices: every total, and the latency of every layer with its bound."""
-    table = table_of(f"{network} on {len(costs)} devices")
+    table = table_of(f"{network} on {len(costs)} device{'s' if len(costs) > 1 else ''}")
     table.add_column("", no_wrap=True)
     for cost in costs:
         table.add_column(cost.device, justify="right")

@@ -10,7 +10,6 @@ import numpy as np
 
 from amed_env.hardware.device_sections import ArraySection
 from amed_env.hardware.layer_arrays import GemmShapes
-from amed_env.hardware.precision_models import PrecisionEffect
 from amed_env.hardware.row_stationary import RowStationaryMapping, row_stationary_mapping
 from amed_env.hardware.systolic import (
     Dataflow,
@@ -29,7 +28,7 @@ class ArrayAccesses(NamedTuple):
     Attributes:
         ifmap_reads: Activations read in one pass.
         weight_reads: Weights read in one pass.
-        sum_writes: Sums written in all passes; each is read once again.
+        sum_writes: Sums written in one pass; each is read once again.
     """
 
     ifmap_reads: FloatArray
@@ -47,21 +46,24 @@ class ProcessingArray(abc.ABC):
     cols: int
 
     @abc.abstractmethod
-    def cycles(self, shapes: GemmShapes, effect: PrecisionEffect) -> IntArray:
-        """Cycles of layers without waiting for memory: int64 of the broadcast shape.
+    def cycles(self, shapes: GemmShapes, split: IntArray) -> IntArray:
+        """Cycles of one pass over layers without waiting for memory: int64 of the broadcast shape.
 
         Groups (the channels of a depthwise layer) run one after the other, each a product of its own.
+
+        Args:
+            shapes: The matrix products.
+            split: Products that one element does at once.
 
         Raises:
             WorkloadError: If a result is beyond int64.
         """
 
     @abc.abstractmethod
-    def accesses(self, shapes: GemmShapes, effect: PrecisionEffect) -> ArrayAccesses:
-        """Accesses of the on-chip buffers.
+    def accesses(self, shapes: GemmShapes, split: IntArray) -> ArrayAccesses:
+        """Accesses of the on-chip buffers in one pass.
 
-        Raises:
-            WorkloadError: If a result is beyond int64.
+        Args, errors: as `cycles`.
         """
 
 
@@ -84,26 +86,24 @@ class SystolicArray(ProcessingArray):
     convolution: Literal["im2col", "direct"] = "im2col"
     fill_and_drain: bool = True
 
-    def cycles(self, shapes: GemmShapes, effect: PrecisionEffect) -> IntArray:
+    def cycles(self, shapes: GemmShapes, split: IntArray) -> IntArray:
         """The closed forms of `gemm_cycles`, with K as the array sees it."""
-        k = self.reduction(shapes, effect.reduction_split)
+        k = self.reduction(shapes, split)
         cycles = gemm_cycles(
             shapes.m, shapes.n, k, self.rows, self.cols, self.dataflow, fill_and_drain=self.fill_and_drain
         )
-        return checked_product("compute cycles of a layer", shapes.groups, cycles, effect.passes)
+        return checked_product("compute cycles of a layer", shapes.groups, cycles)
 
-    def accesses(self, shapes: GemmShapes, effect: PrecisionEffect) -> ArrayAccesses:
+    def accesses(self, shapes: GemmShapes, split: IntArray) -> ArrayAccesses:
         """The closed forms of `gemm_sram_accesses`.
 
         Operands count as in the unsplit product; sums follow the product as the array sees it.
         """
         operands = gemm_sram_accesses(shapes.m, shapes.n, shapes.k, self.rows, self.cols, self.dataflow)
-        k = self.reduction(shapes, effect.reduction_split)
+        k = self.reduction(shapes, split)
         sums = gemm_sram_accesses(shapes.m, shapes.n, k, self.rows, self.cols, self.dataflow).ofmap_writes
         groups = shapes.groups.astype(np.float64)
-        return ArrayAccesses(
-            groups * operands.ifmap_reads, groups * operands.weight_reads, groups * sums * effect.passes
-        )
+        return ArrayAccesses(groups * operands.ifmap_reads, groups * operands.weight_reads, groups * sums)
 
     def reduction(self, shapes: GemmShapes, split: IntArray) -> IntArray:
         """Products summed for one output as the array sees them.
@@ -134,21 +134,19 @@ class RowStationaryArray(ProcessingArray):
     rows: int
     cols: int
 
-    def cycles(self, shapes: GemmShapes, effect: PrecisionEffect) -> IntArray:
+    def cycles(self, shapes: GemmShapes, split: IntArray) -> IntArray:
         """One multiply-accumulate a cycle in every element that the mapping uses."""
-        mapping = self._mapping(shapes, effect)
-        return checked_product("compute cycles of a layer", shapes.groups, mapping.cycles, effect.passes)
+        mapping = self._mapping(shapes, split)
+        return checked_product("compute cycles of a layer", shapes.groups, mapping.cycles)
 
-    def accesses(self, shapes: GemmShapes, effect: PrecisionEffect) -> ArrayAccesses:
+    def accesses(self, shapes: GemmShapes, split: IntArray) -> ArrayAccesses:
         """Accesses of the global buffer."""
-        mapping = self._mapping(shapes, effect)
+        mapping = self._mapping(shapes, split)
         groups = shapes.groups.astype(np.float64)
-        return ArrayAccesses(
-            groups * mapping.ifmap_reads, groups * mapping.weight_reads, groups * mapping.sum_writes * effect.passes
-        )
+        return ArrayAccesses(groups * mapping.ifmap_reads, groups * mapping.weight_reads, groups * mapping.sum_writes)
 
-    def _mapping(self, shapes: GemmShapes, effect: PrecisionEffect) -> RowStationaryMapping:
-        return row_stationary_mapping(shapes, effect.reduction_split, self.rows, self.cols)
+    def _mapping(self, shapes: GemmShapes, split: IntArray) -> RowStationaryMapping:
+        return row_stationary_mapping(shapes, split, self.rows, self.cols)
 
 
 def make_array(section: ArraySection) -> ProcessingArray:

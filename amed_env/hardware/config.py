@@ -6,9 +6,9 @@ Every section has a `source` that says where its constants come from. Messages n
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amed_env.errors import DeviceError
 from amed_env.hardware.device_sections import (
@@ -22,9 +22,9 @@ from amed_env.hardware.device_sections import (
     ProxySection,
     Text,
     ThroughputSection,
-    nearest,
 )
 from amed_env.hardware.extends import extended
+from amed_env.hardware.yaml_faults import nearest, shortened, validated
 from amed_env.hardware.yaml_lines import YamlDocument
 
 
@@ -107,13 +107,8 @@ def parse_device_config(text: str, where: str = "device") -> DeviceConfig:
     kind = document.data.get("kind", "systolic")
     if not (isinstance(kind, str) and kind in CONFIGS):
         line, advice = document.line(("kind",)), nearest(kind if isinstance(kind, str) else "", CONFIGS)
-        raise DeviceError(f"{where}, line {line}: kind: {_shorten(kind)} is unknown{advice}.")
-    model = CONFIGS[kind]
-    try:
-        return model.model_validate(document.data)
-    except ValidationError as error:
-        faults = [_describe(fault, document, model) for fault in error.errors(include_url=False)]
-        raise DeviceError("\n".join(faults)) from error
+        raise DeviceError(f"{where}, line {line}: kind: {shortened(kind)} is unknown{advice}.")
+    return validated(CONFIGS[kind], document)
 
 
 def load_device_config(path: str | Path) -> DeviceConfig:
@@ -127,50 +122,3 @@ def load_device_config(path: str | Path) -> DeviceConfig:
     except (OSError, ValueError) as error:
         raise DeviceError(f"cannot read the device file {path}: {error}.") from error
     return parse_device_config(text, where=str(path))
-
-
-def _describe(fault: Any, document: YamlDocument, model: type[DeviceConfig]) -> str:
-    """One fault of pydantic as a sentence with file, line and field."""
-    location = tuple(part for part in fault["loc"] if part != "[key]")
-    field = ".".join(map(str, location))
-    here = f"{document.where}, line {document.line(location)}: "
-    kind, value = fault["type"], fault["input"]
-    if kind == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return f"{here}unknown key {field!r}{nearest(str(location[-1]), known)}."
-    if kind == "missing":
-        advice = " Say where the constants of this section come from." if location[-1] == "source" else ""
-        return f"{here}{field!r} is missing.{advice}"
-    message = fault["msg"].removeprefix("Value error, ").removesuffix(".")
-    message = message[:1].lower() + message[1:]
-    found = ""
-    if not isinstance(value, dict | list | tuple | BaseModel):
-        found = f", found {_shorten(value)}"
-        if isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value):
-            found += " as text (YAML reads numbers like 1e3 as text: write 1.0e+3)"
-    return f"{here}{field or 'device'}: {message}{found}."
-
-
-def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
-
-
-def _shorten(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer with too many digits to print
-        return "a very long number"
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -5,13 +5,12 @@ Every section has a `source` that says where its constants come from.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from amed_env.hardware.precision_models import PRECISION_MODELS, SerialOperands, make_precision_model
+from amed_env.hardware.yaml_faults import nearest
 from amed_env.workload import KINDS, LayerKind
 
 # Upper limits catch a value in the wrong unit (Hz for MHz) and keep arithmetic inside int64.
@@ -137,7 +136,9 @@ class DramSection(Section):
     @model_validator(mode="after")
     def _exactly_one(self) -> DramSection:
         if (self.bandwidth_bits_per_cycle is None) == (self.bandwidth_gb_per_s is None):
-            raise ValueError("give exactly one of bandwidth_bits_per_cycle and bandwidth_gb_per_s")
+            raise ValueError(
+                "give exactly one of bandwidth_bits_per_cycle and bandwidth_gb_per_s; null takes away an inherited one"
+            )
         return self
 
 
@@ -221,7 +222,7 @@ class ThroughputSection(Section):
     @model_validator(mode="after")
     def _one_table_that_covers_the_widths(self) -> ThroughputSection:
         if (self.macs_per_cycle is None) == (self.cycles_per_mac is None):
-            raise ValueError("give exactly one of macs_per_cycle and cycles_per_mac")
+            raise ValueError("give exactly one of macs_per_cycle and cycles_per_mac; null takes away an inherited one")
         if self.macs_per_cycle is None:
             return self
         columns = {tuple(sorted(row)) for row in self.macs_per_cycle.values()}
@@ -271,12 +272,3 @@ def distinct_bits(bits: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(bits)) != len(bits):
         raise ValueError("a width stands there twice")
     return tuple(sorted(bits))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not known."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; allowed: {', '.join(known)}" if known else ""

@@ -47,36 +47,42 @@ class EnergyModel:
     dram_pj_per_bit: float
     accumulator_bits: int
 
-    def energy_uj(
+    def sums_uj(self, sum_writes: FloatArray) -> FloatArray:
+        """Energy in uJ of sums in their buffer: written, and read once, to be added to or to leave the chip."""
+        per_sum = self.accumulator_bits * (self.sram.ofmap_read_pj_per_bit + self.sram.ofmap_write_pj_per_bit)
+        return np.asarray(sum_writes * (per_sum * _UJ))
+
+    def add_uj(
         self,
+        energy: FloatArray,
         macs: FloatArray,
         accesses: ArrayAccesses,
         traffic: DramTraffic,
         effect: PrecisionEffect,
         weight_bits: IntArray,
         activation_bits: IntArray,
-    ) -> FloatArray:
-        """Energy in uJ of arithmetic, on-chip buffers and external memory; all arrays broadcast.
+    ) -> None:
+        """Add to `energy`, in uJ, that of arithmetic, operands and external memory; all arrays broadcast to it.
 
         A pair of widths costs the geometric mean of the two equal pairs: a multiplier's energy grows with the
-        product of its operand widths, so that E(w, a) = sqrt(E(w, w) E(a, a)). Every sum that is written to
-        its buffer is read once: to be added to, or to leave the chip. What comes from external memory is
-        written into its buffer.
+        product of its operand widths, so that E(w, a) = sqrt(E(w, w) E(a, a)). What comes from external memory is
+        written into its buffer. Sums on the chip are those of `sums_uj`.
         """
         sram, dram = self.sram, self.dram_pj_per_bit
         per_mac = np.sqrt(self.mac_pj[weight_bits] * self.mac_pj[activation_bits])
         per_ifmap = activation_bits * effect.ifmap_rereads * sram.ifmap_read_pj_per_bit
         per_weight = weight_bits * effect.weight_rereads * sram.weight_read_pj_per_bit
-        per_sum = self.accumulator_bits * (sram.ofmap_read_pj_per_bit + sram.ofmap_write_pj_per_bit)
-        energy = np.asarray(macs * (per_mac * _UJ))
-        energy += accesses.ifmap_reads * (per_ifmap * _UJ)
+        outputs = traffic.stored_bits * (dram * _UJ)
+        outputs = outputs + traffic.loaded_bits * ((sram.ofmap_write_pj_per_bit + dram) * _UJ)
+        term = np.empty_like(energy)
+        for values, picojoule in (
+            (macs, per_mac),
+            (traffic.ifmap_bits, sram.ifmap_write_pj_per_bit + dram),
+            (traffic.weight_bits, sram.weight_write_pj_per_bit + dram),
+        ):
+            energy += np.multiply(values, picojoule * _UJ, out=term)
+        # These often depend on fewer widths, so that little is computed for them.
+        energy += accesses.ifmap_reads * (per_ifmap * _UJ) + outputs
         energy += accesses.weight_reads * (per_weight * _UJ)
-        energy += accesses.sum_writes * (per_sum * _UJ)
-        energy += traffic.ifmap_bits * ((sram.ifmap_write_pj_per_bit + dram) * _UJ)
-        energy += traffic.weight_bits * ((sram.weight_write_pj_per_bit + dram) * _UJ)
         if traffic.spilled_bits.any():
-            energy += traffic.spilled_bits * ((sram.ofmap_write_pj_per_bit / 2 + dram) * _UJ)
-        energy += traffic.loaded_bits * ((sram.ofmap_write_pj_per_bit + dram) * _UJ) + traffic.stored_bits * (
-            dram * _UJ
-        )
-        return energy
+            energy += np.multiply(traffic.spilled_bits, (sram.ofmap_write_pj_per_bit / 2 + dram) * _UJ, out=term)

@@ -259,7 +259,7 @@ def isolated(backend: HardwareBackend, timeout_s: float | None = None, retries: 
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise InputError(f"device {backend.name!r}: retries is {retries!r}; give a whole number, 0 for none.")
         backend.retries = retries
-    if getattr(backend, "limits_itself", False) or isinstance(backend, IsolatedBackend):
+    if backend.limits_itself or isinstance(backend, IsolatedBackend):
         if timeout_s is not None:
             backend.timeout_s = timeout_s
         return backend

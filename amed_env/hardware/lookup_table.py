@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -50,7 +51,7 @@ class LookupTable:
             raise DeviceError(f"{self.where}: the table is empty.")
         named: dict[str, list[str]] = {"layer": list(self.layers or ()), "precision": [str(p) for p in self.precisions]}
         for what, names in named.items():
-            repeated = sorted({name for name in names if names.count(name) > 1})
+            repeated = sorted(name for name, times in Counter(names).items() if times > 1)
             if repeated:
                 raise DeviceError(f"{self.where}: {what} {some(repeated)} stands there more than once.")
         for metric, values in self.metrics.items():

@@ -209,6 +209,7 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
         timeout_s: Seconds that one call may take. With a number the device runs in a process of its own, which is
             killed when time is up (see `amed_env.hardware.isolation`); None calls it in this process and waits.
         retries: How often a call that failed is made again before it counts as a fault.
+        limits_itself: Whether the device keeps to `timeout_s` on its own and needs no process for it.
     """
 
     name: str = "unnamed"
@@ -216,6 +217,7 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
     bits: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 16)
     timeout_s: float | None = None
     retries: int = 1
+    limits_itself: bool = False
 
     def capabilities(self) -> Capabilities:
         """What the device can run and what it reports."""

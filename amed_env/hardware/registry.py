@@ -170,7 +170,7 @@ def _load_shipped(entry: Traversable) -> HardwareBackend:
 
 def _instantiate(found: object, what: str, name: str | None) -> HardwareBackend:
     """A backend from a class or an instance, named after its registration."""
-    if isinstance(found, type):
+    if isinstance(found, type) and issubclass(found, HardwareBackend):
         found = call_into_plugin(f"creating {what}", found)
     if not isinstance(found, HardwareBackend):
         raise PluginError(f"{what} is {found!r}; expected a subclass of HardwareBackend, or an instance of one.")

@@ -33,7 +33,7 @@ from amed_env.workload import KINDS, Layer, Workload
 METRICS = ("latency_ms", "energy_uj", "cycles", "compute_cycles", "memory_cycles")
 _WHOLE = ("cycles", "compute_cycles", "memory_cycles")
 _BITS_PER_KIB = 8 * 1024
-_BLOCK = 16384
+_BLOCK = 32768
 """Places of a table that are computed at a time: small enough for the caches, large enough for numpy."""
 
 
@@ -147,14 +147,13 @@ class SystolicBackend(HardwareBackend):
         activations = np.array(activation_bits, dtype=np.int64).reshape(1, -1, 1)
         pairs = weights.size * activations.size
         work = self._work(self._arrays(workload.layers, (1, 1, len(workload))), weights, activations)
-        metrics = {metric: np.empty((weights.size, activations.size, len(workload))) for metric in METRICS}
+        # One piece of memory for all metrics is large enough for large pages.
+        values = np.empty((len(METRICS), weights.size, activations.size, len(workload)))
         size = -(-len(workload) // max(1, round(len(workload) * pairs / _BLOCK)))  # blocks of about the same size
         for start in range(0, len(workload), size):
             block = slice(start, start + size)
-            for metric, values in self._simulate(work[block], weights, activations).items():
-                metrics[metric][..., block] = values
-        float_to_int64("cycles of a layer", metrics["cycles"].max())
-        metrics = {metric: np.moveaxis(values, -1, 0) for metric, values in metrics.items()}
+            self._simulate(work[block], weights, activations, values[..., block])
+        metrics = dict(zip(METRICS, np.moveaxis(values, -1, 1), strict=True))
         return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
 
     def dram_traffic(
@@ -170,12 +169,18 @@ class SystolicBackend(HardwareBackend):
         """What the array moves from and to its buffers, each layer at its own widths: arrays of shape (L,)."""
         weights, activations = np.asarray(weight_bits, np.int64), np.asarray(activation_bits, np.int64)
         effect = self._model.effect(weights, activations)
-        accesses = self._array.accesses(self._arrays(layers, (len(layers),)).shapes, effect)
+        accesses = self._array.accesses(self._arrays(layers, (len(layers),)).shapes, effect.reduction_split)
         return SramTraffic(
             accesses.ifmap_reads * activations * effect.ifmap_rereads,
             accesses.weight_reads * weights * effect.weight_rereads,
-            accesses.sum_writes * self.config.precision.accumulator_bits,
+            accesses.sum_writes * effect.passes * self.config.precision.accumulator_bits,
         )
+
+    def peak_macs_per_cycle(self, precisions: Sequence[Precision]) -> FloatArray:
+        """Multiply-accumulates in a cycle with every processing element busy, at each precision: float64 (P,)."""
+        bits = np.array(precisions, dtype=np.int64).reshape(-1, 2)
+        effect = self._model.effect(bits[:, 0], bits[:, 1])
+        return np.asarray(self.config.array.rows * self.config.array.cols * effect.reduction_split / effect.passes)
 
     def _arrays(self, layers: Sequence[Layer], shape: tuple[int, ...]) -> LayerArrays:
         return LayerArrays.of(layers, shape, self.config.array.im2col_up_to_channels)
@@ -184,50 +189,57 @@ class SystolicBackend(HardwareBackend):
         weight_bits = np.array([precision.weight_bits for precision in precisions], dtype=np.int64)
         activation_bits = np.array([precision.activation_bits for precision in precisions], dtype=np.int64)
         work = self._work(self._arrays(layers, (len(layers),)), weight_bits, activation_bits)
-        metrics = self._simulate(work, weight_bits, activation_bits)
-        float_to_int64("cycles of a layer", metrics["cycles"].max())
+        values = np.empty((len(METRICS), len(layers)))
+        self._simulate(work, weight_bits, activation_bits, values)
         columns = {
-            metric: (values.astype(np.int64) if metric in _WHOLE else values).tolist()
-            for metric, values in metrics.items()
+            metric: (column.astype(np.int64) if metric in _WHOLE else column).tolist()
+            for metric, column in zip(METRICS, values, strict=True)
         }
         return [{metric: column[i] for metric, column in columns.items()} for i in range(len(layers))]
 
     def _work(self, layers: LayerArrays, weight_bits: IntArray, activation_bits: IntArray) -> _Work:
         effect = self._model.effect(weight_bits, activation_bits)
-        distinct, index = _distinct_effects(effect)
-        cycles = self._array.cycles(layers.shapes, distinct).astype(np.float64)
-        return _Work(layers, effect, index, cycles, self._array.accesses(layers.shapes, distinct))
+        split, index = effect.reduction_split, None
+        if split.ndim == 3:  # a table of 8 x 8 widths has but a handful of them
+            distinct, index = np.unique(split, return_inverse=True)
+            split, index = distinct.reshape(-1, 1, 1), index.reshape(split.shape[:2])
+            effect = PrecisionEffect(*map(_narrowed, vars(effect).values()))
+        cycles = self._array.cycles(layers.shapes, split).astype(np.float64)
+        return _Work(layers, effect, index, cycles, self._array.accesses(layers.shapes, split))
 
-    def _simulate(self, work: _Work, weight_bits: IntArray, activation_bits: IntArray) -> dict[str, FloatArray]:
-        """Metrics of layers at widths as float64; all arrays broadcast."""
+    def _simulate(self, work: _Work, weight_bits: IntArray, activation_bits: IntArray, out: FloatArray) -> None:
+        """Write the metrics of layers at widths; all arrays broadcast.
+
+        Args:
+            work: What the layers ask of the array.
+            weight_bits: Widths of weights.
+            activation_bits: Widths of activations.
+            out: One array for each of `METRICS`.
+
+        Raises:
+            WorkloadError: If the cycles of a layer are beyond int64.
+        """
         config = self.config
-        compute, sum_writes = work.at_widths(work.cycles), work.at_widths(work.accesses.sum_writes)
+        latency_ms, energy_uj, cycles, compute, memory = out
+        work.at_widths(work.cycles, compute)
         traffic = plan_traffic(work.layers, weight_bits, activation_bits, self._memory)
-        memory = np.ceil(traffic.total_bits / config.bandwidth_bits_per_cycle)
-        busy = compute
+        np.divide(traffic.total_bits, config.bandwidth_bits_per_cycle, out=memory)
+        np.ceil(memory, out=memory)
         if config.dram.exposed_transfers:
-            busy = compute + np.ceil(traffic.resident_bits / config.bandwidth_bits_per_cycle)
-        cycles = np.maximum(busy, memory)
+            exposed = np.ceil(traffic.resident_bits / config.bandwidth_bits_per_cycle)
+            np.maximum(np.add(compute, exposed, out=cycles), memory, out=cycles)
+        else:
+            np.maximum(compute, memory, out=cycles)
         if config.array.overhead_cycles_per_layer:
             cycles += config.array.overhead_cycles_per_layer
-        latency_ms = cycles / (config.array.clock_mhz * 1e3)
-        energy_uj = self._energy.energy_uj(
-            work.layers.macs,
-            work.accesses._replace(sum_writes=sum_writes),
-            traffic,
-            work.effect,
-            weight_bits,
-            activation_bits,
+        float_to_int64("cycles of a layer", cycles.max())
+        np.divide(cycles, config.array.clock_mhz * 1e3, out=latency_ms)
+        work.at_widths(self._energy.sums_uj(work.accesses.sum_writes), energy_uj)
+        self._energy.add_uj(
+            energy_uj, work.layers.macs, work.accesses, traffic, work.effect, weight_bits, activation_bits
         )
         if config.energy.leakage is not None:
             energy_uj += latency_ms * config.energy.leakage.power_mw
-        return {
-            "latency_ms": latency_ms,
-            "energy_uj": energy_uj,
-            "cycles": cycles,
-            "compute_cycles": compute,
-            "memory_cycles": memory,
-        }
 
 
 @dataclass(frozen=True)
@@ -237,9 +249,9 @@ class _Work:
     Attributes:
         layers: The layers.
         effect: The effect of the widths.
-        index: Where the widths of a table are found among the distinct effects; None outside tables.
-        cycles: Compute cycles by distinct effect.
-        accesses: Accesses of the on-chip buffers by distinct effect.
+        index: Where the widths of a table are found among the distinct splits of K; None outside tables.
+        cycles: Compute cycles of one pass by distinct split.
+        accesses: Accesses of the on-chip buffers in one pass by distinct split.
     """
 
     layers: LayerArrays
@@ -252,9 +264,18 @@ class _Work:
         accesses = ArrayAccesses(*(values[..., block] for values in self.accesses))
         return _Work(self.layers[block], self.effect, self.index, self.cycles[..., block], accesses)
 
-    def at_widths(self, values: FloatArray) -> FloatArray:
-        """Values of distinct effects, put where the widths are."""
-        return values if self.index is None else np.asarray(values[:, 0, :].take(self.index, axis=0))
+    def at_widths(self, values: FloatArray, out: FloatArray) -> None:
+        """Write what all passes take, where the widths are, from values of one pass by distinct split."""
+        if self.index is not None and len(values) > 1:
+            values = values[:, 0, :].take(self.index, axis=0)
+        np.multiply(values, self.effect.passes, out=out)
+
+
+def _narrowed(values: IntArray) -> IntArray:
+    """Values by (weight width, activation width, 1), without the axes along which they are all equal."""
+    if (values == values[:1]).all():
+        values = values[:1]
+    return values[:, :1] if (values == values[:, :1]).all() else values
 
 
 def _memory_system(config: SystolicConfig) -> MemorySystem:
@@ -270,20 +291,6 @@ def _memory_system(config: SystolicConfig) -> MemorySystem:
         loads_sums=dram.loads_sums,
         whole_columns=dram.whole_columns,
     )
-
-
-def _distinct_effects(effect: PrecisionEffect) -> tuple[PrecisionEffect, IntArray | None]:
-    """The effects that differ in cycles, once each: a table of 8 x 8 widths has but a handful of them.
-
-    Returns:
-        The distinct effects along the first axis, and where those of the widths are found among them.
-    """
-    if effect.passes.ndim != 3:
-        return effect, None
-    pairs = effect.reduction_split * (effect.passes.max() + 1) + effect.passes
-    _, first, index = np.unique(pairs.ravel(), return_index=True, return_inverse=True)
-    chosen = PrecisionEffect(*(values.ravel()[first].reshape(-1, 1, 1) for values in vars(effect).values()))
-    return chosen, index.reshape(effect.passes.shape[:2])
 
 
 def _bound(metrics: Mapping[str, float]) -> str:

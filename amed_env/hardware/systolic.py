@@ -11,6 +11,8 @@ cycles they equal; `docs/hardware.md` has the comparison.
 
 from __future__ import annotations
 
+import math
+from functools import reduce
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -56,15 +58,13 @@ def checked_product(what: str, *factors: npt.ArrayLike) -> IntArray:
     Raises:
         WorkloadError: If a product is beyond int64.
     """
-    product = np.ones((), dtype=np.int64)
-    estimate = np.ones((), dtype=np.float64)
-    with np.errstate(over="ignore"):
-        for factor in factors:
-            values = np.asarray(factor, dtype=np.int64)
-            product = product * values
-            estimate = estimate * values
-    _refuse_overflow(what, np.asarray(estimate))
-    return np.asarray(product)
+    values = [np.asarray(factor, dtype=np.int64) for factor in factors]
+    if all(array.size for array in values) and math.prod(float(array.max()) for array in values) >= _SAFE_LIMIT:
+        # The largest factors need not meet in one place.
+        with np.errstate(over="ignore"):
+            estimate = reduce(np.multiply, (array.astype(np.float64) for array in values))
+        _refuse_overflow(what, np.asarray(estimate))
+    return np.asarray(reduce(np.multiply, values))
 
 
 def checked_sum(what: str, *terms: npt.ArrayLike) -> IntArray:
@@ -80,10 +80,10 @@ def checked_sum(what: str, *terms: npt.ArrayLike) -> IntArray:
     Raises:
         WorkloadError: If a sum is beyond int64.
     """
-    arrays = [np.asarray(term, dtype=np.int64) for term in terms]
-    estimate = sum((array.astype(np.float64) for array in arrays), start=np.zeros(()))
-    _refuse_overflow(what, np.asarray(estimate))
-    return np.asarray(sum(arrays, start=np.zeros((), dtype=np.int64)))
+    values = [np.asarray(term, dtype=np.int64) for term in terms]
+    if all(array.size for array in values) and sum(float(array.max()) for array in values) >= _SAFE_LIMIT:
+        _refuse_overflow(what, np.asarray(reduce(np.add, (array.astype(np.float64) for array in values))))
+    return np.asarray(reduce(np.add, values))
 
 
 def float_to_int64(what: str, values: npt.ArrayLike) -> IntArray:

@@ -266,15 +266,15 @@ def _cheapest(stack: tuple[FloatArray, FloatArray, FloatArray], others: Iterator
         np.less(total, least, out=better)
         np.maximum(chosen, better.view(np.int8) * np.int8(place), out=chosen)  # places rise
         np.minimum(total, least, out=least)
-    ifmap, weight, spilled = _gather(stack, chosen)
-    weight -= spilled
-    best = _Order(ifmap, weight, spilled)
+    best = _Order(*_gather(stack, chosen))
+    np.subtract(best.weight, best.spilled, out=best.weight)
     for order in others:
         total = np.asarray(order.total())
         np.less(total, least, out=better)
         if better.any():
             np.minimum(total, least, out=least)
-            best = _Order(*(np.where(better, part, values) for values, part in zip(best, order, strict=True)))
+            for values, part in zip(best, order, strict=True):
+                np.copyto(values, part, where=better)
     return best, least
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -11,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from amed_env.allocation import Precision
 from amed_env.hardware.protocol import Cost, HardwareBackend
 from amed_env.hardware.simulator import SystolicBackend
 from amed_env.report.style import ACCENT, DARK, LIGHT, MIDDLE, metric_title, new_figure, tidy
@@ -97,7 +94,7 @@ def _draw_roofline(axes: Axes, backend: SystolicBackend, workload: Workload, cos
     cycles = np.array([float(layer.metrics["cycles"]) for layer in cost.layers])
     moved = np.array([float(layer.metrics["memory_cycles"]) for layer in cost.layers]) * bytes_per_cycle
     intensity, rate = macs / np.maximum(moved, 1.0), macs / np.maximum(cycles, 1.0)
-    peaks = peak_macs_per_cycle(backend, [layer.precision for layer in cost.layers])
+    peaks = backend.peak_macs_per_cycle([layer.precision for layer in cost.layers])
     left = intensity.min() / 2
     right = max(intensity.max() * 10, peaks.max() / bytes_per_cycle * 15)  # room for the names of the roofs
     axes.plot([left, right], [left * bytes_per_cycle, right * bytes_per_cycle], color=LIGHT, linewidth=1.6, zorder=1)
@@ -135,15 +132,6 @@ def _draw_roofline(axes: Axes, backend: SystolicBackend, workload: Workload, cos
     axes.set_xlabel(f"MACs per byte of memory traffic (slope: {bytes_per_cycle:g} bytes per cycle)")
     axes.set_ylabel("MACs per cycle")
     tidy(axes)
-
-
-def peak_macs_per_cycle(backend: SystolicBackend, precisions: Sequence[Precision]) -> FloatArray:
-    """Multiply-accumulates in a cycle with every processing element busy, at each precision: float64 (P,)."""
-    array = backend.config.array
-    weights = np.array([precision.weight_bits for precision in precisions], dtype=np.int64)
-    activations = np.array([precision.activation_bits for precision in precisions], dtype=np.int64)
-    effect = backend._model.effect(weights, activations)
-    return np.asarray(array.rows * array.cols * effect.reduction_split / effect.passes)
 
 
 def _named_points(intensity: FloatArray, rate: FloatArray, order: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -79,6 +79,12 @@ def test_bandwidth_in_gigabytes_per_second():
         ("description: A device for tests", "description: ' '", 3, r"description: "),
         ("description: A device for tests\n", "", 1, r"'description' is missing"),
         ("name: easy", "name: easy\nextra: 1", 3, r"unknown key 'extra'"),
+        (
+            "energy:\n",
+            "energy:\n  leakage: {power: 3, source: x}\n",
+            26,
+            r"unknown key 'energy.leakage.power'; did you mean 'power_mw'\?$",
+        ),
         ("name: easy", "name: easy\nname: again", 3, r"'name' stands there already in line 2"),
         ("rows: 4", "rows: 4\n  rows: 5", 6, r"'rows' stands there already in line 5"),
         ("name: easy", "name: easy\n1: x", 3, r"1"),

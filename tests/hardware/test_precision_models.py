@@ -14,7 +14,8 @@ def shapes(m, n, k, groups=1, positions=1):
 def cycles(model, shape, weight_bits, activation_bits, array=None):
     array = array or SystolicArray(16, 16, "ws")
     model = make_precision_model(model) if isinstance(model, str) else model
-    return int(array.cycles(shape, model.effect(np.array([weight_bits]), np.array([activation_bits])))[0])
+    effect = model.effect(np.array([weight_bits]), np.array([activation_bits]))
+    return int((array.cycles(shape, effect.reduction_split) * effect.passes)[0])
 
 
 # Products per cycle of one fused element by (weight, activation) width: Bit Fusion's simulator,

@@ -241,3 +241,20 @@ def test_on_chip_traffic_by_hand():
     layer = Layer("l", "conv", m=8, n=4, k=10, input_elements=50)
     sram = easy().sram_traffic([layer], 4, 8)
     assert (sram.ifmap_read_bits[0], sram.weight_read_bits[0], sram.ofmap_write_bits[0]) == (80 * 8, 80 * 4, 32 * 32)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_tables_computed_in_blocks_equal_single_costs_to_the_last_bit(name, monkeypatch):
+    # At unequal widths in any order; with so few places at a time, 100 layers make several blocks.
+    monkeypatch.setattr("amed_env.hardware.simulator._BLOCK", 64)
+    device = load_device(name)
+    layers = (
+        Layer(f"l{i}", "conv", m=1 + i % 97, n=1 + i % 301, k=9 * (1 + i % 53), kernel=(3, 3)) for i in range(100)
+    )
+    network = Workload("many", tuple(layers))
+    weights, activations = (device.bits[-1], 2, 5), (3, device.bits[-1])
+    table = cost_table(device, network, weights, activations)
+    for (i, weight), (j, activation) in [((0, weights[0]), (1, activations[1])), ((2, 5), (0, 3))]:
+        cost = device.evaluate(network, network.uniform(weight, activation))
+        for metric in cost.metrics:
+            assert [layer.metrics[metric] for layer in cost.layers] == table.metrics[metric][:, i, j].tolist()

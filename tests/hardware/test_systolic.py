@@ -210,3 +210,11 @@ def test_any_size_is_exact_or_refused(m, n, k, rows, cols, dataflow):
         assert int(gemm_cycles(m, n, k, rows, cols, dataflow)) == expected
     except WorkloadError:
         assert expected > 9e18
+
+
+def test_large_numbers_that_never_meet_do_not_overflow():
+    # The largest m and the largest n together would be 2^80 folds; m x n is at most 2^41 in either place.
+    m, n = np.array([2**40, 2]), np.array([2, 2**40])
+    assert gemm_cycles(m, n, 3, 1, 1, "os").tolist() == [2**41 * 3 - 1] * 2
+    with pytest.raises(WorkloadError, match="int64"):
+        gemm_cycles(m, n[::-1], 3, 1, 1, "os")

@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 
 from amed_env.allocation import Precision
 from amed_env.hardware import Cost, evaluate_cost, load_device
-from amed_env.report.simulation_chart import draw_simulation, peak_macs_per_cycle
+from amed_env.report.simulation_chart import draw_simulation
 from amed_env.report.style import ACCENT, DARK
 from amed_env.workload import Layer, Workload
 
@@ -44,8 +44,8 @@ def test_no_point_is_above_a_roof(device, bits):
 
 def test_peaks_by_hand():
     precisions = [Precision(8, 8), Precision(4, 8), Precision(2, 2), Precision(16, 16)]
-    assert np.array_equal(peak_macs_per_cycle(load_device("bitfusion"), precisions), [512, 1024, 8192, 128])
-    assert np.array_equal(peak_macs_per_cycle(load_device("systolic-32"), precisions[:2]), [1024, 1024])
+    assert np.array_equal(load_device("bitfusion").peak_macs_per_cycle(precisions), [512, 1024, 8192, 128])
+    assert np.array_equal(load_device("systolic-32").peak_macs_per_cycle(precisions[:2]), [1024, 1024])
 
 
 def test_devices_without_an_array_have_no_roofline():
