@@ -145,7 +145,7 @@ def _columns(task: Task) -> list[int]:
 
 def _sums(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """From values (G, P) the sum of every row of choices, the last group varying fastest: (P ** G,)."""
-    sums = values[-1]
+    sums: npt.NDArray[np.float64] = values[-1]
     for group in values[-2::-1]:
         sums = np.add.outer(group, sums).reshape(-1)
     return sums
@@ -156,7 +156,7 @@ def _allowed(task: Task) -> npt.NDArray[np.bool_]:
     table = _evaluator(task).table
     forbidden = np.ones((len(table.ties.groups), len(table.precisions)))
     forbidden[:, _columns(task)] = ~task.choosable
-    return _sums(forbidden) == 0
+    return np.asarray(_sums(forbidden) == 0)
 
 
 def _feasible(task: Task) -> npt.NDArray[np.bool_]:

@@ -164,12 +164,14 @@ class TableBuilder:
 
     def _provenance(self) -> dict[str, Any]:
         evaluator = self.evaluator
+        samples = {"calibration": evaluator.samples("calibration").fingerprint()}
+        samples |= {split: evaluator.samples(split).fingerprint() for split in SPLITS}
         made_of = hashlib.sha256(evaluator.made_of.encode()).hexdigest()
         return {
             "recipe": asdict(evaluator.recipe),
             "fingerprint": evaluator.fingerprint,
             "network_and_calibration": made_of,
-            "samples": {part: evaluator.samples(part).fingerprint() for part in ("calibration", *SPLITS)},
+            "samples": samples,
             "in_float": dict(evaluator.in_float),
             "versions": {
                 "amed_env": __version__,

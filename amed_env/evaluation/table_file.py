@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +75,7 @@ class QualityTable:
 
     def __len__(self) -> int:
         """Allocations in all."""
-        return len(self.precisions) ** len(self.ties.groups)
+        return row_count(len(self.ties.groups), len(self.precisions))
 
     @cached_property
     def strides(self) -> npt.NDArray[np.int64]:
@@ -173,13 +173,18 @@ class QualityTable:
         )
 
 
+def row_count(groups: int, choices: int) -> int:
+    """How many allocations there are of so many groups with so many choices each."""
+    return int(choices**groups)
+
+
 def check_size(groups: int, choices: int) -> int:
     """The number of rows of a table.
 
     Raises:
         TableError: If they are too many.
     """
-    rows = choices**groups
+    rows = row_count(groups, choices)
     if rows > MOST_ROWS:
         raise TableError(
             f"{groups} groups of layers with {choices} precisions are {rows:,} allocations, more than {MOST_ROWS:,}; "
@@ -209,5 +214,5 @@ def _unpacked(planes: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 
 
 def _layer(fields: Mapping[str, Any]) -> Layer:
-    pairs: Iterable[tuple[str, Any]] = fields.items()
-    return Layer(**{name: tuple(value) if isinstance(value, list) else value for name, value in pairs})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return Layer(**values)
