@@ -21,7 +21,7 @@ class LayerWiseVecEnv(VecEnv):
 
     Quality must come from a table (tasks named `tabular/…`) and costs must add up, or the reward must be `predicted`.
     Episodes are reset in the step that ends them, as stable-baselines3 wants it; the information then has
-    `terminal_observation`, and `episode` with return and length as `Monitor` gives them. There is no `allocation` in it;
+    `terminal_observation`, and `episode` with return and length as `Monitor` gives them. There is no `allocation`;
     `task.allocation(info["choices"])` makes one.
 
     Args:
@@ -99,11 +99,11 @@ class LayerWiseVecEnv(VecEnv):
     def close(self) -> None:
         """Nothing is open."""
 
-    def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         """An attribute of the environment that all are like, as often as there are indices."""
         return [getattr(self.single, attr_name)] * len(self._positions(indices))
 
-    def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
         """Refused: the environments share their attributes.
 
         Raises:
@@ -112,7 +112,7 @@ class LayerWiseVecEnv(VecEnv):
         raise InputError(f"cannot set {attr_name!r}: these environments share their attributes; make them anew.")
 
     def env_method(
-        self, method_name: str, *arguments: Any, indices: None | int | Iterable[int] = None, **keywords: Any
+        self, method_name: str, *arguments: Any, indices: int | Iterable[int] | None = None, **keywords: Any
     ) -> list[Any]:
         """`action_masks`, which `MaskablePPO` asks for.
 
@@ -125,7 +125,7 @@ class LayerWiseVecEnv(VecEnv):
         return [masks[position] for position in self._positions(indices)]
 
     def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: None | int | Iterable[int] = None
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: int | Iterable[int] | None = None
     ) -> list[bool]:
         """Whether each is wrapped: none is. `Monitor`'s information is there without it."""
         return [False] * len(self._positions(indices))
@@ -134,5 +134,5 @@ class LayerWiseVecEnv(VecEnv):
         """There are no images."""
         return [None] * self.num_envs
 
-    def _positions(self, indices: None | int | Iterable[int]) -> list[int]:
+    def _positions(self, indices: int | Iterable[int] | None) -> list[int]:
         return list(self._get_indices(indices))

@@ -45,7 +45,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
 
     Attributes:
         task: The task.
-        cost_arrays: (4, L, P) costs by metric in the order of `features.METRICS`; lower bounds where they do not add up.
+        cost_arrays: (4, L, P) costs in the order of `features.METRICS`; lower bounds where they do not add up.
         reference: (4,) cost of the uniform 8-bit network.
         rest: (4, L + 1) the least that the layers from t on can cost.
         ranges: Budget name to the smallest and largest factor that is drawn; empty where budgets are fixed.

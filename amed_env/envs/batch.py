@@ -120,7 +120,7 @@ class LayerWiseBatch:
     @property
     def over(self) -> bool:
         """Whether all layers are decided."""
-        return self.state.step >= self.layers
+        return bool(self.state.step >= self.layers)
 
     def limits(self) -> dict[str, FloatArray]:
         """Limits by metric, (N,) each, where there are any."""
@@ -198,7 +198,7 @@ class LayerWiseBatch:
 
     def _finish(self, info: dict[str, Any]) -> FloatArray:
         """True rewards of whole allocations; `info` gets the details."""
-        choices, limited = self.state.choices, self._limited
+        choices, limited = self.state.choices.copy(), self._limited
         layers = np.arange(self.layers)
         costs = {metric: values[layers, choices].sum(axis=1) for metric, values in self._all_costs.items()}
         repaired = np.zeros(self.count, dtype=bool)
@@ -212,7 +212,7 @@ class LayerWiseBatch:
         rows = self._row_parts[choices, layers].sum(axis=1)
         correct = self._correct[rows]
         exceeded = self._exceeded(costs)
-        rewards = self._scores[correct]
+        rewards: FloatArray = self._scores[correct]
         if exceeded.any():
             excess = sum(np.maximum(0.0, costs[METRICS[c]] / self.state.limits[:, c] - 1.0) for c in limited)
             rewards = rewards - VIOLATION_PENALTY * np.where(exceeded, excess, 0.0)
@@ -221,7 +221,7 @@ class LayerWiseBatch:
         for column, (metric, scale) in enumerate(zip(METRICS, self.env.reference, strict=True), start=1):
             vector[:, column] = -costs.get(metric, np.zeros(1)) / scale
         info |= {
-            "choices": choices.copy(),
+            "choices": choices,
             "accuracy": accuracy,
             "loss": self._loss[rows].astype(np.float64),
             "costs": costs,

@@ -143,7 +143,8 @@ class Observer:
             ]
         )
         np.minimum(values, 1.0, out=values)
-        return np.maximum(values, 0.0, out=values).astype(np.float32)
+        np.maximum(values, 0.0, out=values)
+        return np.asarray(values, dtype=np.float32)
 
     def _of_limits(self, limits: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Limits with the most that can be spent in place of infinite ones, and their features (8,)."""

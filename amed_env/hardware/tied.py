@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from amed_env.allocation import BitAllocation
+from amed_env.errors import UnsupportedLayerError
 from amed_env.hardware.costs import backend_capabilities, cost_table, evaluate_cost, evaluate_costs
 from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
@@ -32,16 +33,19 @@ class TiedDevice(HardwareBackend):
 
     def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
         """Cost of the network; the breakdown has the groups."""
+        self._check(workload)
         expanded = self.ties.expand(allocation)
         return self._merged(evaluate_cost(self.device, self.ties.full, expanded), allocation)
 
     def evaluate_many(self, workload: Workload, allocations: Sequence[BitAllocation]) -> list[Cost]:
         """Costs of the network under many allocations."""
+        self._check(workload)
         costs = evaluate_costs(self.device, self.ties.full, [self.ties.expand(a) for a in allocations])
         return [self._merged(cost, allocation) for cost, allocation in zip(costs, allocations, strict=True)]
 
     def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
         """Costs of every group: the sums over its layers."""
+        self._check(workload)
         return self._reduced(cost_table(self.device, self.ties.full, weight_bits, activation_bits))
 
     def lower_bound(
@@ -50,6 +54,14 @@ class TiedDevice(HardwareBackend):
         """What the device knows, summed over the layers of a group."""
         bound = self.device.lower_bound(self.ties.full, weight_bits, activation_bits)
         return None if bound is None else self._reduced(bound)
+
+    def _check(self, workload: Workload) -> None:
+        if workload.layer_names != self.ties.names:
+            unknown = [name for name in workload.layer_names if name not in self.ties.names]
+            raise UnsupportedLayerError(
+                f"device {self.name!r} stands for the tied layers of {self.ties.full.name!r} only: "
+                f"{', '.join(self.ties.names)}; it was asked about {', '.join(unknown) or 'some of them'}."
+            )
 
     def keep_answers(self, store: AnswerStore | None) -> None:
         """See `HardwareBackend.keep_answers`."""
