@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from amed_env.errors import AmedError, PluginError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from amed_env.datasets import Splits
+    from amed_env.evaluation.table import TableEvaluator
     from amed_env.tracing import Inputs
     from amed_env.workload import Workload
 
@@ -34,6 +35,7 @@ class NamedNetwork:
         splits: Loads calibration, search and test samples.
         missing: Says what is missing on this machine, or None if the task can run.
         fetch: For a task of a plug-in: downloads what is missing; the files of this package are in `datasets.fetch`.
+        table: Loads the quality table of a tabular task, which is then all that the task needs.
     """
 
     description: str
@@ -43,6 +45,7 @@ class NamedNetwork:
     splits: Callable[[], Splits]
     missing: Callable[[], str | None]
     fetch: Callable[[], object] | None = None
+    table: Callable[[], TableEvaluator] | None = None
 
     def zeros(self) -> Inputs:
         """A sample of zeros, enough for tracing."""
@@ -52,6 +55,22 @@ class NamedNetwork:
         several = tuple(shape for shape in self.input_shape if not isinstance(shape, int))
         return tuple(torch.zeros(1, *shape) for shape in several) if several else torch.zeros(1, *single)
 
+
+@dataclass(frozen=True)
+class TablePlan:
+    """What a quality table of a task covers.
+
+    Attributes:
+        bits: Widths that every layer chooses from.
+        ties: Groups of layers that share a choice.
+    """
+
+    bits: tuple[int, ...] = (2, 3, 4, 8)
+    ties: tuple[tuple[str, ...], ...] = ()
+
+
+TABULAR_PREFIX = "tabular/"
+"""Stands before the name of a task whose every allocation is in a table."""
 
 TASKS: Registry[NamedNetwork] = Registry("task", group="amed_env.tasks")
 
@@ -71,9 +90,11 @@ def named_network(name: str) -> NamedNetwork:
 
 def named_workload(name: str) -> Workload:
     """Layers of a named network; needs neither its weights nor its data."""
+    entry = named_network(name)
+    if entry.table is not None:
+        return entry.table().table.ties.full
     from amed_env.tracing import trace
 
-    entry = named_network(name)
     return trace(entry.architecture(), entry.zeros(), name).workload
 
 
@@ -109,6 +130,17 @@ def _add(
             lambda: _missing_files(name, files),
         ),
     )
+
+
+def _add_table(name: str, description: str) -> None:
+    """Register the tabular task of a task of this package whose table is shipped."""
+
+    def load() -> TableEvaluator:
+        from amed_env.evaluation.table import shipped_table
+
+        return shipped_table(name)
+
+    TASKS.register(f"{TABULAR_PREFIX}{name}", replace(TASKS.get(name), description=description, table=load))
 
 
 def _imported(path: str) -> Any:
@@ -192,4 +224,15 @@ _add(
     trained="mlperf_tiny:pretrained_ds_cnn",
     splits="keywords:keyword_splits",
     files=("datasets.keywords:FILE", "networks.mlperf_tiny:DS_CNN_WEIGHTS"),
+)
+
+TABULAR: dict[str, TablePlan] = {
+    "digits-cnn": TablePlan(),
+    "cifar10-resnet8": TablePlan(ties=(("block2.conv2", "block2.shortcut"), ("block3.conv2", "block3.shortcut"))),
+    "kws-dscnn": TablePlan(bits=(2, 4, 8)),
+}
+"""Tasks of which there is a quality table, or for which one can be built; see `benchmarks/build_tables.py`."""
+
+_add_table(
+    "digits-cnn", "8 layers, all 65,536 allocations of digits-cnn in a table: no data, no network, known optimum"
 )

@@ -88,6 +88,10 @@ class AgentError(InputError):
     """An agent that is malformed or cannot work on this task."""
 
 
+class TableError(AmedError):
+    """A quality table that is missing, damaged, too large, or does not have what it is asked for."""
+
+
 class StoreError(AmedError):
     """The trial store cannot be read, written or locked."""
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amed_env.allocation import BitAllocation
-from amed_env.catalogue import TASKS, NamedNetwork, named_network, named_workload
+from amed_env.catalogue import TABULAR_PREFIX, TASKS, NamedNetwork, named_network, named_workload
 from amed_env.errors import AmedError, DataError, InputError
-from amed_env.objective import parse_budgets
+from amed_env.objective import Budget, parse_budgets
 from amed_env.registry import import_object
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from amed_env.datasets import Splits
     from amed_env.evaluation.quality import Evaluator
+    from amed_env.evaluation.table import TableEvaluator
     from amed_env.hardware.protocol import HardwareBackend
     from amed_env.quantization.network import Engine
     from amed_env.quantization.recipe import Recipe
@@ -114,6 +115,8 @@ def make_task(
                 f"{', '.join(given) or 'neither'} is given without a network."
             )
         entry = named_network(name)
+        if entry.table is not None:
+            return _tabular_task(name, entry.table(), backend, bits, separate, budgets, pin, recipe, engine)
         evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, options)
         return Task(name, evaluator, backend, bits, separate=separate, budgets=budgets, pins=pin)
 
@@ -133,6 +136,34 @@ def make_task(
     name = name or type(network).__name__
     evaluator = _evaluator(network, example_input, splits, name, recipe, options)
     return Task(name, evaluator, backend, bits, separate=separate, budgets=budgets, pins=pin)
+
+
+def _tabular_task(
+    name: str,
+    evaluator: TableEvaluator,
+    backend: HardwareBackend,
+    bits: Sequence[int],
+    separate: bool,
+    budgets: tuple[Budget, ...],
+    pin: Mapping[str, Any] | Iterable[str] | None,
+    recipe: str | Recipe | None,
+    engine: Engine,
+) -> Task:
+    from amed_env.hardware.tied import TiedDevice
+    from amed_env.task import DEFAULT_BITS, Task
+
+    if recipe is not None or engine != "auto":
+        raise InputError(
+            f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
+            f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
+        )
+    if separate:
+        raise InputError(f"task {name!r} is a table of one width a layer; weights and activations cannot be separate.")
+    if tuple(bits) == DEFAULT_BITS:  # a table may have fewer
+        bits = [precision.weight_bits for precision in evaluator.table.precisions]
+    ties = evaluator.table.ties
+    device = backend if ties.trivial else TiedDevice(backend, ties)
+    return Task(name, evaluator, device, bits, budgets=budgets, pins=pin)
 
 
 def import_task(path: str, **options: Any) -> Task:

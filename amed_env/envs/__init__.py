@@ -5,6 +5,11 @@ from gymnasium.envs.registration import register, registry
 LAYER_WISE = "AMED/LayerWise-v0"
 ONE_SHOT = "AMED/OneShot-v0"
 
-for _name, _entry_point in {LAYER_WISE: "layer_wise:LayerWiseEnv", ONE_SHOT: "one_shot:OneShotEnv"}.items():
-    if _name not in registry:
-        register(id=_name, entry_point=f"amed_env.envs.{_entry_point}")
+if LAYER_WISE not in registry:
+    register(
+        id=LAYER_WISE,
+        entry_point="amed_env.envs.layer_wise:LayerWiseEnv",
+        vector_entry_point="amed_env.envs.vectorized:make_layer_wise_vector",
+    )
+if ONE_SHOT not in registry:
+    register(id=ONE_SHOT, entry_point="amed_env.envs.one_shot:OneShotEnv")

@@ -42,6 +42,13 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         budget_range: Budget name to smallest and largest factor of the 8-bit cost to draw from; by default latency (or
             the first metric that the device has) from the smallest reachable to 1.
         measure: What evaluates a whole allocation; by default the task itself, each allocation only once.
+
+    Attributes:
+        task: The task.
+        cost_arrays: (4, L, P) costs in the order of `features.METRICS`; lower bounds where they do not add up.
+        reference: (4,) cost of the uniform 8-bit network.
+        rest: (4, L + 1) the least that the layers from t on can cost.
+        ranges: Budget name to the smallest and largest factor that is drawn; empty where budgets are fixed.
     """
 
     def __init__(
@@ -73,9 +80,9 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             )
         self._measure = measure
         self._trials: dict[BitAllocation, Trial] = {}
-        self._costs, self._reference = self._cost_arrays()
-        self._rest = least_rest(self._costs, self.task.choosable)
-        self._ranges = self._budget_ranges(budget_range)
+        self.cost_arrays, self.reference = self._cost_arrays()
+        self.rest = least_rest(self.cost_arrays, self.task.choosable)
+        self.ranges = self._budget_ranges(budget_range)
         self._limits: dict[str, float] = dict(self.task.limits)
 
     def _cost_arrays(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -97,11 +104,11 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             if given is not None:
                 raise BudgetError("give either a fixed budget or a budget_range, not both.")
             return {}
-        smallest = dict(zip(BUDGET_METRICS, self._rest[:, 0] / self._reference, strict=True))
+        smallest = dict(zip(BUDGET_METRICS, self.rest[:, 0] / self.reference, strict=True))
         if given is None:
             name = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
             known = self.task.smallest_known(BUDGET_METRICS[name])
-            least = smallest[name] if known is None else known / self._reference[METRICS.index(BUDGET_METRICS[name])]
+            least = smallest[name] if known is None else known / self.reference[METRICS.index(BUDGET_METRICS[name])]
             least = float(least) * (1 + 1e-6)
             return {name: (min(1.0, least), max(1.0, least))} if least <= 1 else {name: (least, least)}
         ranges = {}
@@ -124,11 +131,11 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         if unknown:
             raise InputError(f"reset: unknown option {', '.join(map(repr, unknown))}; the only one is 'budget'.")
         if options and options.get("budget") is not None:
-            self._limits = self.task.resolve_limits(self._budgets_of(options["budget"]))
-        elif self._ranges:
-            drawn = {name: self.np_random.uniform(low, high) for name, (low, high) in self._ranges.items()}
+            self._limits = self.task.resolve_limits(self.budgets_of(options["budget"]))
+        elif self.ranges:
+            drawn = {name: self.np_random.uniform(low, high) for name, (low, high) in self.ranges.items()}
             self._limits = {
-                BUDGET_METRICS[name]: value * self._reference[METRICS.index(BUDGET_METRICS[name])]
+                BUDGET_METRICS[name]: value * self.reference[METRICS.index(BUDGET_METRICS[name])]
                 for name, value in drawn.items()
             }
         else:
@@ -138,10 +145,11 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         """(4,) limits in the order of `METRICS`; infinity where there is none."""
         return np.asarray([self._limits.get(metric, np.inf) for metric in METRICS])
 
-    def _budgets_of(self, budget: Any) -> tuple[Budget, ...]:
+    def budgets_of(self, budget: Any) -> tuple[Budget, ...]:
+        """Budgets from the option of `reset`: a mapping, or a number for the environment's first budget."""
         if isinstance(budget, Mapping):
             return parse_budgets(budget)
-        names = [known.name for known in self.task.budgets] or list(self._ranges)
+        names = [known.name for known in self.task.budgets] or list(self.ranges)
         return parse_budgets({names[0]: budget})
 
     def _finish(self, wanted: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
@@ -157,7 +165,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             info["fault"] = f"{type(error).__name__}: {error}"
             return FAULT_REWARD, True
         reward = final_reward(trial.quality.accuracy, reference.accuracy, trial.costs, self._limits)
-        ratios = [trial.costs.get(metric, 0.0) / scale for metric, scale in zip(METRICS, self._reference, strict=True)]
+        ratios = [trial.costs.get(metric, 0.0) / scale for metric, scale in zip(METRICS, self.reference, strict=True)]
         info |= {
             "allocation": trial.allocation,
             "choices": tuple(int(c) for c in choices),

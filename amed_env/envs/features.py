@@ -33,6 +33,7 @@ class EpisodeState:
         used: (4,) cost so far, by metric in the order of `METRICS`.
         limits: (4,) limits; infinity where there is none.
         predicted_loss: Sum of the predicted losses of the choices, in nats.
+        of_limits: What an `Observer` made of the limits at its first observation of the episode.
     """
 
     step: int
@@ -40,6 +41,26 @@ class EpisodeState:
     used: FloatArray
     limits: FloatArray
     predicted_loss: float = 0.0
+    of_limits: tuple[FloatArray, FloatArray] | None = None
+
+
+@dataclass
+class BatchState:
+    """Where N episodes stand that are all at the same layer.
+
+    Attributes:
+        step: Layers that have been decided.
+        choices: int64 (N, L): their precisions, by number; the columns from `step` on mean nothing.
+        used: (N, 4) cost so far.
+        limits: (N, 4) limits; infinity where there is none.
+        predicted_loss: (N,) sums of the predicted losses of the choices, in nats.
+    """
+
+    step: int
+    choices: npt.NDArray[np.int64]
+    used: FloatArray
+    limits: FloatArray
+    predicted_loss: FloatArray
 
 
 class Observer:
@@ -62,6 +83,10 @@ class Observer:
         self._widths = self._widths / self._widths.max()
         self._loss_scale = np.log1p(max(float(task.predicted_loss.max(axis=1).sum()), 1e-6))
         self._static = self._static_features(task, costs)
+        self._static_or_over = np.vstack([self._static, np.zeros(self._static.shape[1])])
+        room = (self._most_rest - rest).T
+        self._has_room, self._room = room > 0, np.where(room > 0, room, 1.0)
+        self._one_hot, self._no_choice = np.eye(self._choices), np.zeros(self._choices)
         self.size = len(self.observe(self._empty(), np.ones(self._choices, dtype=bool)))
 
     def _empty(self) -> EpisodeState:
@@ -95,24 +120,71 @@ class Observer:
             state: The state; after the last layer, the layer's own features are zero.
             allowed: (P,) what may be chosen now.
         """
-        step, over = state.step, state.step >= self._layers
-        static = np.zeros(self._static.shape[1]) if over else self._static[step]
+        if state.of_limits is None:
+            state.of_limits = self._of_limits(state.limits)
+        limits, limit_features = state.of_limits
+        step = state.step
+        left = limits - state.used - self._rest[:, step]
+        last, mean_width = self._no_choice, 0.0
+        if state.choices:
+            last = self._one_hot[state.choices[-1]]
+            mean_width = np.add.reduce(self._widths[state.choices]) / len(state.choices)
+        values = np.concatenate(
+            [
+                self._static_or_over[step],
+                limit_features,
+                state.used / self._reference,
+                left / self._reference,
+                # 0: everything that is left must be the cheapest; 1: everything may be the most expensive.
+                np.where(self._has_room[step], left / self._room[step], 1.0),
+                last,
+                allowed,
+                (step / self._layers, mean_width, np.log1p(state.predicted_loss) / self._loss_scale),
+            ]
+        )
+        np.minimum(values, 1.0, out=values)
+        np.maximum(values, 0.0, out=values)
+        return np.asarray(values, dtype=np.float32)
+
+    def _of_limits(self, limits: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Limits with the most that can be spent in place of infinite ones, and their features (8,)."""
+        limited = np.isfinite(limits)
+        ratio = np.where(limited, limits / self._reference, 1.0)
+        return np.where(limited, limits, self._most_rest[:, 0]), np.concatenate([limited, ratio])
+
+    def observe_many(self, state: BatchState, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """What `observe` gives for each of N episodes: float32 of shape (N, size).
+
+        Args:
+            state: The episodes.
+            allowed: (N, P) what may be chosen now.
+        """
+        step, count, metrics = state.step, len(state.used), len(METRICS)
         limited = np.isfinite(state.limits)
         limits = np.where(limited, state.limits, self._most_rest[:, 0])
-        ratio = np.where(limited, state.limits / self._reference, 1.0)
-        slack = (limits - state.used - self._rest[:, step]) / self._reference
-        room = self._most_rest[:, step] - self._rest[:, step]
-        # 0: everything that is left must be the cheapest; 1: everything may be the most expensive.
-        freedom = np.where(room > 0, (limits - state.used - self._rest[:, step]) / np.where(room > 0, room, 1.0), 1.0)
-        last = np.zeros(self._choices)
-        if state.choices:
-            last[state.choices[-1]] = 1.0
-        mean_width = self._widths[state.choices].mean() if state.choices else 0.0
-        episode = [step / self._layers, mean_width, np.log1p(state.predicted_loss) / self._loss_scale]
-        values = np.concatenate(
-            [static, limited, ratio, state.used / self._reference, slack, freedom, last, allowed, episode]
+        left = limits - state.used - self._rest[:, step]
+        values = np.zeros((count, self.size))
+        column = self._static.shape[1]
+        values[:, :column] = self._static_or_over[step]
+        parts = (
+            limited,
+            np.where(limited, state.limits / self._reference, 1.0),
+            state.used / self._reference,
+            left / self._reference,
+            np.where(self._has_room[step], left / self._room[step], 1.0),
         )
-        return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
+        for part in parts:
+            values[:, column : column + metrics] = part
+            column += metrics
+        if step:
+            values[np.arange(count), column + state.choices[:, step - 1]] = 1.0
+            values[:, -2] = self._widths[state.choices[:, :step]].mean(axis=1)
+        column += self._choices
+        values[:, column : column + self._choices] = allowed
+        values[:, -3] = step / self._layers
+        values[:, -1] = np.log1p(state.predicted_loss) / self._loss_scale
+        np.clip(values, 0.0, 1.0, out=values)
+        return values.astype(np.float32)
 
 
 def _relative_log(values: list[int]) -> FloatArray:

@@ -90,13 +90,14 @@ class LayerWiseEnv(AllocationEnv):
         if render_mode not in (None, "ansi"):
             raise InputError(f"render_mode {render_mode!r} is unknown; use 'ansi' or None.")
         self.reward_kind, self.gamma, self.render_mode = reward, gamma, render_mode
-        self._observer = Observer(self.task, self._costs, self._rest, self._reference)
+        self.observer = Observer(self.task, self.cost_arrays, self.rest, self.reference)
         self._state = self._fresh_state()
+        self._allowed = self._find_allowed()
         widths = len(self.task.bits)
         self.action_space = (
             spaces.MultiDiscrete([widths, widths]) if self.task.separate else spaces.Discrete(len(self.task.precisions))
         )
-        self.observation_space = spaces.Box(0.0, 1.0, (self._observer.size,), np.float32)
+        self.observation_space = spaces.Box(0.0, 1.0, (self.observer.size,), np.float32)
 
     def _fresh_state(self) -> EpisodeState:
         return EpisodeState(0, [], np.zeros(len(METRICS)), self._limit_array())
@@ -117,14 +118,15 @@ class LayerWiseEnv(AllocationEnv):
         super().reset(seed=seed)
         self._draw_limits(options)
         self._state = self._fresh_state()
+        self._allowed = self._find_allowed()
         return self._observe(), {"limits": dict(self._limits)}
 
-    def _allowed(self) -> npt.NDArray[np.bool_]:
+    def _find_allowed(self) -> npt.NDArray[np.bool_]:
         """(P,) what may be chosen now; the least bad where nothing fits any more."""
         state = self._state
         if state.step >= len(self.task.workload):
             return np.ones(len(self.task.precisions), dtype=bool)
-        here, rest = self._costs[:, state.step], self._rest[:, state.step + 1]
+        here, rest = self.cost_arrays[:, state.step], self.rest[:, state.step + 1]
         choosable = self.task.choosable[state.step]
         allowed = allowed_choices(state.used, here, rest, state.limits, choosable)
         if not allowed.any():
@@ -136,10 +138,9 @@ class LayerWiseEnv(AllocationEnv):
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """What may be done now, as sb3-contrib wants it: bool (P,), or (2W,) for `MultiDiscrete`."""
-        allowed = self._allowed()
         if not self.task.separate:
-            return allowed
-        grid = allowed.reshape(len(self.task.bits), len(self.task.bits))
+            return self._allowed.copy()
+        grid = self._allowed.reshape(len(self.task.bits), len(self.task.bits))
         return np.concatenate([grid.any(axis=1), grid.any(axis=0)])
 
     def _nearest_allowed(self, choice: int, allowed: npt.NDArray[np.bool_]) -> int:
@@ -158,13 +159,13 @@ class LayerWiseEnv(AllocationEnv):
         if state.step >= len(self.task.workload):
             raise InputError("the episode is over; call reset() before the next step().")
         wanted = self._choice_of(action)
-        allowed = self._allowed()
-        choice = wanted if allowed[wanted] else self._nearest_allowed(wanted, allowed)
+        choice = wanted if self._allowed[wanted] else self._nearest_allowed(wanted, self._allowed)
         before = potential(state.predicted_loss)
-        state.used = state.used + self._costs[:, state.step, choice]
+        state.used = state.used + self.cost_arrays[:, state.step, choice]
         state.predicted_loss += float(self.task.predicted_loss[state.step, choice])
         state.choices.append(choice)
         state.step += 1
+        self._allowed = self._find_allowed()
         info: dict[str, Any] = {"action_clamped": choice != wanted, "action_taken": choice}
         terminated, truncated, reward = state.step == len(self.task.workload), False, 0.0
         if terminated:
@@ -179,6 +180,8 @@ class LayerWiseEnv(AllocationEnv):
         return self._observe(), float(reward), terminated, truncated, info
 
     def _choice_of(self, action: Any) -> int:
+        if type(action) is int and not self.task.separate and 0 <= action < len(self.task.precisions):
+            return action
         try:
             valid = self.action_space.contains(np.asarray(action) if self.task.separate else operator.index(action))
         except (TypeError, ValueError):
@@ -191,7 +194,7 @@ class LayerWiseEnv(AllocationEnv):
         return int(action)
 
     def _observe(self) -> npt.NDArray[np.float32]:
-        return self._observer.observe(self._state, self._allowed())
+        return self.observer.observe(self._state, self._allowed)
 
     def render(self) -> str | None:
         """The layers decided so far, a line each (mode `ansi`)."""

@@ -62,7 +62,7 @@ class OneShotEnv(AllocationEnv):
         super().__init__(task, device, bits, separate, budget, pin, budget_range, measure)
         self._over = True
         self.action_space = spaces.MultiDiscrete([len(self.task.precisions)] * len(self.task.workload))
-        self.observation_space = spaces.Box(0.0, 1.0, (2 * len(self._reference),), np.float32)
+        self.observation_space = spaces.Box(0.0, 1.0, (2 * len(self.reference),), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -80,12 +80,12 @@ class OneShotEnv(AllocationEnv):
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """For every layer what the cheapest choice of all others leaves possible: bool (L x P,)."""
-        least = least_choosable(self._costs, self.task.choosable)
+        least = least_choosable(self.cost_arrays, self.task.choosable)
         limits = self._limit_array()
         masks = []
         for layer in range(least.shape[1]):
             others = least.sum(axis=1) - least[:, layer]
-            here, choosable = self._costs[:, layer], self.task.choosable[layer]
+            here, choosable = self.cost_arrays[:, layer], self.task.choosable[layer]
             masks.append(allowed_choices(np.zeros_like(others), here, others, limits, choosable))
         return np.concatenate(masks)
 
@@ -108,5 +108,5 @@ class OneShotEnv(AllocationEnv):
     def _observe(self) -> npt.NDArray[np.float32]:
         limits = self._limit_array()
         limited = np.isfinite(limits)
-        ratios = np.where(limited, limits, self._reference) / self._reference
+        ratios = np.where(limited, limits, self.reference) / self.reference
         return np.asarray(np.clip(np.concatenate([limited, ratios]), 0.0, 1.0), dtype=np.float32)

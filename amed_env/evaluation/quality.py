@@ -63,12 +63,14 @@ class Evaluator(abc.ABC):
         fingerprint: Text that changes with whatever changes a result: network, samples, recipe.
         kept_float: Modules with parameters that stay in float, a line each with the reason.
         decides_early: Whether `evaluate_until` can end before the last sample.
+        looked_up: Whether an evaluation is a look-up, so that whatever else a trial takes is what takes the time.
     """
 
     workload: Workload
     fingerprint: str
     kept_float: tuple[str, ...] = ()
     decides_early: bool = False
+    looked_up: bool = False
 
     @abc.abstractmethod
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:

@@ -1,0 +1,138 @@
+"""`AMED/LayerWise-v0` for stable-baselines3: a `VecEnv` that steps all of its environments at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from time import perf_counter
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.vec_env import VecEnv
+
+from amed_env.envs.batch import LayerWiseBatch
+from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.errors import InputError
+
+
+class LayerWiseVecEnv(VecEnv):
+    """N environments of `AMED/LayerWise-v0` without a loop over them, but for the dictionaries at the end of episodes.
+
+    Quality must come from a table (tasks named `tabular/…`) and costs must add up, or the reward must be `predicted`.
+    Episodes are reset in the step that ends them, as stable-baselines3 wants it; the information then has
+    `terminal_observation`, and `episode` with return and length as `Monitor` gives them. There is no `allocation`;
+    `task.allocation(info["choices"])` makes one.
+
+    Args:
+        num_envs: N.
+        env: An environment that they are like; made of the options by default.
+        **options: Those of `LayerWiseEnv`.
+
+    Raises:
+        InputError: If many environments cannot be stepped at once; the message says why.
+    """
+
+    def __init__(self, num_envs: int, env: LayerWiseEnv | None = None, **options: Any) -> None:
+        self.single = LayerWiseEnv(**options) if env is None else env
+        self.batch = LayerWiseBatch(self.single, num_envs)
+        self.render_mode: str | None = None
+        self._actions: npt.NDArray[Any] = np.zeros(0, dtype=np.int64)
+        self._rng = np.random.default_rng()
+        self._returns = np.zeros(num_envs)
+        self._started = perf_counter()
+        super().__init__(num_envs, self.single.observation_space, self.single.action_space)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the generator that draws the budgets of all environments at the next reset."""
+        self._rng = np.random.default_rng(seed)
+        return [seed] * self.num_envs
+
+    def reset(self) -> npt.NDArray[np.float32]:
+        """Start N episodes: float32 (N, F)."""
+        self._begin()
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return self.batch.observe()
+
+    def _begin(self) -> None:
+        self.batch.start(self.batch.draw_limits(self._rng))
+        self._returns = np.zeros(self.num_envs)
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Keep the actions until `step_wait`."""
+        self._actions = actions
+
+    def step_wait(
+        self,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+        """Observations (N, F), rewards (N,), whether episodes ended (N,), and information."""
+        rewards, found = self.batch.step(self._actions)
+        self._returns += rewards
+        over = self.batch.over
+        infos = self._final_infos(found) if over else [{} for _ in range(self.num_envs)]
+        if over:
+            self._begin()
+        return self.batch.observe(), rewards.astype(np.float32), np.full(self.num_envs, over), infos
+
+    def _final_infos(self, found: dict[str, Any]) -> list[dict[str, Any]]:
+        observations, returns = self.batch.observe(), self._returns.tolist()
+        length, seconds = self.batch.layers, round(perf_counter() - self._started, 6)
+        costs = found.pop("costs", {})
+        vectors = {key: found.pop(key) for key in ("choices", "reward_vector") if key in found}
+        plain = {key: values.tolist() for key, values in found.items()}
+        rows = [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]
+        each = [
+            dict(zip(costs, values, strict=True)) for values in zip(*(c.tolist() for c in costs.values()), strict=True)
+        ]
+        for position, row in enumerate(rows):
+            row["terminal_observation"] = observations[position]
+            row["TimeLimit.truncated"] = False
+            row["episode"] = {"r": returns[position], "l": length, "t": seconds}
+            if each:
+                row["costs"] = each[position]
+            for key, values in vectors.items():
+                row[key] = values[position]
+        return rows
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
+        """An attribute of the environment that all are like, as often as there are indices."""
+        return [getattr(self.single, attr_name)] * len(self._positions(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
+        """Refused: the environments share their attributes.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(f"cannot set {attr_name!r}: these environments share their attributes; make them anew.")
+
+    def env_method(
+        self, method_name: str, *arguments: Any, indices: int | Iterable[int] | None = None, **keywords: Any
+    ) -> list[Any]:
+        """`action_masks`, which `MaskablePPO` asks for.
+
+        Raises:
+            InputError: If it is another method.
+        """
+        if method_name != "action_masks":
+            raise InputError(f"environments that are stepped together have no method {method_name!r} each.")
+        masks = self.batch.masks()
+        return [masks[position] for position in self._positions(indices)]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: int | Iterable[int] | None = None
+    ) -> list[bool]:
+        """Whether each is wrapped: none is. `Monitor`'s information is there without it."""
+        return [False] * len(self._positions(indices))
+
+    def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
+        """There are no images."""
+        return [None] * self.num_envs
+
+    def _positions(self, indices: int | Iterable[int] | None) -> list[int]:
+        return list(self._get_indices(indices))

@@ -1,0 +1,100 @@
+"""Quality from a table that has every allocation of a network: no data, no network, no forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.errors import UnsupportedPrecisionError
+from amed_env.evaluation.quality import Evaluator, Quality, Split, check_split
+from amed_env.evaluation.table_file import QualityTable
+
+
+class TableEvaluator(Evaluator):
+    """Looks the quality of allocations up.
+
+    Where layers are tied, `workload` has one layer for each group (see `ties.Ties`), and allocations are those of
+    the groups.
+
+    Args:
+        table: The table.
+    """
+
+    looked_up = True
+
+    def __init__(self, table: QualityTable) -> None:
+        self.table = table
+        self.workload = table.ties.reduced()
+        self.fingerprint = f"table {table.digest}"
+        self.kept_float = table.kept_float
+        self._choice_of = {precision: choice for choice, precision in enumerate(table.precisions)}
+        self._strides = table.strides.tolist()
+
+    @classmethod
+    def load(cls, path: str | Path) -> TableEvaluator:
+        """An evaluator of a table file.
+
+        Raises:
+            TableError: If the file is missing or damaged.
+        """
+        return cls(QualityTable.load(Path(path)))
+
+    def row(self, allocation: BitAllocation) -> int:
+        """The row of an allocation.
+
+        Raises:
+            AllocationError: If it does not have exactly the table's layers.
+            UnsupportedPrecisionError: If the table lacks a precision.
+        """
+        allocation = allocation.require_layers(self.workload.layer_names, f"network {self.workload.name!r}")
+        row = 0
+        for (name, precision), stride in zip(allocation.items(), self._strides, strict=True):
+            choice = self._choice_of.get(precision)
+            if choice is None:
+                raise UnsupportedPrecisionError(
+                    f"layer {name!r} has {precision}, but the table of {self.workload.name!r} has only "
+                    f"{', '.join(map(str, self.table.precisions))}; evaluate other widths on the network itself."
+                )
+            row += choice * stride
+        return row
+
+    def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
+        """Quality of an allocation, or of the float network; see `Evaluator.evaluate`."""
+        check_split(split)
+        if all(precision == (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values()):
+            return self.table.float_quality[split]
+        return self.table.quality(self.row(allocation), split)
+
+    def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """Predicted loss of every group at precisions of the table; see `Evaluator.predicted_loss`.
+
+        That of tied layers is the sum of theirs.
+        """
+        missing = [precision for precision in precisions if precision not in self._choice_of]
+        if missing:
+            raise UnsupportedPrecisionError(
+                f"the table of {self.workload.name!r} has no {', '.join(map(str, missing))}; it has "
+                f"{', '.join(map(str, self.table.precisions))}."
+            )
+        return self.table.predicted_loss[:, [self._choice_of[precision] for precision in precisions]]
+
+    def weight_statistics(self) -> npt.NDArray[np.float64]:
+        """See `Evaluator.weight_statistics`; of tied layers the largest."""
+        return self.table.weight_statistics
+
+
+@lru_cache(maxsize=8)
+def shipped_table(name: str) -> TableEvaluator:
+    """The evaluator of a table that comes with the package, by the name of its file without the ending.
+
+    Raises:
+        TableError: If the file is missing or damaged.
+    """
+    with as_file(files("amed_env") / "tables" / f"{name}.npz") as path:
+        return TableEvaluator.load(path)

@@ -1,0 +1,178 @@
+"""What nobody has to search for: the true optimum and the true Pareto front of a task whose every allocation is known.
+
+Costs add up over the layers on most devices, so the costs of all allocations are one sum of small arrays. A device
+whose costs do not add up is asked for every allocation once, which may take long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.allocation import BitAllocation
+from amed_env.constraints import TOLERANCE
+from amed_env.errors import BudgetError, InputError
+from amed_env.evaluation.quality import Split, check_split
+from amed_env.evaluation.store import Trial
+from amed_env.evaluation.table import TableEvaluator
+from amed_env.task import Task
+
+if TYPE_CHECKING:
+    from amed_env.agents.result import SearchResult
+
+Budgets = Mapping[str, str | float] | Iterable[str]
+
+
+def optimum(task: Task, budget: Budgets | None = None, split: Split = "search") -> Trial:
+    """The best allocation within the budgets: the most correct samples, then the least loss, then the first row.
+
+    Args:
+        task: A task on a quality table; its pins and widths hold.
+        budget: Budgets in place of the task's own.
+        split: The split whose quality counts.
+
+    Raises:
+        InputError: If the task is on no table.
+        BudgetError: If no allocation meets the budgets.
+    """
+    task = task if budget is None else task.with_budget(budget)
+    table = _evaluator(task).table
+    feasible = _feasible(task)
+    if not feasible.any():
+        raise BudgetError(f"no allocation meets {' and '.join(map(str, task.budgets))} on {task.device!r}.")
+    correct = np.where(feasible, table.correct[check_split(split)].astype(np.int64), -1)
+    rows = np.flatnonzero(correct == correct.max())
+    return _trial(task, int(rows[table.loss[split][rows].argmin()]), split)
+
+
+def pareto_front(task: Task, metric: str = "latency_ms", split: Split = "search") -> list[Trial]:
+    """All that is best for its cost: allocations of which no other has more accuracy at the same cost or less.
+
+    Costs that differ by rounding errors of sums alone count as equal; of equally good allocations of equal cost the
+    one of the least loss stands for all.
+
+    Args:
+        task: A task on a quality table; its budgets, pins and widths hold.
+        metric: The metric of the cost.
+        split: The split whose quality counts.
+
+    Returns:
+        Trials, cheapest first; accuracy rises from each to the next.
+
+    Raises:
+        InputError: If the task is on no table, or the device does not report the metric.
+    """
+    table = _evaluator(task).table
+    rows = np.flatnonzero(_feasible(task))
+    costs, correct = all_costs(task, metric)[rows], table.correct[check_split(split)][rows].astype(np.int64)
+    by_cost = np.argsort(costs, kind="stable")
+    ordered = costs[by_cost]
+    steps = np.diff(ordered) > TOLERANCE * ordered[1:]
+    level = np.empty(len(rows), dtype=np.int64)
+    level[by_cost] = np.concatenate([[0], np.cumsum(steps)])
+    order = np.lexsort((table.loss[split][rows], -correct, level))
+    best = np.maximum.accumulate(correct[order])
+    rising = np.concatenate([[True], best[1:] > best[:-1]])
+    return [_trial(task, int(row), split) for row in rows[order[rising]]]
+
+
+def regret(result: SearchResult, split: Split = "search") -> float:
+    """How many points of accuracy a search stayed below the optimum of its task; see `regret_of`."""
+    return regret_of(result.task, None if result.best is None else result.best.allocation, split)
+
+
+def regret_of(task: Task, allocation: BitAllocation | None, split: Split = "search") -> float:
+    """How many points of accuracy an allocation is below the optimum of its task.
+
+    The accuracy is looked up, not believed. None, and an allocation that exceeds the budgets, count as accuracy 0.
+
+    Args:
+        task: A task on a quality table, with its budgets.
+        allocation: The allocation, or None if there is none.
+        split: The split whose quality counts; the optimum is that of the same split.
+
+    Returns:
+        Percentage points, 0 or more.
+    """
+    best = optimum(task, split=split).quality.accuracy
+    if allocation is None or not _feasible(task)[_evaluator(task).row(allocation)]:
+        return 100.0 * best
+    return 100.0 * (best - _evaluator(task).evaluate(allocation, split).accuracy)
+
+
+def all_costs(task: Task, metric: str) -> npt.NDArray[np.float64]:
+    """Cost of every row of the task's table: float64 (rows,), infinite where the task does not allow the row.
+
+    Raises:
+        InputError: If the task is on no table, or the device does not report the metric.
+    """
+    table = _evaluator(task).table
+    if metric in task.costs:
+        columns = _columns(task)
+        values = np.where(task.choosable, task.costs[metric], np.inf)
+        costs = np.full((len(table.ties.groups), len(table.precisions)), np.inf)
+        costs[:, columns] = values
+        return _sums(costs)
+    if metric not in task.capabilities.metrics:
+        raise InputError(
+            f"device {task.device!r} reports no {metric}; it reports "
+            f"{', '.join(sorted({*task.costs, *task.capabilities.metrics}))}."
+        )
+    allowed = np.flatnonzero(_allowed(task))
+    found = np.full(len(table), np.inf)
+    answers = task.cost_many([_allocation(task, int(row)) for row in allowed])
+    found[allowed] = [answer.metrics[metric] for answer in answers]
+    return found
+
+
+def _evaluator(task: Task) -> TableEvaluator:
+    if not isinstance(task.evaluator, TableEvaluator):
+        raise InputError(
+            f"task {task.network!r} has no table of all allocations, so nobody knows its optimum; take a task whose "
+            "name begins with 'tabular/' (see `amed tasks`)."
+        )
+    return task.evaluator
+
+
+def _columns(task: Task) -> list[int]:
+    """For each precision of the task its column in the table."""
+    precisions = _evaluator(task).table.precisions
+    return [precisions.index(precision) for precision in task.precisions]
+
+
+def _sums(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """From values (G, P) the sum of every row of choices, the last group varying fastest: (P ** G,)."""
+    sums: npt.NDArray[np.float64] = values[-1]
+    for group in values[-2::-1]:
+        sums = np.add.outer(group, sums).reshape(-1)
+    return sums
+
+
+def _allowed(task: Task) -> npt.NDArray[np.bool_]:
+    """Which rows have only precisions that the task lets their layers choose: bool (rows,)."""
+    table = _evaluator(task).table
+    forbidden = np.ones((len(table.ties.groups), len(table.precisions)))
+    forbidden[:, _columns(task)] = ~task.choosable
+    return np.asarray(_sums(forbidden) == 0)
+
+
+def _feasible(task: Task) -> npt.NDArray[np.bool_]:
+    feasible = _allowed(task)
+    for metric, limit in task.limits.items():
+        feasible &= all_costs(task, metric) <= limit * (1 + TOLERANCE)
+    return feasible
+
+
+def _allocation(task: Task, row: int) -> BitAllocation:
+    table = _evaluator(task).table
+    choices = row // table.strides % len(table.precisions)
+    pairs = zip(task.workload.layer_names, choices, strict=True)
+    return BitAllocation({name: table.precisions[choice] for name, choice in pairs})
+
+
+def _trial(task: Task, row: int, split: Split) -> Trial:
+    allocation = _allocation(task, row)
+    return Trial(allocation, _evaluator(task).table.quality(row, split), task.total_costs(allocation))

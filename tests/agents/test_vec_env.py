@@ -1,0 +1,77 @@
+"""The environments of stable-baselines3 that are stepped at once: reset in the same step, information, learning."""
+
+import numpy as np
+import pytest
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.monitor import Monitor
+
+from amed_env.agents.vec_env import LayerWiseVecEnv
+from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.errors import InputError
+
+OPTIONS = {"task": "tabular/digits-cnn", "budget": {"latency": 0.5}}
+
+
+def test_it_equals_single_environments_that_are_reset_in_the_same_step():
+    vector = LayerWiseVecEnv(4, **OPTIONS)
+    singles = [Monitor(LayerWiseEnv(**OPTIONS)) for _ in range(4)]
+    observations = vector.reset()
+    np.testing.assert_allclose(observations, [env.reset()[0] for env in singles], rtol=1e-6, atol=1e-7)
+    rng = np.random.default_rng(0)
+    for step in range(24):
+        actions = rng.integers(0, 4, 4)
+        observations, rewards, dones, infos = vector.step(actions)
+        answers = [env.step(int(action)) for env, action in zip(singles, actions, strict=True)]
+        np.testing.assert_allclose(rewards, [a[1] for a in answers], rtol=1e-6, atol=1e-7)
+        assert rewards.dtype == np.float32 and dones.tolist() == [a[2] for a in answers]
+        expected = [a[0] for a in answers]
+        if dones.all():
+            for info, single, terminal in zip(infos, [a[4] for a in answers], expected, strict=True):
+                np.testing.assert_allclose(info["terminal_observation"], terminal, rtol=1e-6, atol=1e-7)
+                assert info["episode"]["r"] == pytest.approx(single["episode"]["r"], abs=2e-6)
+                assert info["episode"]["l"] == single["episode"]["l"] == 8
+                assert tuple(info["choices"]) == single["choices"] and info["accuracy"] == single["accuracy"]
+                assert info["costs"] == pytest.approx(single["costs"])
+            expected = [env.reset()[0] for env in singles]
+        assert dones.all() == (step % 8 == 7)
+        np.testing.assert_allclose(observations, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_masks_are_those_that_maskable_learners_ask_for():
+    vector = LayerWiseVecEnv(3, **OPTIONS)
+    vector.reset()
+    assert is_masking_supported(vector)
+    single = LayerWiseEnv(**OPTIONS)
+    single.reset()
+    np.testing.assert_array_equal(get_action_masks(vector), [single.action_masks()] * 3)
+    assert vector.env_is_wrapped(Monitor) == [False] * 3
+    with pytest.raises(InputError, match="no method 'render'"):
+        vector.env_method("render")
+    with pytest.raises(InputError, match="cannot set"):
+        vector.set_attr("gamma", 0.5)
+
+
+def test_a_learner_learns_on_it():
+    """More reward after practice than before, on the predicted reward."""
+    vector = LayerWiseVecEnv(64, reward="predicted", **OPTIONS)
+    model = MaskablePPO("MlpPolicy", vector, n_steps=16, batch_size=256, learning_rate=1e-3, seed=0, device="cpu")
+    returns = []
+
+    def note(local, _):
+        returns.extend(info["episode"]["r"] for info in local["infos"] if "episode" in info)
+        return True
+
+    model.learn(64 * 16 * 12, callback=note)
+    first, last = np.mean(returns[:256]), np.mean(returns[-256:])
+    assert last > first + 0.2 * abs(first)
+
+
+def test_seeds_draw_equal_budgets():
+    def drawn(seed):
+        vector = LayerWiseVecEnv(5, task="tabular/digits-cnn")
+        vector.seed(seed)
+        return vector.reset()
+
+    np.testing.assert_array_equal(drawn(1), drawn(1))
+    assert not np.array_equal(drawn(1), drawn(2))

@@ -1,0 +1,198 @@
+"""Quality tables: the shipped one against the real network, files that are damaged, builds that are interrupted."""
+
+import itertools
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from amed_env import BitAllocation, make_task
+from amed_env.errors import AllocationError, InputError, TableError, UnsupportedPrecisionError
+from amed_env.evaluation import table_building
+from amed_env.evaluation.table import TableEvaluator
+from amed_env.evaluation.table_building import TableBuilder
+from amed_env.evaluation.table_file import QualityTable, check_size
+
+TIED = [("block1.conv1", "block1.conv2"), ("block2.conv1", "block2.conv2")]
+
+
+@pytest.fixture(scope="module")
+def real():
+    return make_task("digits-cnn", threads=1).evaluator
+
+
+@pytest.fixture(scope="module")
+def tabular():
+    return make_task("tabular/digits-cnn")
+
+
+@pytest.fixture(scope="module")
+def nearest():
+    return make_task("digits-cnn", recipe="nearest", threads=1).evaluator
+
+
+@pytest.fixture(scope="module")
+def built(nearest, tmp_path_factory):
+    return TableBuilder(nearest, (8, 2), TIED, tmp_path_factory.mktemp("chunks")).build()
+
+
+@pytest.fixture(scope="module")
+def path(built, tmp_path_factory):
+    path = tmp_path_factory.mktemp("table") / "table.npz"
+    built.save(path)
+    return path
+
+
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_200_rows_of_the_shipped_table_are_what_the_network_gives(real, tabular, split):
+    names = real.workload.layer_names
+    drawn = np.random.default_rng(2024).choice([2, 3, 4, 8], (200, len(names)))
+    allocations = [BitAllocation({n: (int(b), int(b)) for n, b in zip(names, row, strict=True)}) for row in drawn]
+    for allocation, quality in zip(allocations, real.evaluate_many(allocations, split), strict=True):
+        found = tabular.evaluator.evaluate(allocation, split)
+        assert (found.correct, found.samples) == (quality.correct, 500)
+        assert found.loss == float(np.float16(quality.loss))
+
+
+def test_the_shipped_table_says_how_it_was_made(real, tabular):
+    made = tabular.evaluator.table.provenance
+    assert made["fingerprint"] == real.fingerprint
+    assert made["samples"]["test"] == real.samples("test").fingerprint()
+    assert made["versions"]["torch"] and made["machine"]["processor"] and not made["in_float"]
+    precisions = tabular.precisions
+    assert tabular.evaluator.fingerprint != real.fingerprint  # losses are rounded
+    assert tabular.float_quality == real.evaluate(real.workload.uniform(32))
+    assert tabular.workload == real.workload
+    np.testing.assert_allclose(tabular.predicted_loss, real.predicted_loss(precisions), rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(tabular.evaluator.weight_statistics(), real.weight_statistics(), rtol=1e-6)
+
+
+def test_a_tabular_task_needs_neither_torch_nor_data(tmp_path):
+    code = """
+import sys, amed_env
+task = amed_env.make_task("tabular/digits-cnn", device="bitfusion", budget={"latency": 0.5})
+from amed_env.ground_truth import optimum
+assert task.measure(task.uniform(4)).quality.samples == 500
+assert optimum(task).quality.correct > 0
+assert "torch" not in sys.modules and "sklearn" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_costs_are_those_of_the_device(tabular):
+    rng = np.random.default_rng(1)
+    for device in ("bitfusion", "eyeriss-ws", "systolic-32", "mpic", "bops"):
+        task = make_task("tabular/digits-cnn", device=device)
+        for _ in range(5):
+            allocation = task.allocation(rng.integers(0, 4, 8))
+            assert task.measure(allocation).costs == dict(task.cost(allocation).metrics)
+    mixed = task.uniform(4).replace({"stem": (8, 4)})  # which the table lacks, but not the device
+    assert task.total_costs(mixed) == dict(task.cost(mixed).metrics)
+
+
+def test_options_of_the_network_are_refused():
+    for options in ({"recipe": "nearest"}, {"engine": "float"}, {"separate": True}):
+        with pytest.raises(InputError, match="is a table"):
+            make_task("tabular/digits-cnn", **options)
+    with pytest.raises(UnsupportedPrecisionError, match="the table of 'digits-cnn' has"):
+        make_task("tabular/digits-cnn", bits=(4, 6)).measure(make_task("tabular/digits-cnn").uniform(6))
+
+
+def test_every_row_is_the_allocation_that_it_says(nearest, built):
+    evaluator = TableEvaluator(built)
+    assert len(built) == 2**6
+    names = [
+        "stem", "block1.conv1+block1.conv2", "depthwise", "pointwise", "block2.conv1+block2.conv2", "classifier"
+    ]  # fmt: skip
+    for row, bits in enumerate(itertools.product((2, 8), repeat=6)):
+        chosen = BitAllocation({name: (b, b) for name, b in zip(names, bits, strict=True)})
+        assert evaluator.row(chosen) == row
+        if row % 9 == 0:
+            full = BitAllocation({part: precision for name, precision in chosen.items() for part in name.split("+")})
+            ordered = full.require_layers(nearest.workload.layer_names, "the network")
+            for split in ("search", "test"):
+                quality, found = nearest.evaluate(ordered, split), evaluator.evaluate(chosen, split)
+                assert (found.correct, found.samples) == (quality.correct, quality.samples)
+                assert found.loss == float(np.float16(quality.loss))
+
+
+def test_a_build_goes_on_where_it_stopped(nearest, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_building, "CHUNK_ROWS", 24)
+    asked = []
+    evaluate_many = nearest.evaluate_many
+
+    def counted(allocations, split="search", **options):
+        asked.extend(allocations if split == "search" else [])
+        return evaluate_many(allocations, split, **options)
+
+    monkeypatch.setattr(nearest, "evaluate_many", counted)
+    assert TableBuilder(nearest, (2, 8), TIED, tmp_path).build(rows=40) is None
+    assert len(asked) == 40
+    (tmp_path / "00000024.npy").write_bytes(b"damaged")
+    seen = []
+    again = TableBuilder(nearest, (2, 8), TIED, tmp_path).build(lambda done, total: seen.append((done, total)))
+    assert len(asked) == 40 + 40 and seen == [(24, 64), (48, 64), (64, 64)]
+    for split in ("search", "test"):
+        np.testing.assert_array_equal(again.correct[split], built.correct[split])
+        np.testing.assert_array_equal(again.loss[split], built.loss[split])
+    with pytest.raises(TableError, match="another table"):
+        TableBuilder(nearest, (2, 4), TIED, tmp_path)
+
+
+def test_predicted_loss_of_tied_layers_is_the_sum_of_theirs(nearest, built):
+    alone = nearest.predicted_loss(built.precisions)
+    np.testing.assert_allclose(built.predicted_loss[1], alone[1] + alone[2])
+    assert built.weight_statistics[1] == nearest.weight_statistics()[1:3].max()
+
+
+def test_a_file_comes_back_whole(built, path, tmp_path):
+    found = QualityTable.load(path)
+    assert found.digest == built.digest
+    assert found.ties == built.ties and found.precisions == built.precisions
+    assert found.float_quality == built.float_quality and found.provenance == built.provenance
+    np.testing.assert_array_equal(found.correct["test"], built.correct["test"])
+    found.save(tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "missing"])
+def test_damaged_files_are_refused(path, tmp_path, damage):
+    content = path.read_bytes()
+    wrong = tmp_path / "wrong.npz"
+    if damage != "missing":
+        wrong.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"hello"}[damage])
+    with pytest.raises(TableError, match=r"wrong\.npz"):
+        QualityTable.load(wrong)
+
+
+def test_a_changed_number_is_noticed(path, tmp_path):
+    wrong = tmp_path / "wrong.npz"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(wrong, "w") as target:
+        for name in source.namelist():
+            content = bytearray(source.read(name))
+            if name == "search_correct.npy":
+                content[-70] ^= 1
+            target.writestr(name, bytes(content))
+    with pytest.raises(TableError, match="checksum"):
+        QualityTable.load(wrong)
+
+
+def test_what_a_table_lacks_is_named(built):
+    evaluator = TableEvaluator(built)
+    with pytest.raises(UnsupportedPrecisionError, match="layer 'stem' has w4a4"):
+        evaluator.evaluate(evaluator.workload.uniform(4))
+    with pytest.raises(AllocationError, match="does not fit"):
+        evaluator.evaluate(built.ties.full.uniform(8))
+    with pytest.raises(UnsupportedPrecisionError, match="w3a3"):
+        evaluator.predicted_loss([(2, 2), make_task("tabular/digits-cnn").precisions[1]])
+    assert evaluator.evaluate(evaluator.workload.uniform(32), "test") == built.float_quality["test"]
+    with pytest.raises(InputError, match="unknown split"):
+        evaluator.evaluate(evaluator.workload.uniform(8), "calibration")
+
+
+def test_tables_of_too_many_rows_are_refused():
+    assert check_size(10, 3) == 59_049
+    with pytest.raises(TableError, match=r"1,099,511,627,776 allocations"):
+        check_size(20, 4)

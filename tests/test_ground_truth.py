@@ -1,0 +1,140 @@
+"""The true optimum and front, against a search through all allocations one by one."""
+
+import itertools
+
+import numpy as np
+import pytest
+from small_task import BitProportional, FormulaEvaluator, SharedBuffer
+
+from amed_env import BitAllocation, Precision, make_agent, make_task
+from amed_env.agents.result import pareto_front as front_of_trials
+from amed_env.errors import BudgetError, InputError
+from amed_env.evaluation.quality import Quality
+from amed_env.evaluation.table import TableEvaluator
+from amed_env.evaluation.table_file import QualityTable
+from amed_env.ground_truth import all_costs, optimum, pareto_front, regret, regret_of
+from amed_env.hardware import load_device
+from amed_env.task import Task
+from amed_env.ties import Ties
+
+BITS = (2, 4, 8)
+
+
+def table(seed=0, layers=4, most=12):
+    """Random qualities; few different numbers of correct samples, so that there are ties."""
+    rng = np.random.default_rng(seed)
+    rows = len(BITS) ** layers
+    formula = FormulaEvaluator(layers)
+    precisions = tuple(Precision(b, b) for b in BITS)
+    return QualityTable(
+        Ties.of(formula.workload),
+        precisions,
+        {split: rng.integers(0, most, rows).astype(np.uint16) for split in ("search", "test")},
+        {split: rng.random(rows).astype(np.float16) for split in ("search", "test")},
+        {split: Quality(most, 20, 0.1) for split in ("search", "test")},
+        formula.predicted_loss(precisions),
+        formula.weight_statistics(),
+        (),
+        {},
+    )
+
+
+def task(seed=0, device=None, **options):
+    backend = load_device(BitProportional() if device is None else device)
+    return Task("random", TableEvaluator(table(seed)), backend, options.pop("bits", BITS), **options)
+
+
+def every_trial(task, split="search"):
+    trials = []
+    for choices in itertools.product(*[np.flatnonzero(row) for row in task.choosable]):
+        trial = task.measure(task.allocation(choices))
+        trials.append(type(trial)(trial.allocation, task.evaluator.evaluate(trial.allocation, split), trial.costs))
+    return [trial for trial in trials if task.feasible(trial.costs)]
+
+
+VARIANTS = [
+    {},
+    {"pins": {"first": 8, "layer2": 2}},
+    {"bits": (2, 8)},
+    {"bits": (4, 8), "pins": {"last": 2}},
+    {"device": SharedBuffer()},
+    {"device": "mpic"},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("budget", [None, {"latency": 0.7}, {"latency": 0.9, "memory": 0.6}])
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_the_optimum_is_the_best_of_all(options, budget, split):
+    for seed in range(3):
+        problem = task(seed, **options).with_budget(budget)
+        best = min(every_trial(problem, split), key=lambda t: (-t.quality.correct, t.quality.loss))
+        found = optimum(problem, split=split)
+        assert found.quality == best.quality and problem.feasible(found.costs)
+        assert found.costs == problem.measure(found.allocation).costs
+        assert optimum(task(seed, **options), budget or {}, split) == found
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("metric", ["latency_ms", "weight_kib"])
+def test_the_front_has_nothing_that_something_dominates(options, metric):
+    for seed in range(3):
+        problem = task(seed, **options)
+        front, everything = pareto_front(problem, metric), every_trial(problem)
+        for trial in everything:
+            best = max(f.quality.correct for f in front if f.costs[metric] <= trial.costs[metric] * (1 + 1e-9))
+            assert best >= trial.quality.correct
+        for cheaper, dearer in itertools.pairwise(front):
+            assert cheaper.quality.correct < dearer.quality.correct and cheaper.costs[metric] < dearer.costs[metric]
+        for trial in front:
+            rivals = [t for t in everything if t.costs[metric] <= trial.costs[metric] * (1 + 1e-9)]
+            assert max(t.quality.correct for t in rivals) == trial.quality.correct
+        by_trials = front_of_trials(everything, metric)
+        assert {t.quality.correct for t in front} == {t.quality.correct for t in by_trials}
+
+
+def test_the_front_within_budgets():
+    front = pareto_front(task().with_budget({"memory": 0.5}), "latency_ms")
+    assert front and all(trial.costs["weight_kib"] <= 0.5 * task().reference_cost["weight_kib"] for trial in front)
+
+
+def test_regret_is_looked_up():
+    problem = task().with_budget({"latency": 0.6})
+    best = optimum(problem)
+    assert regret_of(problem, best.allocation) == 0
+    other = problem.workload.uniform(2)
+    lost = 100 * (best.quality.accuracy - problem.quality(other).accuracy)
+    assert regret_of(problem, other) == pytest.approx(lost) and lost >= 0
+    assert regret_of(problem, None) == regret_of(problem, problem.workload.uniform(8)) == 100 * best.quality.accuracy
+    result = make_agent("random").search(problem, 12, seed=3)
+    expected = 100 * (best.quality.accuracy - max(t.quality.accuracy for t in result.trials))
+    assert regret(result) == pytest.approx(expected)
+    result.best = None
+    assert regret(result, "test") == 100 * optimum(problem, split="test").quality.accuracy
+
+
+def test_a_search_over_everything_has_no_regret():
+    problem = task().with_budget({"latency": 0.6})
+    result = make_agent("random").search(problem, 81, seed=0)
+    assert regret(result) == 0 and result.best.quality == optimum(problem).quality
+
+
+def test_costs_of_rows_are_costs_of_their_allocations():
+    problem = task(pins={"first": 8})
+    costs = all_costs(problem, "latency_ms")
+    assert np.isfinite(costs).sum() == 27
+    for row in np.flatnonzero(np.isfinite(costs))[::5]:
+        bits = [BITS[c] for c in np.unravel_index(row, (3,) * 4)]
+        chosen = BitAllocation({n: (b, b) for n, b in zip(problem.workload.layer_names, bits, strict=True)})
+        assert costs[row] == pytest.approx(problem.cost(chosen)["latency_ms"])
+
+
+def test_what_cannot_be_answered_is_refused():
+    with pytest.raises(InputError, match="has no table"):
+        optimum(make_task("digits-cnn", recipe="nearest"))
+    with pytest.raises(InputError, match="reports no energy_uj"):
+        pareto_front(task(), "energy_uj")
+    with pytest.raises(BudgetError, match="smallest reachable"):
+        optimum(task(), {"latency": 0.01})
+    with pytest.raises(BudgetError, match="no allocation meets"):
+        optimum(task(device=SharedBuffer()), {"latency": 0.01})
