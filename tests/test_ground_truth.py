@@ -62,7 +62,9 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    "options", VARIANTS, ids=["plain", "pins", "two-widths", "another-width", "not-additive", "mpic"]
+)
 @pytest.mark.parametrize("budget", [None, {"latency": 0.7}, {"latency": 0.9, "memory": 0.6}])
 @pytest.mark.parametrize("split", ["search", "test"])
 def test_the_optimum_is_the_best_of_all(options, budget, split):
@@ -75,7 +77,9 @@ def test_the_optimum_is_the_best_of_all(options, budget, split):
         assert optimum(task(seed, **options), budget or {}, split) == found
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    "options", VARIANTS, ids=["plain", "pins", "two-widths", "another-width", "not-additive", "mpic"]
+)
 @pytest.mark.parametrize("metric", ["latency_ms", "weight_kib"])
 def test_the_front_has_nothing_that_something_dominates(options, metric):
     for seed in range(3):
