@@ -17,11 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amed_env.quantization.layers import PreparedWidth, Quantizable, channels_last
+from amed_env.quantization.layers import SIGNED_ZERO, PreparedWidth, Quantizable, channels_last
 
 logger = logging.getLogger(__name__)
 
-SIGNED_ZERO = 128
 WIDEST = 8
 LARGEST_CODE = 255
 
@@ -75,8 +74,7 @@ class Codes(NamedTuple):
 def quantize(values: torch.Tensor, written: Format, low: float = -math.inf, high: float = math.inf) -> Codes:
     """Float values as codes: clamped to a range, rounded half to even, and clamped to the codes that are allowed."""
     least, most = written.clamped(low, high)
-    zero = written.zero_point
-    codes = values.mul(1.0 / written.scale).round_().clamp_(least - zero, most - zero).add_(zero).to(torch.uint8)
+    codes = values.mul(1.0 / written.scale).add_(written.zero_point).round_().clamp_(least, most).to(torch.uint8)
     return Codes(codes, written)
 
 

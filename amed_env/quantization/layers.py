@@ -17,6 +17,8 @@ from amed_env.threads import torch_threads
 
 Quantizable = nn.Conv1d | nn.Conv2d | nn.Linear
 
+SIGNED_ZERO = 128
+"""The code that stands for zero where values may be negative."""
 STORED_BITS = 8
 """Width of results that more than one reader needs."""
 
@@ -197,9 +199,13 @@ def on_grid(values: torch.Tensor, scale: float, low: int, high: int) -> torch.Te
     """Integers (as floats) that stand for values on the grid of a scale, from `low` to `high`.
 
     Passes in place over one copy; torch.fake_quantize_per_tensor_affine takes over ten times as long on a CPU. The
-    kernels multiply by the inverse scale too, so that both round alike.
+    kernels multiply by the inverse scale too, and add the zero point of signed codes before they round, which takes
+    bits from the fraction: both round alike only if both do so.
     """
-    return values.mul(1.0 / scale).round_().clamp_(low, high)
+    steps = values.mul(1.0 / scale)
+    if -SIGNED_ZERO <= low < 0:
+        return steps.add_(SIGNED_ZERO).round_().sub_(SIGNED_ZERO).clamp_(low, high)
+    return steps.round_().clamp_(low, high)
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:
