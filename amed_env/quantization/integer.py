@@ -181,8 +181,11 @@ class IntegerEngine:
         missing = self._missing_steps(plan, memory, batch, values)
         given = iter(inputs)
         for step in self._steps:
+            value: Value
             if step.node.op == "placeholder":
-                values[step.node] = channels_last(next(given))
+                value = next(given)
+                if step.node in missing:
+                    values[step.node] = channels_last(value)
                 continue
             if step.node not in missing:
                 continue
