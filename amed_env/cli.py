@@ -178,7 +178,10 @@ def search(
         int, typer.Option("--evaluations", "-n", min=1, metavar="N", help="Different allocations to evaluate.")
     ] = 300,
     seed: Annotated[int, typer.Option("--seed", "-s", min=0, max=2**32 - 1, metavar="S", help="Random seed.")] = 0,
-    bits: Annotated[str, typer.Option("--bits", metavar="LIST", help="Widths to choose from.")] = "2,3,4,8",
+    bits: Annotated[
+        str | None,
+        typer.Option("--bits", metavar="LIST", help="Widths to choose from; 2,3,4,8 or a table's own by default."),
+    ] = None,
     separate: Annotated[
         bool, typer.Option("--separate", help="Choose the widths of weights and activations apart.")
     ] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from amed_env.allocation import BitAllocation
 from amed_env.catalogue import TABULAR_PREFIX, TASKS, NamedNetwork, named_network, named_workload
-from amed_env.errors import AmedError, DataError, InputError
+from amed_env.errors import AmedError, DataError, InputError, UnsupportedPrecisionError
 from amed_env.objective import Budget, parse_budgets
 from amed_env.registry import import_object
 
@@ -50,7 +50,7 @@ def make_task(
     search: Any = None,
     test: Any = None,
     device: str | Path | HardwareBackend | type[HardwareBackend] = DEFAULT_DEVICE,
-    bits: Sequence[int] = (2, 3, 4, 8),
+    bits: Sequence[int] | None = None,
     separate: bool = False,
     budget: Mapping[str, str | float] | Iterable[str] | None = None,
     pin: Mapping[str, Any] | Iterable[str] | None = None,
@@ -72,7 +72,7 @@ def make_task(
         search: Labelled samples that score allocations during the search, in any of these forms but the bare tensor.
         test: Labelled samples for the final report.
         device: A device name, a device file, `package.module:Class`, or a backend.
-        bits: Widths to choose from.
+        bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
         separate: Whether weights and activations get widths of their own.
         budget: Limits, `{"latency": 0.6}` (relative to uniform 8 bit) or `{"memory": "96KiB"}`.
         pin: Layers that keep a width, by name, `first` or `last`: `{"first": 8, "last": 8}`; `(8, 4)` for weights and
@@ -91,7 +91,7 @@ def make_task(
         AmedError: One of its subclasses, if something does not fit; the message says what and how to mend it.
     """
     from amed_env.hardware import load_device
-    from amed_env.task import Task
+    from amed_env.task import DEFAULT_BITS, Task
 
     backend = load_device(device)
     budgets = parse_budgets(budget)
@@ -118,7 +118,15 @@ def make_task(
         if entry.table is not None:
             return _tabular_task(name, entry.table(), backend, bits, separate, budgets, pin, recipe, engine)
         evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, options)
-        return Task(name, evaluator, backend, bits, separate=separate, budgets=budgets, pins=pin)
+        return Task(
+            name,
+            evaluator,
+            backend,
+            DEFAULT_BITS if bits is None else bits,
+            separate=separate,
+            budgets=budgets,
+            pins=pin,
+        )
 
     absent = [
         key for key, value in {"calibration": calibration, "search": search, "test": test}.items() if value is None
@@ -135,14 +143,16 @@ def make_task(
     )
     name = name or type(network).__name__
     evaluator = _evaluator(network, example_input, splits, name, recipe, options)
-    return Task(name, evaluator, backend, bits, separate=separate, budgets=budgets, pins=pin)
+    return Task(
+        name, evaluator, backend, DEFAULT_BITS if bits is None else bits, separate=separate, budgets=budgets, pins=pin
+    )
 
 
 def _tabular_task(
     name: str,
     evaluator: TableEvaluator,
     backend: HardwareBackend,
-    bits: Sequence[int],
+    bits: Sequence[int] | None,
     separate: bool,
     budgets: tuple[Budget, ...],
     pin: Mapping[str, Any] | Iterable[str] | None,
@@ -150,7 +160,7 @@ def _tabular_task(
     engine: Engine,
 ) -> Task:
     from amed_env.hardware.tied import TiedDevice
-    from amed_env.task import DEFAULT_BITS, Task
+    from amed_env.task import Task
 
     if recipe is not None or engine != "auto":
         raise InputError(
@@ -159,11 +169,17 @@ def _tabular_task(
         )
     if separate:
         raise InputError(f"task {name!r} is a table of one width a layer; weights and activations cannot be separate.")
-    if tuple(bits) == DEFAULT_BITS:  # a table may have fewer
-        bits = [precision.weight_bits for precision in evaluator.table.precisions]
+    widths = [precision.weight_bits for precision in evaluator.table.precisions]
+    unknown = sorted(set(bits or ()).difference(widths))
+    if unknown:
+        raise UnsupportedPrecisionError(
+            f"the table of task {name!r} has no {' and no '.join(map(str, unknown))} bits; it has "
+            f"{', '.join(map(str, widths))}. The task of the network itself, {name.removeprefix(TABULAR_PREFIX)!r}, "
+            "evaluates any width."
+        )
     ties = evaluator.table.ties
     device = backend if ties.trivial else TiedDevice(backend, ties)
-    return Task(name, evaluator, device, bits, budgets=budgets, pins=pin)
+    return Task(name, evaluator, device, widths if bits is None else bits, budgets=budgets, pins=pin)
 
 
 def import_task(path: str, **options: Any) -> Task:

@@ -44,7 +44,9 @@ def inspect(output: Output, task: str | None, network: str | None) -> None:
     with output.status(f"tracing {task or network}"):
         traced, inputs, are_samples = _trace_task(task) if task is not None else _trace_own(network or "")
         calls = observe(traced, inputs, are_samples)
-    output.show(_layer_table(traced, calls), _signs_text(are_samples), *_float_tables(traced))
+        in_float = without_integer_kernel(traced, inputs)
+    signs, arithmetic = _signs_text(are_samples), _arithmetic_text(in_float, len(traced.workload))
+    output.show(_layer_table(traced, calls), signs, *_float_tables(traced), *arithmetic)
     output.document(
         {
             "network": traced.workload.name,
@@ -53,6 +55,7 @@ def inspect(output: Output, task: str | None, network: str | None) -> None:
             "signs_from_samples": len(inputs) if are_samples else None,
             "layers": [_layer_json(layer, calls[layer.name]) for layer in traced.workload],
             "kept_float": [asdict(kept) for kept in traced.kept_float],
+            "without_integer_kernel": in_float,
         }
     )
 
@@ -123,6 +126,21 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
     return calls
 
 
+def without_integer_kernel(traced: TracedNetwork, inputs: torch.Tensor) -> dict[str, str]:
+    """Quantized layers that are evaluated by fake quantization in float here, with the reason.
+
+    Args:
+        traced: The network.
+        inputs: Float tensor (N, ...) that the traced module takes.
+    """
+    from amed_env.quantization.network import QuantizedNetwork
+
+    network = QuantizedNetwork(traced, inputs)
+    network.select(network.workload.uniform(8))
+    network(inputs[:1])  # some kernels refuse only what they are given
+    return network.in_float
+
+
 def _layer_json(layer: Layer, call: Call) -> dict[str, Any]:
     return {
         "name": layer.name,
@@ -168,6 +186,21 @@ def _signs_text(are_samples: bool) -> str:
     if are_samples:
         return f"Activations are those that a layer reads, on up to {SAMPLES} calibration samples."
     return "Whether activations are signed is not known without calibration samples."
+
+
+def _arithmetic_text(in_float: dict[str, str], layers: int) -> list[Table | str]:
+    """Which layers are evaluated on integers."""
+    if not in_float:
+        return ["Up to 8 bits, every layer is evaluated on integers."]
+    reasons = set(in_float.values())
+    if len(in_float) == layers and len(reasons) == 1:
+        return [f"Every layer is evaluated by fake quantization in float: {reasons.pop()}."]
+    table = table_of("Quantized, but evaluated by fake quantization in float")
+    for column in ("layer", "why"):
+        table.add_column(column, overflow="fold")
+    for name, reason in in_float.items():
+        table.add_row(name, reason)
+    return [table]
 
 
 def _float_tables(traced: TracedNetwork) -> list[Table | str]:

@@ -40,7 +40,7 @@ class SearchRequest:
     agent: str
     evaluations: int
     seed: int
-    bits: str
+    bits: str | None
     separate: bool
     out: Path
     resume: bool
@@ -63,7 +63,7 @@ def search(output: Output, request: SearchRequest) -> int:
         that ended it.
     """
     # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
-    bits, options = parse_bits(request.bits), parse_options(request.options)
+    bits, options = None if request.bits is None else parse_bits(request.bits), parse_options(request.options)
     budgets = parse_budgets(request.budgets)
     one_of(request.task, request.network)
     backend = isolated(load_device(request.device), request.device_timeout, request.device_retries)

@@ -19,7 +19,7 @@ from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.objective import BUDGET_METRICS, FAULT_REWARD, Budget, final_reward, fits, parse_budgets
 from amed_env.repair import repair
-from amed_env.task import DEFAULT_BITS, Task
+from amed_env.task import Task
 from amed_env.task_registry import DEFAULT_DEVICE, make_task
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             self.task = make_task(
                 task,
                 device=DEFAULT_DEVICE if device is None else device,
-                bits=DEFAULT_BITS if bits is None else bits,
+                bits=bits,
                 separate=separate,
                 budget=budget,
                 pin=pin,

@@ -105,3 +105,27 @@ def test_named_tasks_with_and_without_their_data(amed, tmp_path, monkeypatch):
 def test_wrong_arguments(amed, arguments, message):
     answer = amed("inspect", *arguments)
     assert answer.code == 2 and message in answer.err
+
+
+def test_layers_without_an_integer_kernel_are_listed_with_the_reason(amed, own, tmp_path):
+    (tmp_path / "reflecting.py").write_text(
+        "from torch import nn, rand\n"
+        "def make():\n"
+        "    network = nn.Sequential(\n"
+        "        nn.Conv2d(1, 4, 3, padding=1, padding_mode='reflect'), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(),\n"
+        "        nn.Linear(16, 2),\n"
+        "    )\n"
+        "    return {'network': network, 'calibration': rand(20, 1, 4, 4)}\n"
+    )
+    found = amed("inspect", "--network", "reflecting:make", "--json").json["without_integer_kernel"]
+    if len(found) == 3:  # this machine has no integer kernels at all
+        assert len(set(found.values())) == 1
+    else:
+        assert found == {"0": "padding mode 'reflect'"}
+    text = " ".join(amed("inspect", "--network", "reflecting:make").out.split())
+    assert "fake quantization in float" in text
+
+
+def test_a_network_that_runs_on_integers_says_so(amed):
+    text = " ".join(amed("inspect", "digits-cnn").out.split())
+    assert "every layer is evaluated" in text.lower()

@@ -56,6 +56,33 @@ def test_200_rows_of_the_shipped_table_are_what_the_network_gives(real, tabular,
         assert found.loss == float(np.float16(quality.loss))
 
 
+@pytest.mark.parametrize(
+    ("name", "split", "prefixes", "samples"),
+    [
+        pytest.param("kws-dscnn", "search", 200, 400, marks=pytest.mark.data("kws-dscnn")),
+        pytest.param("kws-dscnn", "test", 200, 400, marks=pytest.mark.data("kws-dscnn")),
+    ],
+)
+def test_200_rows_of_tables_of_real_data_are_what_the_network_gives(name, split, prefixes, samples):
+    """Rows are drawn as random completions of random first halves, so that their evaluation can share those."""
+    table = make_task(f"tabular/{name}").evaluator.table
+    evaluator = make_task(name, threads=1).evaluator
+    numbers = np.random.default_rng(2024)
+    groups, choices = len(table.ties.groups), len(table.precisions)
+    halves = numbers.integers(choices, size=(prefixes, groups // 2)).repeat(200 // prefixes, axis=0)
+    drawn = np.hstack([halves, numbers.integers(choices, size=(200, groups - groups // 2))])
+    allocations = []
+    for row in drawn:
+        pairs = zip(table.ties.groups, row, strict=True)
+        chosen = {layer: table.precisions[choice] for group, choice in pairs for layer in group}
+        allocations.append(BitAllocation({layer: chosen[layer] for layer in evaluator.workload.layer_names}))
+    rows = np.ravel_multi_index(tuple(drawn.T), (choices,) * groups)
+    assert table.provenance["fingerprint"] == evaluator.fingerprint
+    for row, quality in zip(rows, evaluator.evaluate_many(allocations, split), strict=True):
+        assert (table.correct[split][row], samples) == (quality.correct, quality.samples)
+        assert table.loss[split][row] == np.float16(quality.loss)
+
+
 def test_the_shipped_table_says_how_it_was_made(real, tabular):
     made = tabular.evaluator.table.provenance
     assert made["fingerprint"] == real.fingerprint
@@ -92,12 +119,19 @@ def test_costs_are_those_of_the_device(tabular):
     assert task.total_costs(mixed) == dict(task.cost(mixed).metrics)
 
 
+def test_widths_that_a_table_lacks_are_refused():
+    assert make_task("tabular/kws-dscnn").free_bits == (2, 4, 8)
+    with pytest.raises(UnsupportedPrecisionError, match="has no 3 bits; it has 2, 4, 8"):
+        make_task("tabular/kws-dscnn", bits=(2, 3, 4, 8))
+
+
 def test_options_of_the_network_are_refused():
     for options in ({"recipe": "nearest"}, {"engine": "float"}, {"separate": True}):
         with pytest.raises(InputError, match="is a table"):
             make_task("tabular/digits-cnn", **options)
-    with pytest.raises(UnsupportedPrecisionError, match="the table of 'digits-cnn' has"):
-        make_task("tabular/digits-cnn", bits=(4, 6)).measure(make_task("tabular/digits-cnn").uniform(6))
+    task = make_task("tabular/digits-cnn")
+    with pytest.raises(UnsupportedPrecisionError, match="the table of 'digits-cnn' has only"):
+        task.evaluator.evaluate(task.workload.uniform(6))
 
 
 def test_every_row_is_the_allocation_that_it_says(nearest, built):
