@@ -88,6 +88,7 @@ class QuantizedLayer(nn.Module):
         self._weights: dict[tuple[str, int], torch.Tensor] = {}
         self.weight_bits = self.activation_bits = FLOAT_BITS
         self.learning: Callable[[torch.Tensor], torch.Tensor] | None = None  # computes in place of it meanwhile
+        self.given: dict[str, torch.Tensor] | None = None  # settings in place of the selected ones (see `together`)
 
     def prepare(self, bits: int) -> None:
         """Make what a width needs, unless it is there already."""
@@ -114,6 +115,8 @@ class QuantizedLayer(nn.Module):
             self.statistics.update(input, self.recording_share)
         if self.learning is not None:
             return self.learning(input)
+        if self.given is not None:
+            return self._on_given(input, self.given)
         known = self.reuse.find((self.name, self.weight_bits, self.activation_bits))
         if known is not None:
             return known
@@ -131,11 +134,24 @@ class QuantizedLayer(nn.Module):
         scale = self.prepared[self.activation_bits].activation_scale
         integers = on_grid(inputs, scale, *integer_range(self.activation_bits, self.statistics.unsigned))
         outputs = self.compute(integers, self._tensor("integers", prepared.integers), None)
-        channels = (1, -1, *[1] * (outputs.dim() - 2)) if not isinstance(self.layer, nn.Linear) else (-1,)
+        channels = self._channels(outputs)
         outputs = outputs.mul_(scale).mul_(prepared.scales.to(outputs.device).view(channels))
         if prepared.bias is not None:
             outputs.add_(prepared.bias.to(outputs.device).view(channels))
         return outputs
+
+    def _on_given(self, inputs: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The same with settings that are tensors, so that `torch.vmap` can run it for several at once."""
+        zero = 0 if self.statistics.unsigned else SIGNED_ZERO
+        integers = inputs.mul(given["inverse"]).add(zero).round().sub(zero).clamp(given["low"], given["high"])
+        outputs = self.compute(integers, given["integers"], None)
+        channels = self._channels(outputs)
+        outputs = outputs.mul(given["scale"]).mul(given["scales"].view(channels))
+        return outputs.add(given["bias"].view(channels)) if "bias" in given else outputs
+
+    def _channels(self, outputs: torch.Tensor) -> tuple[int, ...]:
+        """The shape of one value a channel, for outputs of this layer."""
+        return (-1,) if isinstance(self.layer, nn.Linear) else (1, -1, *[1] * (outputs.dim() - 2))
 
     def _on_values(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.activation_bits != FLOAT_BITS:
@@ -204,8 +220,8 @@ def on_grid(values: torch.Tensor, scale: float, low: int, high: int) -> torch.Te
     """
     steps = values.mul(1.0 / scale)
     if -SIGNED_ZERO <= low < 0:
-        return steps.add_(SIGNED_ZERO).round_().sub_(SIGNED_ZERO).clamp_(low, high)
-    return steps.round_().clamp_(low, high)
+        return steps.add_(SIGNED_ZERO).round_().sub_(SIGNED_ZERO).clamp(low, high)
+    return steps.round_().clamp(low, high)
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:

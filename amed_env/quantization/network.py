@@ -24,6 +24,7 @@ from amed_env.quantization.integer import IntegerEngine, Plan
 from amed_env.quantization.kernels import integer_kernels_are_exact
 from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.reuse import PrefixReuse, ResultMemory
+from amed_env.quantization.together import run_together, stacked_settings
 from amed_env.tracing import TracedNetwork
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 Engine = Literal["auto", "float"]
 SWEEP_MIB = 1024
 """Memory of a sweep for results of one batch."""
+
+TOGETHER = 16
+"""Allocations that run in one pass on a GPU."""
 
 
 class QuantizedNetwork:
@@ -135,6 +139,12 @@ class QuantizedNetwork:
             for layer in self._layers.values():
                 layer.prepare(bits)
 
+    def prepare_all(self, allocation: BitAllocation) -> None:
+        """Prepare every layer at the widths of an allocation."""
+        for name, precision in allocation.items():
+            for bits in precision:
+                self._layers[name].prepare(bits)
+
     def use(self, name: str, bits: int, prepared: PreparedWidth) -> None:
         """Let a layer use weights and scales that were found elsewhere at a width."""
         self._layers[name].replace(bits, prepared)
@@ -163,9 +173,7 @@ class QuantizedNetwork:
         """How an allocation runs on integers, or None if it runs in float."""
         if self.why_float is not None or not IntegerEngine.runs(allocation):
             return None
-        for name, precision in allocation.items():
-            for bits in precision:
-                self._layers[name].prepare(bits)
+        self.prepare_all(allocation)
         return self._engine().plan(allocation)
 
     def sweep(
@@ -181,6 +189,9 @@ class QuantizedNetwork:
             Number of the batch, number of the allocation, float32 scores (N, classes).
         """
         plans = [self._plan_of(allocation) for allocation in allocations]
+        if self.device.type != "cpu" and all(map(IntegerEngine.runs, allocations)):
+            yield from self._sweep_together(allocations, batches)
+            return
         memory = ResultMemory(SWEEP_MIB)
         for number, inputs in enumerate(batches):
             for position, (allocation, plan) in enumerate(zip(allocations, plans, strict=True)):
@@ -191,6 +202,40 @@ class QuantizedNetwork:
                     self.select(allocation)
                     yield number, position, self._run_module(inputs, None)
             memory.clear()
+
+    def _sweep_together(
+        self, allocations: Sequence[BitAllocation], batches: Iterable[torch.Tensor]
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        for number, inputs in enumerate(batches):
+            for start in range(0, len(allocations), TOGETHER):
+                some = allocations[start : start + TOGETHER]
+                for offset, scores in enumerate(self.run_together(some, inputs)):
+                    yield number, start + offset, scores
+
+    def run_together(self, allocations: Sequence[BitAllocation], inputs: torch.Tensor) -> torch.Tensor:
+        """Class scores of one batch under several allocations, in one pass of the fake-quantized float network.
+
+        Args:
+            allocations: Of integers of at most 8 bits.
+            inputs: Float tensor (N, …).
+
+        Returns:
+            float32 (allocations, N, classes), equal to what one after the other gives.
+        """
+        for allocation in allocations:
+            self.prepare_all(allocation)
+        for stored in self.stored:
+            stored.active = True
+        settings = stacked_settings(self._layers, allocations)
+        try:
+            return run_together(self.module, self._layers, settings, inputs.to(self.device))
+        except RuntimeError as error:
+            logger.info("the network runs one allocation at a time: %s", str(error).splitlines()[0])
+            selected = []
+            for allocation in allocations:
+                self.select(allocation)
+                selected.append(self.run_in_float(inputs))
+            return torch.stack(selected)
 
     def _engine(self) -> IntegerEngine:
         if self._integer is None:

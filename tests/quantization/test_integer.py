@@ -13,8 +13,9 @@ from torch import nn
 from amed_env.quantization import kernels
 from amed_env.quantization.graph import capture
 from amed_env.quantization.kernels import Codes, Format, LayerKernel, Requantizer, integer_kernels_are_exact, quantize
-from amed_env.quantization.layers import PreparedWidth
+from amed_env.quantization.layers import PreparedWidth, on_grid
 from amed_env.quantization.network import QuantizedNetwork
+from amed_env.quantization.rounding import integer_range
 from amed_env.tracing import trace
 
 exact_only = pytest.mark.skipif(not integer_kernels_are_exact(), reason="this machine has no exact integer kernels")
@@ -151,6 +152,25 @@ def test_a_kernel_equals_arithmetic_in_numpy(unsigned_read, unsigned_written, lo
     between = np.abs(np.abs(values / written.scale % 1) - 0.5) < 1e-4
     assert (found.numpy() == expected)[~between].all()
     assert between.mean() < 0.01 or high == 1.0
+
+
+@exact_only
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_values_just_beside_the_middle_between_two_codes_are_rounded_alike(unsigned):
+    """The zero point of signed codes is added before rounding, and costs the fraction a few bits."""
+    written = Format.of(0.12426376342773438, 8, unsigned)
+    generator = torch.Generator().manual_seed(3)
+    middles = (torch.randint(0, 100, (4096,), generator=generator) + 0.5) * written.scale
+    values = middles * (1 + torch.randint(-6, 7, (4096,), generator=generator) * 2.0**-24)
+    layer = nn.Conv2d(1, 4096, 1)
+    prepared = PreparedWidth(torch.zeros(4096, 1, 1, 1, dtype=torch.int8), torch.ones(4096), values, 1.0)
+    read = Codes(torch.zeros(1, 1, 1, 1, dtype=torch.uint8), Format.of(1.0, 8, True))
+    found = LayerKernel(layer)(read, prepared, 8, written).int() - written.zero_point
+    expected = on_grid(values, written.scale, *integer_range(8, unsigned)).int()
+    assert torch.equal(found.flatten(), expected)
+    assert torch.equal(quantize(values, written).tensor.int() - written.zero_point, expected)
+    nearest = torch.round(values.double() / written.scale).int()
+    assert unsigned == bool((nearest == expected).float().mean() > 0.9)  # it is not what exact arithmetic gives
 
 
 @exact_only

@@ -1,0 +1,73 @@
+"""Many allocations in one pass of the fake-quantized float network: what keeps a GPU busy with a small network.
+
+A layer's integers, scales, and biases under several allocations are stacked, and `torch.vmap` runs the network over
+them; what it computes is what one allocation after the other gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from amed_env.allocation import BitAllocation
+from amed_env.quantization.layers import QuantizedLayer, channels_last
+from amed_env.quantization.rounding import integer_range
+
+Settings = dict[str, torch.Tensor]
+"""Tensors of one layer, the first dimension over allocations: `integers`, `scales`, `inverse`, `scale`, `low`, `high`,
+and `bias` where it has one."""
+
+
+def stacked_settings(layers: Mapping[str, QuantizedLayer], allocations: Sequence[BitAllocation]) -> dict[str, Settings]:
+    """What every layer needs to run under several allocations, whose widths are prepared."""
+    return {name: _settings_of(layer, [a[name] for a in allocations]) for name, layer in layers.items()}
+
+
+def _settings_of(layer: QuantizedLayer, precisions: Sequence[tuple[int, int]]) -> Settings:
+    device = layer.layer.weight.device
+    weights = [layer.prepared[weight_bits] for weight_bits, _ in precisions]
+    steps = [layer.prepared[activation_bits].activation_scale for _, activation_bits in precisions]
+    ranges = [integer_range(activation_bits, layer.statistics.unsigned) for _, activation_bits in precisions]
+    settings = {
+        "integers": torch.stack([prepared.integers for prepared in weights]).float(),
+        "scales": torch.stack([prepared.scales for prepared in weights]),
+        "scale": torch.tensor(steps, dtype=torch.float32),
+        "inverse": torch.tensor([1.0 / step for step in steps], dtype=torch.float32),
+        "low": torch.tensor([low for low, _ in ranges], dtype=torch.float32),
+        "high": torch.tensor([high for _, high in ranges], dtype=torch.float32),
+    }
+    biases = [prepared.bias for prepared in weights if prepared.bias is not None]
+    if biases:
+        settings["bias"] = torch.stack(biases)
+    return {key: tensor.to(device) for key, tensor in settings.items()}
+
+
+@torch.no_grad()
+def run_together(
+    module: nn.Module, layers: Mapping[str, QuantizedLayer], settings: dict[str, Settings], inputs: torch.Tensor
+) -> torch.Tensor:
+    """Class scores of one batch under several allocations of at most 8 bits: float32 (allocations, N, classes).
+
+    Args:
+        module: The fake-quantized network, with its stored results rounded.
+        layers: Its layers.
+        settings: What `stacked_settings` returns.
+        inputs: Float tensor (N, …) on the network's device.
+
+    Raises:
+        RuntimeError: If the network has an operation that cannot be run for several allocations at once.
+    """
+
+    def run_one(one: dict[str, Settings]) -> torch.Tensor:
+        for name, layer in layers.items():
+            layer.given = one[name]
+        scores: torch.Tensor = module(channels_last(inputs))
+        return scores
+
+    try:
+        return torch.vmap(run_one)(settings)
+    finally:
+        for layer in layers.values():
+            layer.given = None
