@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import amed_env._version as version
-from amed_env.commands import hardware_cli
+from amed_env.commands import bench_cli, hardware_cli
 from amed_env.commands.options import (
     DEFAULT_DEVICE,
     ActivationBitsOption,
@@ -135,6 +135,7 @@ def tasks(as_json: JsonOption = False) -> None:
 
 
 app.add_typer(hardware_cli.devices_app, name="devices")
+app.add_typer(bench_cli.bench_app, name="bench")
 
 
 @app.command()

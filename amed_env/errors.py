@@ -100,6 +100,10 @@ class RunFolderError(InputError):
     """A run folder that is in use, belongs to another search, or cannot be written."""
 
 
+class BenchFileError(InputError):
+    """A file of benchmark results that is missing, cut off, malformed, or of another benchmark."""
+
+
 class DownloadError(AmedError):
     """A download failed or did not match its checksum."""
 

@@ -21,11 +21,13 @@ class Agent(abc.ABC):
         name: The agent's name, as in `amed agents`.
         family: `learner` or `search`, for the listing.
         description: One line for the listing.
+        saw: What the agent was tuned on, a line each: it stands beside its results in the benchmark.
     """
 
     name: str = "unnamed"
     family: str = "search"
     description: str = ""
+    saw: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def explore(self, session: SearchSession) -> None:

@@ -1,0 +1,1 @@
+"""The benchmark: suites of tasks, equal budgets, results that replay, and a leaderboard of those that did."""
