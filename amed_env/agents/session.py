@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from time import perf_counter
 
 import numpy as np
@@ -92,6 +92,11 @@ class SearchSession:
     def evaluations(self) -> int:
         """Different allocations asked for so far."""
         return len(self._seen)
+
+    @property
+    def asked(self) -> Set[BitAllocation]:
+        """The different allocations asked for so far, those that failed among them."""
+        return self._seen.keys()
 
     @property
     def seconds(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from time import perf_counter
@@ -13,7 +13,9 @@ from typing import Any
 from amed_env.agents.protocol import Agent
 from amed_env.agents.registry import list_agents, make_agent
 from amed_env.agents.session import SearchSession
+from amed_env.allocation import BitAllocation
 from amed_env.bench.controls import CONTROL_PREFIX, make_control
+from amed_env.bench.counting import counted
 from amed_env.bench.result_file import Improvement, Run, sequence_digest
 from amed_env.bench.suites import Cell, cell_task
 from amed_env.evaluation.store import Trial
@@ -88,7 +90,7 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
     Raises:
         AmedError: If the task of the cell cannot be made.
     """
-    task = cell_task(cell)
+    task, evaluator = counted(cell_task(cell))
     record = _Record()
     note = None
     started = perf_counter()
@@ -104,6 +106,14 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
             record.faults = len(result.faults)
             if result.gave_up:
                 note = f"gave up: {result.faults[-1] if result.faults else 'too many faults in a row'}"[:_LONGEST_NOTE]
+    beside = len(evaluator.asked - record.seen)
+    if beside:
+        return failed_run(
+            cell,
+            seed,
+            f"{beside} qualities were asked for past session.evaluate, where they are not counted",
+            round(perf_counter() - started, 3),
+        )
     return Run(
         task=cell.task,
         device=cell.device,
@@ -124,17 +134,19 @@ class _Record:
     def __init__(self) -> None:
         self.trials: list[Trial] = []
         self.numbers: list[int] = []  # of the evaluation that each trial is; those that failed count too
+        self.seen: Set[BitAllocation] = set()
         self.evaluations = self.faults = 0
 
     def follow(self, session: SearchSession) -> None:
         """Take over what is new."""
         self.evaluations, self.faults = session.evaluations, len(session.faults)
+        self.seen = session.asked
         if len(session.trials) > len(self.trials):
             self.trials.append(session.trials[-1])
             self.numbers.append(session.evaluations)
 
 
-def failed_run(cell: Cell, seed: int, note: str) -> Run:
+def failed_run(cell: Cell, seed: int, note: str, seconds: float = 0.0) -> Run:
     """A run of which nothing is known but why it failed."""
     return Run(
         task=cell.task,
@@ -145,7 +157,7 @@ def failed_run(cell: Cell, seed: int, note: str) -> Run:
         improvements=(),
         sequence=sequence_digest(()),
         faults=0,
-        seconds=0.0,
+        seconds=seconds,
         note=note,
     )
 

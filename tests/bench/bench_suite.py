@@ -1,0 +1,35 @@
+"""A suite that is small enough for tests, and results on it."""
+
+from amed_env.bench.execution import Job, run_all
+from amed_env.bench.results_folder import AgentFile, make_header
+from amed_env.bench.running import Contender
+from amed_env.bench.suites import BudgetedDevice, CellGrid, Cells, Suite
+
+SUITE = Suite(
+    "unit",
+    "for tests",
+    ("tabular/digits-cnn",),
+    (
+        (
+            Cells.HELD_OUT,
+            CellGrid((BudgetedDevice("bitfusion", "latency"), BudgetedDevice("mpic", "memory")), (0.35, 0.6)),
+        ),
+        (Cells.DEVELOPMENT, CellGrid((BudgetedDevice("bops", "latency"),), (0.5,))),
+    ),
+)
+EVALUATIONS = 12
+SEEDS = 2
+
+
+def write(folder, spec, evaluations=EVALUATIONS, seeds=SEEDS, workers=1, cells=None):
+    """Results of an agent, as `amed bench` writes them."""
+    contender = Contender(spec)
+    cells = SUITE.cells() if cells is None else cells
+    header = make_header(contender, SUITE, Cells.HELD_OUT, cells, evaluations, seeds)
+    with AgentFile(folder, contender.file_stem, header, cells, resume=True) as file:
+        for _, run in run_all(
+            [Job(contender, cell, seed, evaluations) for cell, seed in file.missing(cells, seeds)], workers
+        ):
+            file.add(run)
+        file.sort()
+    return file.path

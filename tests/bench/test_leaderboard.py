@@ -1,0 +1,96 @@
+"""The leaderboard has what is valid, in the right order, and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from bench_suite import EVALUATIONS, SUITE
+
+from amed_env.bench.leaderboard import leaderboard_text
+from amed_env.bench.result_file import read_result
+from amed_env.bench.scores import best_accuracy, regret_after, regrets
+from amed_env.bench.suites import cell_task
+from amed_env.bench.validation import validate
+from amed_env.errors import InputError
+from amed_env.ground_truth import all_costs
+
+
+def true_optimum(cell, split):
+    """By hand, from the columns of the table."""
+    task = cell_task(cell)
+    ((metric, limit),) = task.limits.items()
+    feasible = all_costs(task, metric) <= limit * (1 + 1e-9)
+    return 100 * task.evaluator.table.correct[split][feasible].max() / task.evaluator.table.float_quality[split].samples
+
+
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_regret_is_against_the_table(result, split):
+    for run in result.runs:
+        best = true_optimum(run.cell, split)
+        assert best_accuracy(run.cell, split) == pytest.approx(best)
+        final = run.improvements[-1]
+        row = int(final.choices, 4)
+        table = cell_task(run.cell).evaluator.table
+        reached = 100 * table.correct[split][row] / table.float_quality[split].samples
+        assert regret_after(run, EVALUATIONS, split) == pytest.approx(best - reached) and best >= reached
+    first = result.runs[0]
+    assert regret_after(first, 0, split) == best_accuracy(first.cell, split)
+
+
+def test_regret_falls_with_evaluations(result):
+    curves = np.stack([regrets(result, SUITE.cells(), after) for after in range(1, EVALUATIONS + 1)])
+    assert curves.shape == (EVALUATIONS, 2, 4) and (np.diff(curves, axis=0) <= 1e-12).all()
+    assert (curves[0] > curves[-1]).any()
+
+
+def table_rows(text, heading):
+    part = text[text.index(heading) :].split("\n\n")
+    lines = next(block for block in part if block.startswith("| ")).splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_ranks_are_those_of_the_interquartile_mean(good):
+    text = leaderboard_text([validate(path, 1) for path in good.values()])
+    rows = table_rows(text, "# Leaderboard of `unit`")
+    assert [row[1] for row in rows][0] == "*exact optimum*" and [row[0] for row in rows] == ["", "1", "2"]
+    values = {row[1].strip("`"): float(row[3].split()[0]) for row in rows[1:]}
+    for name, shown in values.items():
+        flat = np.sort(regrets(read_result(good[name]), SUITE.cells(), EVALUATIONS).ravel())
+        assert shown == pytest.approx(flat[2:6].mean(), abs=5e-4)  # the middle half of 8 runs
+    assert list(values.values()) == sorted(values.values())
+    assert [row[2] for row in table_rows(text, "## What each agent saw")] == ["nothing", "nothing"]
+    assert len(table_rows(text, "## The optimum of every cell")) == len(SUITE.cells())
+    assert "Not ranked" not in text
+
+
+def test_it_does_not_change_from_call_to_call(good):
+    texts = {leaderboard_text([validate(path, 0) for path in good.values()]) for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_what_does_not_hold_is_named_and_not_ranked(good, edited):
+    def change(header, runs):
+        runs[0]["improvements"][0]["loss"] = 0.0
+
+    bad = validate(edited(change), 0)
+    text = leaderboard_text([validate(good["greedy"], 0), bad])
+    assert "`random`" not in text and "* `random.jsonl` is refused: line 2" in text and "`greedy`" in text
+    with pytest.raises(InputError, match="none of the results is valid"):
+        leaderboard_text([bad])
+
+
+def test_unequal_conditions_are_not_compared(good, edited):
+    def change(header, runs):
+        header["evaluations"] = 99
+
+    with pytest.raises(InputError, match="different evaluations"):
+        leaderboard_text([validate(good["greedy"], 0), validate(edited(change), 0)])
+
+
+def test_what_an_agent_saw_stands_beside_it(edited):
+    def change(header, runs):
+        header["saw"] = ["bops, latency 0.5", "digits"]
+
+    text = leaderboard_text([validate(edited(change), 0)])
+    assert table_rows(text, "## What each agent saw")[0][2] == "bops, latency 0.5; digits"
+    assert json.dumps("saw") not in text

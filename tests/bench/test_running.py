@@ -1,0 +1,177 @@
+"""Runs: what is recorded, whatever an agent does; and that processes change nothing."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from bench_suite import EVALUATIONS, SEEDS, SUITE, write
+
+from amed_env import make_agent
+from amed_env.bench.execution import Job, run_all
+from amed_env.bench.result_file import read_result
+from amed_env.bench.results_folder import AgentFile, make_header
+from amed_env.bench.running import Contender, run_once
+from amed_env.bench.suites import Cells, cell_task
+from amed_env.errors import AmedError, RunFolderError
+
+HERE = str(Path(__file__).parent)
+CELL = SUITE.cells()[0]
+
+
+def test_a_run_is_what_a_search_does():
+    run = run_once(Contender("random"), CELL, 3, 40)
+    task = cell_task(CELL)
+    trials = make_agent("random").search(task, 40, 3).trials
+    best, expected = (-1, 0.0), []
+    for number, trial in enumerate(trials, 1):
+        score = (trial.quality.correct, -trial.quality.loss)
+        if score > best and trial.costs["latency_ms"] <= task.limits["latency_ms"]:
+            best = score
+            expected.append((number, trial))
+    assert len(expected) > 2 and run.evaluations == len(trials) == 40 and run.note is None and run.faults == 0
+    assert [claim.evaluation for claim in run.improvements] == [number for number, _ in expected]
+    for claim, (_, trial) in zip(run.improvements, expected, strict=True):
+        assert claim.correct == trial.quality.correct and claim.accuracy == 100 * trial.quality.correct / 500
+        bits = [(2, 3, 4, 8)[int(choice)] for choice in claim.choices]
+        assert bits == [precision.weight_bits for precision in trial.allocation.values()]
+        share = trial.costs["latency_ms"] / task.reference_cost["latency_ms"]
+        assert claim.relative_costs == {"latency": pytest.approx(share, rel=1e-12)} and share <= 0.35 * (1 + 1e-9)
+    text = "".join(f"{trial.allocation.key()}\n" for trial in trials)
+    assert run.sequence == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_an_agent_that_breaks_keeps_what_it_found():
+    run = run_once(Contender("misbehaving_agents:Raises"), SUITE.cells()[1], 0, 10)
+    assert run.evaluations == 2 and run.note == "ZeroDivisionError: no such luck" and run.improvements
+    run = run_once(Contender("misbehaving_agents:Quits"), CELL, 0, 10)
+    assert run.evaluations == 0 and run.note == "SystemExit: 4" and run.improvements == ()
+
+
+def test_evaluations_that_fail_count_and_are_no_improvement(monkeypatch):
+    from amed_env.errors import NonFiniteError
+    from amed_env.evaluation.table import TableEvaluator
+
+    real, calls = TableEvaluator.evaluate, []
+
+    def fail(self, allocation, split="search"):
+        calls.append(allocation)
+        if len(calls) in (1, 3):
+            raise NonFiniteError("the network returns NaN")
+        return real(self, allocation, split)
+
+    monkeypatch.setattr(TableEvaluator, "evaluate", fail)
+    run = run_once(Contender("random"), CELL, 0, 6)
+    assert run.evaluations == 6 and run.faults == 2 and run.note is None
+    assert run.improvements[0].evaluation == 2 and 3 not in [claim.evaluation for claim in run.improvements]
+
+
+def test_quality_past_the_session_is_found_out():
+    run = run_once(Contender("misbehaving_agents:Peeks"), SUITE.cells()[1], 0, 10)
+    assert "qualities were asked for past session.evaluate" in run.note and not run.improvements
+
+
+def test_the_table_is_not_in_reach_of_an_agent(monkeypatch):
+    from amed_env import Agent, register_agent
+    from amed_env.agents.registry import AGENTS
+
+    seen = {}
+
+    class Curious(Agent):
+        def explore(self, session):
+            evaluator = session.task.evaluator
+            seen["table"] = hasattr(evaluator, "table") or hasattr(evaluator, "row")
+            seen["statistics"] = evaluator.weight_statistics().shape == (len(session.task.workload),)
+            seen["float"] = session.task.float_quality.samples
+
+    register_agent("curious")(Curious)
+    try:
+        assert run_once(Contender("curious"), CELL, 0, 10).note is None
+    finally:
+        AGENTS.unregister("curious")
+    assert seen == {"table": False, "statistics": True, "float": 500}
+
+
+def test_processes_change_nothing(good, tmp_path):
+    other = write(tmp_path, "random", workers=2)
+    one, two = ([run.without_time() for run in read_result(path).runs] for path in (good["random"], other))
+    assert one == two and len(one) == len(SUITE.cells()) * SEEDS
+
+
+def test_a_process_that_dies_costs_its_own_run_only(monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+    contender = Contender("misbehaving_agents:Exits")
+    cell = SUITE.cells()[1]
+    jobs = [Job(contender, cell, seed, 5) for seed in range(4)]
+    notes = {job.seed: run.note for job, run in run_all(jobs, workers=2)}
+    assert notes == {0: None, 1: "the process of this run ended unexpectedly", 2: None, 3: None}
+
+
+def test_a_process_tells_why_a_task_cannot_be_made():
+    from dataclasses import replace
+
+    cell = replace(CELL, budget=(("latency", 0.01),))
+    with pytest.raises(AmedError, match="smallest reachable"):
+        list(run_all([Job(Contender("random"), cell, 0, 5)], workers=2))
+
+
+def agent_file(folder, resume=False, evaluations=EVALUATIONS, spec="random"):
+    header = make_header(Contender(spec), SUITE, Cells.HELD_OUT, SUITE.cells(), evaluations, SEEDS)
+    return AgentFile(folder, "random", header, SUITE.cells(), resume)
+
+
+def test_resuming_makes_what_is_missing(good, tmp_path):
+    lines = good["random"].read_bytes().splitlines(keepends=True)
+    path = tmp_path / "random.jsonl"
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:50])  # killed in the middle of a line
+    with pytest.raises(RunFolderError, match="--resume"), agent_file(tmp_path):
+        pass
+    with agent_file(tmp_path, resume=True) as file:
+        assert len(file.missing(SUITE.cells(), SEEDS)) == len(lines) - 4
+    write(tmp_path, "random")
+    assert [run.without_time() for run in read_result(path).runs] == [
+        run.without_time() for run in read_result(good["random"]).runs
+    ]
+
+
+def test_what_is_of_another_benchmark_is_not_resumed(good, tmp_path):
+    (tmp_path / "random.jsonl").write_bytes(good["random"].read_bytes())
+    with pytest.raises(RunFolderError, match="evaluations \\(there 12, now 13\\)"), agent_file(tmp_path, True, 13):
+        pass
+    with pytest.raises(RunFolderError, match="agent"), agent_file(tmp_path, True, spec="greedy"):
+        pass
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    with agent_file(tmp_path), pytest.raises(RunFolderError, match="another process"), agent_file(tmp_path, True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["random.jsonl"]
+
+
+def test_a_write_that_fails_leaves_whole_lines(tmp_path, result, monkeypatch):
+    import os
+
+    with agent_file(tmp_path) as file:
+        file.add(result.runs[0])
+        before = file.path.read_bytes()
+
+        def full(descriptor):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            file.add(result.runs[1])
+        assert file.path.read_bytes() == before and len(file.done) == 1
+
+
+def test_names_of_agents_and_their_files():
+    assert Contender("agents/dqn.yaml").name == "recipe/dqn"
+    assert Contender("agents/dqn.yaml").file_stem == "recipe-dqn"
+    assert Contender("my_module:MyAgent").file_stem == "my_module-MyAgent"
+    assert Contender("control/greedy-shuffled").file_stem == "control-greedy-shuffled"
+
+
+def test_the_header_says_what_the_agent_saw(good):
+    header = json.loads(good["greedy"].read_text().splitlines()[0])
+    assert header["saw"] == [] and header["family"] == "search" and header["evaluations"] == EVALUATIONS
+    assert header["tables"] == {"tabular/digits-cnn": cell_task(CELL).evaluator.table.digest}
