@@ -5,13 +5,15 @@ import itertools
 import pytest
 
 from amed_env.bench.suites import SUITES, Cells, cell_task, find_suite, missing_task, usable_tasks
-from amed_env.catalogue import TABULAR, TABULAR_PREFIX, named_workload
+from amed_env.catalogue import TABULAR, TABULAR_PREFIX, TablePlan, named_workload
 from amed_env.constraints import least_choosable
 from amed_env.errors import AmedError, InputError, UnknownNameError
 from amed_env.evaluation.quality import Quality
 from amed_env.hardware import load_device
+from amed_env.hardware.tied import TiedDevice
 from amed_env.objective import BUDGET_METRICS
 from amed_env.task import Task
+from amed_env.ties import Ties
 
 SHIPPED = ("tiny", "real")
 SHAPES = {cell.task: cell for name in SHIPPED for cell in SUITES[name].cells()}
@@ -20,8 +22,8 @@ SHAPES = {cell.task: cell for name in SHIPPED for cell in SUITES[name].cells()}
 class Shapes:
     """An evaluator of a network of which only the shapes are known."""
 
-    def __init__(self, name):
-        self.workload = named_workload(name.removeprefix(TABULAR_PREFIX))
+    def __init__(self, workload):
+        self.workload = workload
         self.fingerprint, self.kept_float, self.looked_up, self.decides_early = "shapes", (), False, False
 
     def evaluate(self, allocation, split="search"):
@@ -30,17 +32,19 @@ class Shapes:
 
 @pytest.mark.parametrize("task", SHAPES)
 def test_every_budget_can_be_met_on_its_device(task):
-    """With the widths of the task, tied layers apart, which is no easier; also where the table or the data are missing."""
-    plan = TABULAR.get(task.removeprefix(TABULAR_PREFIX)) if task.startswith(TABULAR_PREFIX) else None
-    bits = (2, 3, 4, 8) if plan is None else plan.bits
-    shapes = Shapes(task)
+    """With the widths and the ties of the task, also where its table or its data are missing."""
+    name = task.removeprefix(TABULAR_PREFIX)
+    plan = TABULAR[name] if task.startswith(TABULAR_PREFIX) else TablePlan()
+    ties = Ties.of(named_workload(name), plan.ties)
+    shapes = Shapes(ties.reduced())
     for suite, which in itertools.product(SHIPPED, Cells):
         for cell in SUITES[suite].cells(which):
             if cell.task != task:
                 continue
-            problem = Task(task, shapes, load_device(cell.device), bits).with_budget(dict(cell.budget))
-            ((name, factor),) = cell.budget
-            costs = problem.costs[BUDGET_METRICS[name]]
+            device = TiedDevice(load_device(cell.device), ties)
+            problem = Task(task, shapes, device, plan.bits).with_budget(dict(cell.budget))
+            ((metric, factor),) = cell.budget
+            costs = problem.costs[BUDGET_METRICS[metric]]
             least = least_choosable(costs[None], problem.choosable).sum()
             assert least <= factor * costs[:, -1].sum()
             assert problem.capabilities.additive and problem.capabilities.deterministic
@@ -92,5 +96,5 @@ def test_an_unreachable_budget_is_reported():
     from dataclasses import replace
 
     cell = replace(find_suite("tiny").cells()[0], budget=(("latency", 0.01),))
-    with pytest.raises(AmedError, match="no allocation meets latency=0.01 on 'bit-serial': the smallest reachable"):
+    with pytest.raises(AmedError, match=r"no allocation meets latency=0\.01 on 'bit-serial': the smallest reachable"):
         cell_task(cell)
