@@ -25,6 +25,13 @@ def best_accuracy(cell: Cell, split: Split = "search") -> float:
     return 100.0 * optimum(cell_task(cell), split=split).quality.accuracy
 
 
+@lru_cache(maxsize=4096)
+def optimum_on_test(cell: Cell) -> float:
+    """Regret on the test split, in accuracy points, of the allocation that is the optimum by the search split."""
+    task = cell_task(cell)
+    return best_accuracy(cell, "test") - 100.0 * task.evaluator.evaluate(optimum(task).allocation, "test").accuracy
+
+
 def regret_after(run: Run, evaluations: int, split: Split = "search") -> float:
     """Accuracy points between the optimum of the cell and the best that a run had after so many evaluations.
 
