@@ -1,4 +1,4 @@
-"""The optimum and the true front of every table, at every budget of the benchmark, as Markdown in `benchmarks/README.md`.
+"""The optimum and the true front of every table at every budget of the benchmark: Markdown in `benchmarks/README.md`.
 
 python benchmarks/ground_truth_tables.py            # writes what stands between the markers
 python benchmarks/ground_truth_tables.py --check    # ends with 1 if it is not what the tables say
