@@ -155,4 +155,6 @@ class AgentFile:
     def sort(self) -> None:
         """Bring the runs into the order of cells and seeds, whatever order they ended in."""
         runs = sorted(self.done.values(), key=lambda run: (self._order.get(run.cell, len(self._order)), run.seed))
-        write_atomically(self.path, contents_of(self.header, runs))
+        if runs != list(self.done.values()):
+            write_atomically(self.path, contents_of(self.header, runs))
+            self.done = {run.key: run for run in runs}

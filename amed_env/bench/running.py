@@ -68,9 +68,10 @@ class Contender:
         """
         agent = self.make()
         listed = list_agents().get(self.spec)
+        recipe = getattr(agent, "recipe", None) or {}
         family = agent.family if agent.family in ("learner", "search") else "search"
-        description = listed.description if listed is not None else agent.description or type(agent).__name__
-        return family, description, tuple(agent.saw)
+        own = recipe.get("description") or agent.description or type(agent).__name__
+        return family, own if listed is None else listed.description, (*agent.saw, *recipe.get("tuned_on", ()))
 
 
 def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> Run | None:

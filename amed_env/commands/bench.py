@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +112,9 @@ def _run(
     file_of = dict(zip((contender.spec for contender in contenders), files, strict=True))
     left = {spec: len(missing[file.path]) for spec, file in file_of.items()}
     total = len(cells) * request.seeds * len(files)
+    for file in files:
+        if not missing[file.path]:
+            file.sort()  # a process that was killed may not have come to it
     if len(jobs) < total:
         output.note(f"{total - len(jobs)} of {total} runs are finished already.")
     bars = _bars(output)
@@ -166,21 +169,15 @@ def _show(output: Output, suite: Suite, results: list[ResultFile], cells: list[C
     for result in results:
         row: dict[str, Any] = {"agent": result.header.agent}
         if tabular and complete:
-            row["regret"] = {
-                str(after): float(interquartile_mean(-regrets(result, cells, after))) * -1 + 0.0 for after in moments
-            }
+            row["regret"] = {str(after): float(interquartile_mean(regrets(result, cells, after))) for after in moments}
         elif complete:
-            finals = [100.0 if run.best_after(last) is None else _accuracy(run.improvements) for run in result.runs]
-            row["mean_accuracy"] = sum(finals) / len(finals)
+            best = [run.best_after(last) for run in result.runs]
+            row["mean_accuracy"] = sum(0.0 if found is None else found.accuracy for found in best) / len(best)
         row["seconds"] = sum(run.seconds for run in result.runs)
         row["errors"] = sum(run.note is not None for run in result.runs)
         rows.append(row)
     output.show(_table(suite, rows, moments if tabular and complete else []))
     output.document({"suite": suite.name, "complete": complete, "agents": rows})
-
-
-def _accuracy(improvements: Iterable[Any]) -> float:
-    return float(list(improvements)[-1].accuracy)
 
 
 def _table(suite: Suite, rows: list[dict[str, Any]], moments: list[int]) -> Table:

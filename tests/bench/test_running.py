@@ -175,3 +175,10 @@ def test_the_header_says_what_the_agent_saw(good):
     header = json.loads(good["greedy"].read_text().splitlines()[0])
     assert header["saw"] == [] and header["family"] == "search" and header["evaluations"] == EVALUATIONS
     assert header["tables"] == {"tabular/digits-cnn": cell_task(CELL).evaluator.table.digest}
+
+
+def test_a_recipe_says_what_it_was_tuned_on(monkeypatch):
+    agent = make_agent("greedy")
+    agent.recipe = {"description": "greedy, but tuned", "tuned_on": ["bops, latency 0.5"]}
+    monkeypatch.setattr("amed_env.bench.running.make_agent", lambda spec, **options: agent)
+    assert Contender("agents/greedy.yaml").describe() == ("search", "greedy, but tuned", ("bops, latency 0.5",))
