@@ -1,6 +1,7 @@
 """The leaderboard has what is valid, in the right order, and nothing else."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from amed_env.bench.suites import cell_task
 from amed_env.bench.validation import validate
 from amed_env.errors import InputError
 from amed_env.ground_truth import all_costs
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def true_optimum(cell, split):
@@ -94,3 +98,12 @@ def test_what_an_agent_saw_stands_beside_it(edited):
     text = leaderboard_text([validate(edited(change), 0)])
     assert table_rows(text, "## What each agent saw")[0][2] == "bops, latency 0.5; digits"
     assert json.dumps("saw") not in text
+
+
+def test_the_committed_leaderboard_is_that_of_the_committed_results():
+    files = sorted((ROOT / "benchmarks/results/tiny").glob("*.jsonl"))
+    if not files:
+        pytest.skip("no results of the suite are committed")
+    verdicts = [validate(path, 0) for path in files]
+    assert [verdict.problems for verdict in verdicts] == [[]] * len(files)
+    assert (ROOT / "benchmarks/LEADERBOARD.md").read_text(encoding="utf-8") == leaderboard_text(verdicts)
