@@ -15,7 +15,6 @@ from amed_env.bench.validation import validate
 from amed_env.errors import InputError
 from amed_env.ground_truth import all_costs
 
-
 ROOT = Path(__file__).parents[2]
 
 
