@@ -46,7 +46,7 @@ def test_a_benchmark_of_an_own_agent(run, amed, tmp_path, request):
     header, *runs = lines(tmp_path / "results" / "narrow_agent-Narrow.jsonl")
     assert header["saw"] == ["nothing of importance"] and header["spec"] == "narrow_agent:Narrow"
     assert len(runs) == 18 and {r["evaluations"] for r in runs} == {1}
-    assert [(r["device"], r["seed"]) for r in runs[:3]] == [("eyeriss-ws", 0), ("eyeriss-ws", 1), ("eyeriss-ws", 0)]
+    assert [(r["device"], r["seed"]) for r in runs[:3]] == [("bops", 0), ("bops", 1), ("bops", 0)]
 
     files = sorted((tmp_path / "results").glob("*.jsonl"))
     checked = amed("bench", "validate", *files, "--replay", "2", "--json").json["files"]
