@@ -27,6 +27,13 @@ _BUILT_IN = {
     "a2c": ("amed_env.agents.learners:A2CAgent", "learner", "A2C (stable-baselines3) with a masked policy"),
     "dqn": ("amed_env.agents.learners:DQNAgent", "learner", "DQN (stable-baselines3), behaviour and target masked"),
     "qr-dqn": ("amed_env.agents.learners:QRDQNAgent", "learner", "QR-DQN (sb3-contrib), behaviour and target masked"),
+    "ddpg": (
+        "amed_env.agents.continuous:DDPGAgent",
+        "learner",
+        "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
+    ),
+    "td3": ("amed_env.agents.continuous:TD3Agent", "learner", "TD3 (stable-baselines3), continuous actions as ddpg"),
+    "sac": ("amed_env.agents.continuous:SACAgent", "learner", "SAC (stable-baselines3), continuous actions as ddpg"),
     "model-ppo": (
         "amed_env.agents.model_based:ModelPPOAgent",
         "learner",
