@@ -1,8 +1,8 @@
 """Action masks for algorithms of stable-baselines3 that have none.
 
-The observation of `AMED/LayerWise-v0` ends with what may be chosen. So a replay buffer that keeps observations keeps the
-masks of states and of next states too, and a network that reads them back masks the behaviour policy and the
-bootstrapped target alike, without another buffer or training loop.
+The observation of `AMED/LayerWise-v0` has what may be chosen. So a replay buffer that keeps observations keeps the masks
+of states and of next states too, and a network that reads them back masks the behaviour policy and the bootstrapped
+target alike, without another buffer or training loop.
 """
 
 from __future__ import annotations
@@ -150,9 +150,7 @@ class _MaskedExploration:
         if not deterministic and np.random.rand() < algorithm.exploration_rate:
             chosen = self._random_actions(np.atleast_2d(observation))
             return (chosen if algorithm.policy.is_vectorized_observation(observation) else chosen[0]), state
-        found: tuple[npt.NDArray[Any], Any] = algorithm.policy.predict(
-            observation, state, episode_start, deterministic
-        )
+        found: tuple[npt.NDArray[Any], Any] = algorithm.policy.predict(observation, state, episode_start, deterministic)
         return found
 
     def _sample_action(

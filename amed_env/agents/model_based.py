@@ -1,10 +1,10 @@
 """Model-based reinforcement learning: a policy that is trained on a learned model of the reward.
 
-True evaluations are what counts, steps against a model are cheap. So, as in Dyna (Sutton 1991), all trials of the session
-train a model of the reward, and the policy (PPO with masks) is trained on many episodes of the model between two true
-evaluations. The policy's reward is the logarithm of the expected improvement over the best trial, so it moves on to
-where the model is hopeful or unsure, and never gains by repeating itself. Of what the policy proposes, the most
-promising allocations are evaluated and the model is fitted anew.
+True evaluations are what counts, steps against a model are cheap. So, as in Dyna (Sutton 1991), all trials of the
+session train a model of the reward, and the policy (PPO with masks) is trained on many episodes of the model between
+two batches of true evaluations. Its reward is the model's mean plus some of its deviation, so it moves on to where the
+model is hopeful or unsure, and repeating itself gains nothing. Which of its proposals are evaluated is drawn by
+Thompson sampling: each gets a random number from the model's distribution of its reward, and the highest win.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from amed_env.threads import torch_threads
 
 Choices = npt.NDArray[np.int64]
 
-_WORST_REWARD = -12.0
+_WORST_REWARD = -4.0
 """Rewards of the policy are clipped here: how hopeless a proposal is teaches nothing."""
 _MOST_KEPT = 512  # proposals that wait for their turn
 _MOST_EMPTY_ROUNDS = 20  # rounds in a row without anything new, after which the space counts as exhausted
@@ -46,6 +46,7 @@ class ModelPPOAgent(Agent):
         environments: Episodes of an update.
         random_proposals: Random allocations among the proposals of each batch.
         disturbance: Standard deviation of the logarithm of the disturbed sensitivities.
+        optimism: How many of the model's standard deviations count as reward for the policy.
         learning_rate: Of the policy.
         entropy: Weight of the policy's entropy.
         epochs: Passes over an update's episodes.
@@ -56,17 +57,20 @@ class ModelPPOAgent(Agent):
 
     name = "model-ppo"
     family = "learner"
-    description = "PPO with masks on a learned model of the reward (Gaussian process), true evaluations of what it hopes"
+    description = (
+        "PPO with masks on a learned model of the reward (Gaussian process), true evaluations of what it hopes"
+    )
 
     def __init__(
         self,
         *,
         batch: int = 10,
         first: int = 10,
-        rollouts: int = 3,
+        rollouts: int = 2,
         environments: int = 64,
         random_proposals: int = 16,
         disturbance: float = 0.5,
+        optimism: float = 1.0,
         learning_rate: float = 1e-3,
         entropy: float = 0.05,
         epochs: int = 4,
@@ -81,11 +85,16 @@ class ModelPPOAgent(Agent):
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise AgentError(f"{key} is {value!r}; give a whole number of at least {least}.")
-        for key, number in (("disturbance", disturbance), ("learning_rate", learning_rate), ("entropy", entropy)):
+        for key, number in (
+            ("disturbance", disturbance),
+            ("optimism", optimism),
+            ("learning_rate", learning_rate),
+            ("entropy", entropy),
+        ):
             if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < np.inf:
                 raise AgentError(f"{key} is {number!r}; give a number of at least 0.")
         self.batch, self.first, self.rollouts, self.environments = batch, first, rollouts, environments
-        self.random_proposals, self.disturbance = random_proposals, disturbance
+        self.random_proposals, self.disturbance, self.optimism = random_proposals, disturbance, optimism
         self.learning_rate, self.entropy, self.epochs = learning_rate, entropy, epochs
 
     def explore(self, session: SearchSession) -> None:
@@ -148,7 +157,9 @@ class _Search:
         if disturbed:
             loss = loss * np.exp(self.session.rng.normal(0.0, self.options.disturbance, loss.shape))
         metrics = [metric for metric in self.task.limits if metric in self.task.least_costs]
-        costs = np.stack([self.task.least_costs[metric] for metric in metrics]) if metrics else np.zeros((0, *loss.shape))
+        costs = (
+            np.stack([self.task.least_costs[metric] for metric in metrics]) if metrics else np.zeros((0, *loss.shape))
+        )
         limits = np.asarray([self.task.limits[metric] for metric in metrics])
         return cheapest_choices(costs, limits, loss, self.task.choosable)
 
@@ -171,26 +182,27 @@ class _Search:
         if not self.waiting:
             return False
         keys = list(self.waiting)
-        hopes = self._hopes(np.stack(list(self.waiting.values())))
-        order = np.argsort(-hopes, kind="stable")
+        waiting = np.stack(list(self.waiting.values()))
+        mean, deviation = self.model.predict(waiting, self._prior(waiting))
+        drawn_rewards = mean + deviation * self.session.rng.standard_normal(len(mean))
+        order = np.argsort(-drawn_rewards, kind="stable")
         chosen = [self.waiting.pop(keys[position]) for position in order[: self.options.batch]]
-        for position in order[_MOST_KEPT:]:
+        for position in np.argsort(-(mean + self.options.optimism * deviation), kind="stable")[_MOST_KEPT:]:
             self.waiting.pop(keys[position], None)
-        return any([self._evaluate(choices) for choices in chosen])
+        return sum(map(self._evaluate, chosen)) > 0
 
     def _prior(self, choices: Choices) -> npt.NDArray[np.float64]:
         """What sensitivities predict: -ln(1 + loss), (N,)."""
         layers = np.arange(choices.shape[1])
         return np.asarray(-np.log1p(self.task.predicted_loss[layers, choices].sum(axis=1)))
 
-    def _hopes(self, choices: Choices) -> npt.NDArray[np.float64]:
-        return self.model.log_expected_improvement(choices, self._prior(choices), max(self.known.values()))
-
     def _imagined(self, choices: Choices) -> npt.NDArray[np.float64]:
         """Rewards of the policy's allocations by the model; what is new among them becomes a proposal."""
         new = self._propose(choices)
-        rewards = np.maximum(self._hopes(choices), _WORST_REWARD)
-        return np.where(new, rewards, _WORST_REWARD)
+        mean, deviation = self.model.predict(choices, self._prior(choices))
+        best = max(self.known.values())
+        hope = (mean + self.options.optimism * deviation - best) / self.model.spread
+        return np.where(new, np.maximum(hope, _WORST_REWARD), _WORST_REWARD)
 
     def _propose(self, choices: Choices) -> npt.NDArray[np.bool_]:
         """Keep what was not evaluated yet; returns which that is, (N,)."""

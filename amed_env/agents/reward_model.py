@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.linalg import solve_triangular
-from scipy.special import log_ndtr
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -85,23 +84,10 @@ class RewardModel:
         mean, unit = self._scale
         return mean + unit * (cross @ self._weights), unit * np.sqrt(np.maximum(variance, 1e-12))
 
-    def log_expected_improvement(
-        self, choices: npt.NDArray[np.int64], prior: FloatArray, best: float
-    ) -> FloatArray:
-        """Logarithm of the expected improvement over the best reward so far, in units of the rewards' spread: (N,).
-
-        With u = (mean - best) / deviation it is ln(deviation (u Phi(u) + phi(u))), Jones et al. 1998, evaluated as
-        phi(u) (1 + u Phi(u) / phi(u)) where u is small, and by the tail phi(u) / u^2 where that cancels.
-        """
-        mean, deviation = self.predict(choices, prior)
-        u = (mean - best) / deviation
-        log_density = -0.5 * u**2 - 0.5 * np.log(2 * np.pi)
-        near = np.maximum(u, -20.0)
-        inner = 1.0 + near * np.exp(log_ndtr(near) + 0.5 * near**2 + 0.5 * np.log(2 * np.pi))
-        tail = -2.0 * np.log(np.maximum(-u, 1.0))
-        with np.errstate(divide="ignore"):
-            improvement = np.where(u > -20.0, np.log(np.maximum(inner, 1e-300)), tail)
-        return np.asarray(log_density + improvement + np.log(deviation / self._scale[1]))
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the rewards of all trials, 1 where they are equal."""
+        return self._scale[1]
 
     @property
     def _noise(self) -> float:

@@ -85,36 +85,35 @@ def test_faults_are_named_with_file_line_and_key(tmp_path, change, line, words):
 
 
 def test_what_a_recipe_asks_for_must_exist(tmp_path):
-    with pytest.raises(AgentError, match="mine.yaml: .*'learning_rat'.*'learning_rate'"):
+    with pytest.raises(AgentError, match=r"mine.yaml: .*'learning_rat'.*'learning_rate'"):
         make_agent(write(tmp_path, GOOD.replace("learning_rate", "learning_rat")))
-    with pytest.raises(AgentError, match="mine.yaml: unknown agent 'dqm'"):
+    with pytest.raises(AgentError, match=r"mine.yaml: unknown agent 'dqm'"):
         make_agent(write(tmp_path, GOOD.replace("dqn", "dqm")))
-    with pytest.raises(AgentError, match="mine.yaml: .*greedy"):
+    with pytest.raises(AgentError, match=r"mine.yaml: .*greedy"):
         make_agent(write(tmp_path, GOOD.replace("dqn", "greedy")))
-    with pytest.raises(AgentError, match="cannot read the recipe .*absent.yml"):
+    with pytest.raises(AgentError, match=r"cannot read the recipe .*absent.yml"):
         make_agent(str(tmp_path / "absent.yml"))
-    with pytest.raises(AgentError, match="tuned_on.*missing"):
+    with pytest.raises(AgentError, match=r"tuned_on.*missing"):
         make_agent(write(tmp_path, GOOD.replace("tuned_on: []\n", "")))
 
 
 def test_no_python_objects_are_made_from_a_recipe(tmp_path):
-    with pytest.raises(AgentError, match="mine.yaml, line 7"):
+    with pytest.raises(AgentError, match=r"mine.yaml, line 7"):
         make_agent(write(tmp_path, GOOD.replace("learning_starts: 8", "x: !!python/object/apply:os.getcwd []")))
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=8), lambda inner: st.lists(inner)
                     | st.dictionaries(st.text(max_size=8), inner), max_leaves=6))  # fmt: skip
 def test_whatever_is_no_recipe_is_refused_with_one_kind_of_error(data):
-    with pytest.raises(AgentError, match="anything.yaml"):
+    with pytest.raises(AgentError, match=r"anything.yaml"):
         parse_recipe(yaml.safe_dump(data), "anything.yaml")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ZOO)))
 def test_shipped_recipes_make_agents_that_say_what_they_were_tuned_on(path):
     agent = make_agent(str(path))
-    held_out = [
-        f"{device} latency={budget}" for device in ("bitfusion", "bit-serial", "mpic") for budget in (0.3, 0.45, 0.6, 0.8)
-    ]
+    budgets = (0.3, 0.45, 0.6, 0.8)
+    held_out = [f"{device} latency={budget}" for device in ("bitfusion", "bit-serial", "mpic") for budget in budgets]
     assert not any(cell in used for used in agent.recipe["tuned_on"] for cell in held_out)
     assert "defaults" not in path.parts or not agent.recipe["tuned_on"]
 
@@ -124,5 +123,3 @@ def test_every_learner_has_a_recipe():
 
     learners = {name for name, info in list_agents().items() if info.source == "built in" and info.family == "learner"}
     assert learners <= {path.stem for path in ZOO.glob("*.yaml")}
-
-
