@@ -1,8 +1,8 @@
 """Action masks for algorithms of stable-baselines3 that have none.
 
-The observation of `AMED/LayerWise-v0` has what may be chosen. So a replay buffer that keeps observations keeps the masks
-of states and of next states too, and a network that reads them back masks the behaviour policy and the bootstrapped
-target alike, without another buffer or training loop.
+The observation of `AMED/LayerWise-v0` has what may be chosen. So a replay buffer that keeps observations keeps the
+masks of states and of next states too, and a network that reads them back masks the behaviour policy and the
+bootstrapped target alike, without another buffer or training loop.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _MaskedQNetwork(QNetwork):
         self._mask = mask
 
     def forward(self, obs: Any) -> torch.Tensor:
-        return cast(torch.Tensor, super().forward(obs).masked_fill(~self._mask(obs), FORBIDDEN_VALUE))
+        return super().forward(obs).masked_fill(~self._mask(obs), FORBIDDEN_VALUE)
 
 
 class MaskedDQNPolicy(DQNPolicy):
@@ -85,7 +85,7 @@ class _MaskedQuantileNetwork(QuantileNetwork):
 
     def forward(self, obs: Any) -> torch.Tensor:
         forbidden = ~self._mask(obs)[:, None, :]
-        return cast(torch.Tensor, super().forward(obs).masked_fill(forbidden, FORBIDDEN_VALUE))
+        return super().forward(obs).masked_fill(forbidden, FORBIDDEN_VALUE)
 
 
 class MaskedQRDQNPolicy(QRDQNPolicy):
@@ -121,22 +121,17 @@ class MaskedActorCriticPolicy(MaskableActorCriticPolicy):
         self, obs: torch.Tensor, deterministic: bool = False, action_masks: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `MaskableActorCriticPolicy`; the masks are read from the observations."""
-        return cast(
-            tuple[torch.Tensor, torch.Tensor, torch.Tensor], super().forward(obs, deterministic, self._mask(obs))
-        )
+        return super().forward(obs, deterministic, self._mask(obs).numpy())
 
     def evaluate_actions(
         self, obs: torch.Tensor, actions: torch.Tensor, action_masks: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """See `MaskableActorCriticPolicy`; the masks are read from the observations."""
-        return cast(
-            tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-            super().evaluate_actions(obs, actions, self._mask(obs)),
-        )
+        return super().evaluate_actions(obs, actions, self._mask(obs).numpy())
 
     def get_distribution(self, obs: Any, action_masks: Any = None) -> MaskableDistribution:
         """See `MaskableActorCriticPolicy`; the masks are read from the observations."""
-        return super().get_distribution(obs, self._mask(obs))
+        return super().get_distribution(obs, self._mask(obs).numpy())
 
 
 class _MaskedExploration:

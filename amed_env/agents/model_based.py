@@ -9,7 +9,7 @@ Thompson sampling: each gets a random number from the model's distribution of it
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -241,5 +241,5 @@ class _Search:
         return True
 
 
-def _reward(task: Task, accuracy: float, costs: dict[str, Any]) -> float:
+def _reward(task: Task, accuracy: float, costs: Mapping[str, float]) -> float:
     return final_reward(accuracy, task.float_quality.accuracy, costs, task.limits)

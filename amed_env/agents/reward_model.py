@@ -129,7 +129,7 @@ class RewardModel:
         identity = torch.eye(len(targets), dtype=torch.float64)
         optimiser: Any = torch.optim.LBFGS([log], lr=0.5, max_iter=_FIT_STEPS, line_search_fn="strong_wolfe")
 
-        def loss() -> torch.Tensor:
+        def loss() -> Any:
             optimiser.zero_grad()
             rates = log[:-4].exp().reshape(self._layers, -1)
             product, additive, linear, noise = log[-4:].exp()
@@ -142,7 +142,7 @@ class RewardModel:
             whitened = torch.linalg.solve_triangular(factor, target[:, None], upper=False)
             value = 0.5 * (whitened**2).sum() + factor.diagonal().log().sum()
             value = value + 0.5 * (((log - start) / _PRIOR_DEVIATION) ** 2).sum()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
         try:

@@ -174,5 +174,5 @@ def _constructor_options(algorithm: type[Any]) -> list[str]:
     """What may be given to the constructor of an algorithm; those of variants with masks are of the class itself."""
     for known in algorithm.__mro__:
         if "__init__" in vars(known):
-            return [key for key in inspect.signature(known.__init__).parameters if key not in _GIVEN]
+            return [key for key in inspect.signature(vars(known)["__init__"]).parameters if key not in _GIVEN]
     return []

@@ -29,7 +29,7 @@ class ContinuousWidths(gym.Wrapper[npt.NDArray[np.float32], npt.NDArray[np.float
     """
 
     def __init__(self, env: LayerWiseEnv) -> None:
-        super().__init__(env)  # type: ignore[arg-type]
+        super().__init__(env)
         self._inner = env
         self.separate = env.task.separate
         self.widths = len(env.task.bits) if self.separate else len(env.task.precisions)
