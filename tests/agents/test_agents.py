@@ -1,4 +1,4 @@
-"""The agents by name: feasible, deterministic, equal counting; learners learn, and fail where there is nothing to learn."""
+"""The agents by name: feasible, deterministic, equal counting; learners learn, and fail where there is no lesson."""
 
 import numpy as np
 import pytest
