@@ -148,7 +148,7 @@ class _Search:
         for _ in range(100):
             if len(self.trials) >= 2:
                 break
-            choices = random_choices(self.task, self.session.rng)
+            choices = self._random()
             if choices is not None:
                 self._evaluate(choices)
 
@@ -176,7 +176,7 @@ class _Search:
             steps = len(self.task.workload) * self.options.environments
             self.policy.learn(self.options.rollouts * steps, reset_num_timesteps=False)
         for _ in range(self.options.random_proposals):
-            drawn = random_choices(self.task, self.session.rng)
+            drawn = self._random()
             if drawn is not None:
                 self._propose(drawn[None])
         if not self.waiting:
@@ -190,6 +190,15 @@ class _Search:
         for position in np.argsort(-(mean + self.options.optimism * deviation), kind="stable")[_MOST_KEPT:]:
             self.waiting.pop(keys[position], None)
         return sum(map(self._evaluate, chosen)) > 0
+
+    def _random(self) -> Choices | None:
+        """A random allocation within the budgets, or None if none was met or the device failed."""
+        try:
+            return random_choices(self.task, self.session.rng)
+        except BackendError:
+            if self.session.faulty:
+                self.session.check()
+            return None
 
     def _prior(self, choices: Choices) -> npt.NDArray[np.float64]:
         """What sensitivities predict: -ln(1 + loss), (N,)."""
@@ -219,7 +228,8 @@ class _Search:
         try:
             within, repaired = self.env.within_limits(self.task.nearest_choosable(choices))
         except BackendError:
-            self.session.check()
+            if self.session.faulty:
+                self.session.check()
             self.failed.add(choices.tobytes())
             return False
         key = within.tobytes()
