@@ -127,7 +127,7 @@ class MaskedActorCriticPolicy(MaskableActorCriticPolicy):
         self, obs: torch.Tensor, actions: torch.Tensor, action_masks: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """See `MaskableActorCriticPolicy`; the masks are read from the observations."""
-        return super().evaluate_actions(obs, actions, self._mask(obs).numpy())
+        return super().evaluate_actions(obs, actions, self._mask(obs))
 
     def get_distribution(self, obs: Any, action_masks: Any = None) -> MaskableDistribution:
         """See `MaskableActorCriticPolicy`; the masks are read from the observations."""

@@ -22,7 +22,7 @@ from amed_env.agents.session import SearchSession
 from amed_env.agents.vec_env import LayerWiseVecEnv
 from amed_env.constraints import cheapest_choices
 from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.errors import AgentError, AmedError, BackendError, StoreError
+from amed_env.errors import AgentError, AmedError, BackendError, SearchEnded, StoreError
 from amed_env.objective import final_reward
 from amed_env.task import Task
 from amed_env.threads import torch_threads
@@ -232,18 +232,19 @@ class _Search:
                 self.session.check()
             self.failed.add(choices.tobytes())
             return False
-        key = within.tobytes()
+        key, allocation = within.tobytes(), self.task.allocation(within)
         if repaired:
             self.failed.add(choices.tobytes())
         if key in self.known or key in self.failed:
             return False
+        if not self.session.feasible(allocation):  # where costs do not add up, a repair may find no way
+            self.failed.add(key)
+            return False
         try:
-            trial = self.session.evaluate(self.task.allocation(within))
-        except StoreError:
+            trial = self.session.evaluate(allocation)
+        except (StoreError, SearchEnded):
             raise
         except AmedError:
-            if self.session.ended:
-                raise
             self.failed.add(key)
             return True
         self.known[key] = _reward(self.task, trial.quality.accuracy, trial.costs)

@@ -87,11 +87,18 @@ def test_failed_evaluations_are_counted_and_left_behind():
     assert NonFiniteError.__name__ in result.faults[0]
 
 
-@pytest.mark.parametrize("options", [{"separate": True}, {"device": SharedBuffer()}])
-def test_separate_widths_and_costs_that_do_not_add_up(options):
-    task = formula_task(3, {"latency": 0.6}, **options)
+def test_separate_widths():
+    task = formula_task(3, {"latency": 0.6}, separate=True)
     result = make_agent("model-ppo", **QUICK).search(task, 20, 0)
-    assert result.evaluations == 20 and task.feasible(result.best.costs)
+    assert result.evaluations == 20 and all(task.feasible(trial.costs) for trial in result.trials)
+    assert any(p.weight_bits != p.activation_bits for t in result.trials for p in t.allocation.values())
+
+
+def test_costs_that_do_not_add_up():
+    # The widest layer decides: what has no layer at 8 bits is feasible, 2 x 2 x 2 allocations.
+    task = formula_task(3, {"latency": 0.6}, device=SharedBuffer())
+    result = make_agent("model-ppo", **QUICK).search(task, 20, 0)
+    assert result.evaluations == 8 and all(task.feasible(trial.costs) for trial in result.trials)
 
 
 @pytest.mark.parametrize(
