@@ -60,6 +60,7 @@ class ModelPPOAgent(Agent):
     description = (
         "PPO with masks on a learned model of the reward (Gaussian process), true evaluations of what it hopes"
     )
+    saw = ("eyeriss-ws latency=0.35", "eyeriss-ws latency=0.5", "memory latency=0.35", "eyeriss energy=0.45")
 
     def __init__(
         self,
