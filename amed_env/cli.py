@@ -162,7 +162,7 @@ def search(
             "--agent",
             "-a",
             metavar="NAME|MODULE:CLASS",
-            help="A name from [b]amed agents[/b], or package.module:Class.",
+            help="A name from [b]amed agents[/b], package.module:Class, or a recipe (agents/dqn.yaml).",
         ),
     ] = "maskable-ppo",
     budget: Annotated[

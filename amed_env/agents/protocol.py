@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from amed_env.agents.result import SearchResult, pareto_front
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
@@ -22,12 +23,14 @@ class Agent(abc.ABC):
         family: `learner` or `search`, for the listing.
         description: One line for the listing.
         saw: What the agent was tuned on, a line each: it stands beside its results in the benchmark.
+        recipe: The recipe that it was made from, as plain data, or None.
     """
 
     name: str = "unnamed"
     family: str = "search"
     description: str = ""
     saw: tuple[str, ...] = ()
+    recipe: dict[str, Any] | None = None
 
     @abc.abstractmethod
     def explore(self, session: SearchSession) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from amed_env.agents.protocol import Agent
+from amed_env.agents.recipe import RECIPE_SUFFIXES, load_recipe
 from amed_env.errors import AgentError, AmedError
 from amed_env.registry import Registry, import_object
 
@@ -17,12 +19,26 @@ A = TypeVar("A", bound=type[Agent])
 
 _BUILT_IN = {
     "maskable-ppo": (
-        "amed_env.agents.sb3:MaskablePPOAgent",
+        "amed_env.agents.learners:MaskablePPOAgent",
         "learner",
         "PPO with forbidden actions masked (sb3-contrib); warm start on predicted loss",
     ),
-    "ppo": ("amed_env.agents.sb3:PPOAgent", "learner", "PPO (stable-baselines3); forbidden actions are clamped"),
-    "dqn": ("amed_env.agents.sb3:DQNAgent", "learner", "DQN (stable-baselines3); forbidden actions are clamped"),
+    "ppo": ("amed_env.agents.learners:PPOAgent", "learner", "PPO (stable-baselines3); forbidden actions are clamped"),
+    "a2c": ("amed_env.agents.learners:A2CAgent", "learner", "A2C (stable-baselines3) with a masked policy"),
+    "dqn": ("amed_env.agents.learners:DQNAgent", "learner", "DQN (stable-baselines3), behaviour and target masked"),
+    "qr-dqn": ("amed_env.agents.learners:QRDQNAgent", "learner", "QR-DQN (sb3-contrib), behaviour and target masked"),
+    "ddpg": (
+        "amed_env.agents.continuous:DDPGAgent",
+        "learner",
+        "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
+    ),
+    "td3": ("amed_env.agents.continuous:TD3Agent", "learner", "TD3 (stable-baselines3), continuous actions as ddpg"),
+    "sac": ("amed_env.agents.continuous:SACAgent", "learner", "SAC (stable-baselines3), continuous actions as ddpg"),
+    "model-ppo": (
+        "amed_env.agents.model_based:ModelPPOAgent",
+        "learner",
+        "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
+    ),
     "uniform": ("amed_env.agents.baselines:UniformAgent", "search", "every uniform width that meets the budget"),
     "random": ("amed_env.agents.baselines:RandomAgent", "search", "random allocations that meet the budget"),
     "greedy": (
@@ -74,13 +90,16 @@ def make_agent(spec: str | Agent | type[Agent], **options: Any) -> Agent:
     """The agent that a user means.
 
     Args:
-        spec: A name from `amed agents`, `package.module:Class`, an `Agent` class or an instance.
-        **options: Options of the agent.
+        spec: A name from `amed agents`, `package.module:Class`, the path of a recipe (`agents/dqn.yaml`), an `Agent`
+            class or an instance. A class may also be an algorithm that follows stable-baselines3.
+        **options: Options of the agent; they take precedence over those of a recipe.
 
     Raises:
         UnknownNameError: If there is no agent or option of that name.
-        AgentError: If it is no `Agent`, or cannot be made with these options.
+        AgentError: If it is no `Agent`, cannot be made with these options, or a recipe is malformed.
     """
+    if isinstance(spec, str) and is_recipe(spec):
+        return _from_recipe(spec, options)
     name: str | None = None
     found: Any = spec
     if isinstance(spec, str):
@@ -97,6 +116,10 @@ def make_agent(spec: str | Agent | type[Agent], **options: Any) -> Agent:
             found = AGENTS.get(spec)
     if isinstance(found, Agent):
         return found
+    if isinstance(found, type) and not issubclass(found, Agent) and _is_algorithm(found):
+        from amed_env.agents.sb3 import SB3Agent
+
+        options, found = {"algorithm": found, **options}, SB3Agent
     if not (isinstance(found, type) and issubclass(found, Agent)):
         raise AgentError(f"{spec!r} is {found!r}; expected a subclass of amed_env.Agent.")
     try:
@@ -112,6 +135,26 @@ def make_agent(spec: str | Agent | type[Agent], **options: Any) -> Agent:
     elif agent.name == Agent.name:
         agent.name = found.__name__
     return agent
+
+
+def is_recipe(spec: object) -> bool:
+    """Whether a spec of an agent is the path of a recipe."""
+    return isinstance(spec, str) and spec.lower().endswith(RECIPE_SUFFIXES)
+
+
+def _from_recipe(path: str, options: dict[str, Any]) -> Agent:
+    recipe = load_recipe(path)
+    try:
+        agent = make_agent(recipe.algorithm, **{**recipe.options(), **options})
+    except AmedError as error:
+        raise AgentError(f"{path}: {error}") from error
+    agent.name, agent.recipe = Path(path).stem, recipe.model_dump()
+    return agent
+
+
+def _is_algorithm(found: type) -> bool:
+    """Whether a class is an algorithm of stable-baselines3, told without importing the library."""
+    return any(parent.__module__ == "stable_baselines3.common.base_class" for parent in found.__mro__)
 
 
 def list_agents() -> dict[str, AgentInfo]:

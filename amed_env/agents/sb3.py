@@ -1,57 +1,70 @@
 """One adapter for the algorithms of stable-baselines3 and sb3-contrib.
 
-A learner first practises on the *predicted* reward, which costs no evaluation (the single-layer sensitivities that
-`greedy` uses too), and then learns from true evaluations. `warm_start_steps=0` switches the practice off.
+A learner may first practise on the *predicted* reward, which costs no evaluation (the single-layer sensitivities that
+`greedy` uses too), and then learns from true evaluations. `agents/learners.py` has the algorithms by name, with
+hyperparameters of their own; any other class of the library has those of the library.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable
 from typing import Any, ClassVar
 
+import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from amed_env.agents.callbacks import SayProgress, UntilEnded
+from amed_env.agents.masking import ObservedMask, masked, masks_itself
 from amed_env.agents.protocol import Agent, check_options
 from amed_env.agents.session import SearchSession
+from amed_env.agents.vec_env import LayerWiseVecEnv
 from amed_env.envs.layer_wise import LayerWiseEnv, RewardKind
 from amed_env.errors import AgentError
+from amed_env.registry import import_object
+from amed_env.task import Task
 from amed_env.threads import torch_threads
 
-STALLED_EPISODES = 200
-"""Episodes in a row without a new allocation after which a learner is taken to have converged."""
+_GIVEN = {"env", "policy", "seed", "gamma", "tensorboard_log", "verbose", "self", "_init_setup_model", "device"}
+"""Arguments of an algorithm's constructor that are not for recipes to set."""
 
 
 class SB3Agent(Agent):
     """Learns `AMED/LayerWise-v0` with an algorithm of stable-baselines3; subclasses name it.
 
     Args:
+        algorithm: The algorithm, or its import path; None for the class's own.
+        policy: Name of its policy.
         warm_start_steps: Environment steps of practice on the predicted reward; None for the class's own number.
         reward: Reward of the true environment, `shaped` or `terminal`.
+        masks: Whether forbidden actions are masked; otherwise the environment replaces them. None masks where it can.
         gamma: Discount of learner and shaping.
         **hyperparameters: Arguments of the algorithm's constructor, in place of this class's `defaults`.
 
     Raises:
+        AgentError: If it is no algorithm of stable-baselines3, or cannot mask.
         UnknownNameError: If the algorithm has no such argument.
     """
 
     family = "learner"
-    algorithm: ClassVar[str]
-    defaults: ClassVar[dict[str, Any]]
-    practice_environments: ClassVar[int] = 1
+    algorithm: ClassVar[str | None] = None
+    defaults: ClassVar[dict[str, Any]] = {}
+    default_masks: ClassVar[bool | None] = None
+    default_warm_start_steps: ClassVar[int] = 0
     model: BaseAlgorithm | None = None  # the learner of the last search
-    default_warm_start_steps: ClassVar[int] = 40_000
 
     def __init__(
         self,
+        algorithm: type[BaseAlgorithm] | str | None = None,
         *,
+        policy: str = "MlpPolicy",
         warm_start_steps: int | None = None,
         reward: RewardKind = "shaped",
+        masks: bool | None = None,
         gamma: float = 1.0,
         **hyperparameters: Any,
     ) -> None:
@@ -59,40 +72,85 @@ class SB3Agent(Agent):
             warm_start_steps = self.default_warm_start_steps
         if isinstance(warm_start_steps, bool) or not isinstance(warm_start_steps, int) or warm_start_steps < 0:
             raise AgentError(f"warm_start_steps is {warm_start_steps!r}; give a whole number, 0 for none.")
-        module, _, name = self.algorithm.partition(":")
-        self._class: type[Any] = getattr(importlib.import_module(module), name)
-        own = {"env", "policy", "seed", "gamma", "tensorboard_log", "verbose", "self", "_init_setup_model", "device"}
-        known = {
-            "warm_start_steps": None,
-            "reward": None,
-            "gamma": None,
-            **{key: None for key in inspect.signature(self._class.__init__).parameters if key not in own},
-        }
+        if reward not in ("shaped", "terminal"):
+            raise AgentError(f"reward {reward!r} is unknown; a learner's true reward is 'shaped' or 'terminal'.")
+        given = self.algorithm if algorithm is None else algorithm
+        self._class: type[Any] = import_object(given, "algorithm") if isinstance(given, str) else given  # type: ignore[assignment]
+        if not (isinstance(self._class, type) and issubclass(self._class, BaseAlgorithm)):
+            raise AgentError(f"{given!r} is no algorithm; expected a subclass of stable-baselines3's BaseAlgorithm.")
+        if not isinstance(policy, str):
+            raise AgentError(f"policy is {policy!r}; give the name of one, for example MlpPolicy.")
+        known = ["policy", "warm_start_steps", "reward", "masks", "gamma", *_constructor_options(self._class)]
         check_options(self.name, hyperparameters, known)
-        self.warm_start_steps, self.reward_kind, self.gamma = warm_start_steps, reward, gamma
+        self.warm_start_steps, self.reward_kind, self.gamma, self.policy = warm_start_steps, reward, gamma, policy
+        self.masks = self._masked(self.default_masks if masks is None else masks)
         self.hyperparameters = {**self.defaults, **hyperparameters}
+
+    def _masked(self, wanted: bool | None) -> bool:
+        """Whether the learner gets masks; takes the algorithm's masked variant for it."""
+        if wanted is not None and not isinstance(wanted, bool):
+            raise AgentError(f"masks is {wanted!r}; give true or false.")
+        if masks_itself(self._class):
+            if wanted is False:
+                raise AgentError(f"{self._class.__name__} always masks; take ppo without masks.")
+            return True
+        if wanted is False:
+            return False
+        variant = masked(self._class)
+        if variant is None:
+            if wanted:
+                raise AgentError(
+                    f"there are no masks for {self._class.__name__}; write masks: false, and forbidden actions are "
+                    "replaced by the nearest allowed ones."
+                )
+            return False
+        self._class = variant
+        return True
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
         with torch_threads(1):
-            env = LayerWiseEnv(session.task, reward=self.reward_kind, gamma=self.gamma, measure=session.evaluate)
-            model = self._model([lambda: env], session)
+            env = self.environment(session)
+            model = self._model(DummyVecEnv([lambda: Monitor(env)]), env, session)
             if self.warm_start_steps:
                 self._practise(model, session)
             if self.folder is not None:
                 model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
             self.model = model
-            callback = _UntilEnded(session, len(session.task.workload))
-            steps = session.limit * len(session.task.workload)
+            steps_an_episode = self.episode_steps(session.task)
+            callback = UntilEnded(session, steps_an_episode)
+            steps = session.limit * steps_an_episode
             while not session.ended and not callback.stalled:
                 model.learn(steps, callback=callback, reset_num_timesteps=False, log_interval=1)
 
-    def _model(self, makers: list[Callable[[], LayerWiseEnv]], session: SearchSession) -> BaseAlgorithm:
-        environments = DummyVecEnv([lambda make=make: Monitor(make()) for make in makers])  # type: ignore[misc]
-        sized = self._sized(len(session.task.workload), len(makers))
+    def environment(self, session: SearchSession) -> gym.Env[Any, Any]:
+        """The environment with the true reward, evaluated through a session."""
+        return LayerWiseEnv(session.task, reward=self.reward_kind, gamma=self.gamma, measure=session.evaluate)
+
+    def practice(self, task: Task) -> tuple[VecEnv, gym.Env[Any, Any]]:
+        """Environments with the predicted reward, and one that they are like."""
+        env = LayerWiseEnv(task, reward="predicted", gamma=self.gamma)
+        return LayerWiseVecEnv(self._practice_environments, env), env
+
+    def episode_steps(self, task: Task) -> int:
+        """Steps that an episode has."""
+        return len(task.workload)
+
+    @property
+    def _practice_environments(self) -> int:
+        """On-policy learners practise in many environments of a few episodes each."""
+        return 16 if issubclass(self._class, OnPolicyAlgorithm) else 1
+
+    def _model(self, environments: VecEnv, env: gym.Env[Any, Any], session: SearchSession) -> BaseAlgorithm:
+        if not issubclass(self._class, OffPolicyAlgorithm | OnPolicyAlgorithm):
+            raise AgentError(f"{self._class.__name__} is neither an on-policy nor an off-policy algorithm.")
+        sized = self._sized(self.episode_steps(session.task), environments.num_envs)
+        if self.masks and not masks_itself(self._class):
+            assert isinstance(env, LayerWiseEnv)
+            sized["policy_kwargs"] = {**(sized.get("policy_kwargs") or {}), "mask": ObservedMask.of(env)}
         try:
             model: BaseAlgorithm = self._class(
-                "MlpPolicy", environments, seed=session.seed, gamma=self.gamma, device="cpu", **sized
+                self.policy, environments, seed=session.seed, gamma=self.gamma, device="cpu", **sized
             )
         except Exception as error:  # the library checks hyperparameters with assertions and errors of many types
             raise AgentError(
@@ -100,150 +158,21 @@ class SB3Agent(Agent):
             ) from error
         return model
 
-    def _sized(self, layers: int, environments: int) -> dict[str, Any]:
-        """Hyperparameters of the constructor, for episodes of `layers` steps."""
+    def _sized(self, steps: int, environments: int) -> dict[str, Any]:
+        """Hyperparameters of the constructor, for episodes of a number of steps."""
         return dict(self.hyperparameters)
 
     def _practise(self, model: BaseAlgorithm, session: SearchSession) -> None:
         """Train a copy on the predicted reward and take over its weights; its optimiser and memory are left behind."""
-        task, steps = session.task, self.warm_start_steps
-
-        def make() -> LayerWiseEnv:
-            return LayerWiseEnv(task, reward="predicted", gamma=self.gamma)
-
-        practised = self._model([make] * self.practice_environments, session)
-        practised.learn(steps, callback=_SayProgress(session, steps))
+        practised = self._model(*self.practice(session.task), session)
+        practised.learn(self.warm_start_steps, callback=SayProgress(session, self.warm_start_steps))
         model.policy.load_state_dict(practised.policy.state_dict())
         session.say("")
 
 
-class _SayProgress(BaseCallback):
-    """Keeps the note of the session up to date while a model practises."""
-
-    def __init__(self, session: SearchSession, steps: int) -> None:
-        super().__init__()
-        self._session, self._steps, self._said = session, steps, -1
-
-    def _on_step(self) -> bool:
-        percent = min(100, 100 * self.num_timesteps // self._steps)
-        if percent != self._said:
-            self._said = percent
-            self._session.say(f"practising on the predicted loss, {percent} %")
-        return True
-
-
-class _UntilEnded(BaseCallback):
-    """Stops the learner when the evaluations are used up, or when it only repeats itself.
-
-    Entropy is steered as well, for learners that have a bonus for it: repeated allocations cost no evaluation and teach
-    nothing new, so where most episodes of a rollout repeat old ones the bonus grows, and it shrinks back otherwise.
-    """
-
-    def __init__(self, session: SearchSession, layers: int) -> None:
-        super().__init__()
-        self._session, self._layers = session, layers
-        self._last_new = 0  # step at which the last new allocation came
-        self._known = 0
-        self._rollout_start = (0, 0)
-        self._least_entropy: float | None = None
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the learner has brought nothing new for a long time."""
-        return self.num_timesteps - self._last_new > STALLED_EPISODES * self._layers
-
-    def _on_step(self) -> bool:
-        if self._session.evaluations > self._known:
-            self._known, self._last_new = self._session.evaluations, self.num_timesteps
-        return not self._session.ended and not self.stalled
-
-    def _on_rollout_start(self) -> None:
-        self._rollout_start = (self.num_timesteps, self._session.evaluations)
-
-    def _on_rollout_end(self) -> None:
-        best = self._session.best()
-        if best is not None:
-            self.logger.record("search/best_accuracy", best.quality.accuracy)
-        self.logger.record("search/evaluations", self._session.evaluations)
-        model: Any = self.model
-        bonus = getattr(model, "ent_coef", None)
-        if not isinstance(bonus, float):
-            return
-        if self._least_entropy is None:
-            self._least_entropy = bonus
-        episodes = (self.num_timesteps - self._rollout_start[0]) / self._layers
-        new = self._session.evaluations - self._rollout_start[1]
-        if episodes > 0:
-            factor = 1.5 if new < 0.5 * episodes else 1 / 1.5
-            model.ent_coef = min(1.0, max(self._least_entropy, bonus * factor))
-        self.logger.record("search/entropy_bonus", model.ent_coef)
-
-
-class _OnPolicyAgent(SB3Agent):
-    """Learners that collect whole episodes before each update."""
-
-    practice_environments = 16
-    episodes_per_update: ClassVar[int] = 16
-
-    def _sized(self, layers: int, environments: int) -> dict[str, Any]:
-        sized = dict(self.hyperparameters)
-        if "n_steps" not in self.hyperparameters:
-            # Practice has many environments of a few episodes each, the search one environment of as many.
-            sized["n_steps"] = layers * (4 if environments > 1 else self.episodes_per_update)
-        sized.setdefault("batch_size", max(2, sized["n_steps"] * environments // 4))
-        return sized
-
-
-class PPOAgent(_OnPolicyAgent):
-    """PPO; forbidden actions are clamped by the environment."""
-
-    name = "ppo"
-    algorithm = "stable_baselines3:PPO"
-    defaults: ClassVar[dict[str, Any]] = {
-        "learning_rate": 1e-3,
-        "n_epochs": 8,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.005,
-        "max_grad_norm": 0.5,
-    }
-
-
-class MaskablePPOAgent(_OnPolicyAgent):
-    """PPO whose policy never proposes what would break the budget."""
-
-    name = "maskable-ppo"
-    algorithm = "sb3_contrib:MaskablePPO"
-    defaults: ClassVar[dict[str, Any]] = PPOAgent.defaults
-
-
-class DQNAgent(SB3Agent):
-    """DQN; forbidden actions are clamped by the environment. One width for weights and activations only."""
-
-    name = "dqn"
-    default_warm_start_steps = 25_000  # a step of DQN costs several times one of PPO
-    algorithm = "stable_baselines3:DQN"
-    defaults: ClassVar[dict[str, Any]] = {
-        "learning_rate": 5e-4,
-        "buffer_size": 50_000,
-        "learning_starts": 100,
-        "batch_size": 64,
-        "train_freq": 4,
-        "gradient_steps": 1,
-        "target_update_interval": 500,
-        "exploration_initial_eps": 0.3,
-        "exploration_fraction": 0.5,
-        "exploration_final_eps": 0.1,
-    }
-
-    def explore(self, session: SearchSession) -> None:
-        """See `Agent.explore`.
-
-        Raises:
-            AgentError: If weights and activations are chosen apart, which DQN's single discrete action cannot.
-        """
-        if session.task.separate:
-            raise AgentError(
-                "dqn needs one discrete action, but this task chooses weights and activations apart; use "
-                "ppo or maskable-ppo, or leave them tied."
-            )
-        super().explore(session)
+def _constructor_options(algorithm: type[Any]) -> list[str]:
+    """What may be given to the constructor of an algorithm; those of variants with masks are of the class itself."""
+    for known in algorithm.__mro__:
+        if "__init__" in vars(known):
+            return [key for key in inspect.signature(vars(known)["__init__"]).parameters if key not in _GIVEN]
+    return []

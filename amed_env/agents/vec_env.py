@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv
 
-from amed_env.envs.batch import LayerWiseBatch
+from amed_env.envs.batch import LayerWiseBatch, RewardOf
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import InputError
 
@@ -27,15 +27,18 @@ class LayerWiseVecEnv(VecEnv):
     Args:
         num_envs: N.
         env: An environment that they are like; made of the options by default.
+        reward_of: What rewards whole allocations in place of the environment: from int64 (N, L) float64 (N,).
         **options: Those of `LayerWiseEnv`.
 
     Raises:
         InputError: If many environments cannot be stepped at once; the message says why.
     """
 
-    def __init__(self, num_envs: int, env: LayerWiseEnv | None = None, **options: Any) -> None:
+    def __init__(
+        self, num_envs: int, env: LayerWiseEnv | None = None, *, reward_of: RewardOf | None = None, **options: Any
+    ) -> None:
         self.single = LayerWiseEnv(**options) if env is None else env
-        self.batch = LayerWiseBatch(self.single, num_envs)
+        self.batch = LayerWiseBatch(self.single, num_envs, reward_of)
         self.render_mode: str | None = None
         self._actions: npt.NDArray[Any] = np.zeros(0, dtype=np.int64)
         self._rng = np.random.default_rng()

@@ -71,7 +71,11 @@ class Contender:
         recipe = getattr(agent, "recipe", None) or {}
         family = agent.family if agent.family in ("learner", "search") else "search"
         own = recipe.get("description") or agent.description or type(agent).__name__
-        return family, own if listed is None else listed.description, (*agent.saw, *recipe.get("tuned_on", ()))
+        return (
+            family,
+            own if listed is None else listed.description,
+            tuple(dict.fromkeys((*agent.saw, *recipe.get("tuned_on", ())))),
+        )
 
 
 def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> Run | None:

@@ -97,7 +97,7 @@ def search(output: Output, request: SearchRequest) -> int:
             note_slow_layers(output, task)
             if task.pins:
                 output.note(f"pinned: {pins_text(task.pins)}")
-            settings = _settings(request, task, options, backend)
+            settings = _settings(request, task, options, backend, agent)
             store = folder.start(settings, sys.argv, {"threads": threads})
             backend.keep_answers(store)
             return _run(output, request, folder, store, task, agent)
@@ -221,7 +221,9 @@ def _verdict(result: SearchResult) -> str:
     return f"{text} ({spent})."
 
 
-def _settings(request: SearchRequest, task: Task, options: dict[str, Any], backend: HardwareBackend) -> dict[str, Any]:
+def _settings(
+    request: SearchRequest, task: Task, options: dict[str, Any], backend: HardwareBackend, agent: Agent
+) -> dict[str, Any]:
     """What determines the search, resolved; see `RunFolder.start`."""
     recipe = getattr(task.evaluator, "recipe", None)
     return {
@@ -234,6 +236,8 @@ def _settings(request: SearchRequest, task: Task, options: dict[str, Any], backe
         "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
         "agent": request.agent,
         "agent_options": options,
+        # The content and not the path alone: a search whose recipe was changed meanwhile is another one.
+        **({} if agent.recipe is None else {"agent_recipe": agent.recipe}),
         "evaluations": request.evaluations,
         "seed": request.seed,
         "early_confidence": request.early_confidence,

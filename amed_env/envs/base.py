@@ -155,7 +155,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     def _finish(self, wanted: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
         """The true reward of a whole allocation, and whether a fault cut the episode off; `info` gets the details."""
         try:
-            choices, info["repaired"] = self._within_limits(self.task.nearest_choosable(wanted))
+            choices, info["repaired"] = self.within_limits(self.task.nearest_choosable(wanted))
             trial = self._trial(self.task.allocation(choices))
             reference = self.task.float_quality
         except (SearchEnded, StoreError):
@@ -178,7 +178,8 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         }
         return reward, False
 
-    def _within_limits(self, choices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], bool]:
+    def within_limits(self, choices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], bool]:
+        """The allocation that an episode with these choices would be scored by, and whether it was repaired."""
         if self.task.capabilities.additive:
             rows = np.arange(len(choices))
             costs = {metric: float(table[rows, choices].sum()) for metric, table in self.task.costs.items()}

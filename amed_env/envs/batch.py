@@ -6,7 +6,7 @@ operations on arrays of all episodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from amed_env.objective import BUDGET_METRICS, VIOLATION_PENALTY, score
 from amed_env.repair import repair
 
 FloatArray = npt.NDArray[np.float64]
+RewardOf = Callable[[npt.NDArray[np.int64]], FloatArray]
 
 
 def why_not(env: LayerWiseEnv) -> str | None:
@@ -41,13 +42,14 @@ class LayerWiseBatch:
     Args:
         env: The environment whose episodes they are; it is asked for its task, budgets, rewards and spaces.
         count: N.
+        reward_of: What rewards whole allocations in place of the environment: from int64 (N, L) float64 (N,).
 
     Raises:
         InputError: If the task's quality is not in a table (unless the reward is `predicted`), or costs do not add up.
     """
 
-    def __init__(self, env: LayerWiseEnv, count: int) -> None:
-        reason = why_not(env)
+    def __init__(self, env: LayerWiseEnv, count: int, reward_of: RewardOf | None = None) -> None:
+        reason = None if reward_of is not None else why_not(env)
         if reason is not None:
             raise InputError(
                 f"{reason}; take a task whose name begins with 'tabular/', reward='predicted', or a vector environment "
@@ -62,7 +64,8 @@ class LayerWiseBatch:
         widths = np.asarray(self.task.precisions, dtype=np.float64)
         self._distance = np.abs(widths[:, None] - widths).sum(axis=2)
         self._rows = np.arange(count)
-        if env.reward_kind != "predicted":
+        self._reward_of = reward_of
+        if env.reward_kind != "predicted" and reward_of is None:
             self._prepare_lookups()
         self.start(np.full((count, len(METRICS)), np.inf))
 
@@ -177,7 +180,10 @@ class LayerWiseBatch:
         info: dict[str, Any] = {"action_clamped": taken != wanted, "action_taken": taken}
         rewards = np.zeros(self.count)
         if self.over:
-            rewards = -np.log1p(state.predicted_loss) if kind == "predicted" else self._finish(info)
+            if self._reward_of is not None:
+                rewards = self._reward_of(state.choices)
+            else:
+                rewards = -np.log1p(state.predicted_loss) if kind == "predicted" else self._finish(info)
         if kind == "shaped":
             after = 0.0 if self.over else -np.log1p(state.predicted_loss)
             rewards = rewards + (self.env.gamma * after + np.log1p(before))

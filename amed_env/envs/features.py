@@ -89,6 +89,11 @@ class Observer:
         self._one_hot, self._no_choice = np.eye(self._choices), np.zeros(self._choices)
         self.size = len(self.observe(self._empty(), np.ones(self._choices, dtype=bool)))
 
+    @property
+    def mask_columns(self) -> slice:
+        """Where an observation has what may be chosen: P columns of 0 and 1."""
+        return slice(self.size - 3 - self._choices, self.size - 3)
+
     def _empty(self) -> EpisodeState:
         return EpisodeState(0, [], np.zeros(len(METRICS)), np.full(len(METRICS), np.inf))
 

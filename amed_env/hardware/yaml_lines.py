@@ -16,6 +16,7 @@ class YamlDocument:
     Args:
         text: The YAML source; a mapping at the top level.
         where: File name or other origin, for messages.
+        noun: What such a file is called in messages.
 
     Attributes:
         data: The document as plain Python objects.
@@ -25,12 +26,12 @@ class YamlDocument:
             tags that plain data does not need; the message has the origin and the line.
     """
 
-    def __init__(self, text: str, where: str) -> None:
+    def __init__(self, text: str, where: str, noun: str = "device file") -> None:
         self.where = where
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
             if root is None:
-                raise DeviceError(f"{where}: the file is empty; a device file is a YAML mapping.")
+                raise DeviceError(f"{where}: the file is empty; a {noun} is a YAML mapping.")
             self._root: yaml.Node = root
             self._check(root, set())
             data = yaml.safe_load(text)
@@ -41,7 +42,7 @@ class YamlDocument:
         except yaml.YAMLError as error:
             raise DeviceError(f"{where}: no valid YAML: {' '.join(str(error).split())}.") from error
         except RecursionError as error:
-            raise DeviceError(f"{where}: the YAML is nested too deeply; a device file has three levels.") from error
+            raise DeviceError(f"{where}: the YAML is nested too deeply; a {noun} has three levels.") from error
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             # PyYAML lets these escape from scalars that look like dates, numbers or binary data and are none.
             raise DeviceError(f"{where}: a value cannot be read as YAML: {error}.") from error

@@ -223,3 +223,19 @@ def test_wrong_pins_are_named(amed):
     assert answer.code == 2 and "did you mean 'stem'" in answer.err
     answer = amed(*RANDOM, "--pin", "first")
     assert answer.code == 2 and "layer=bits" in answer.err
+
+
+RECIPE = "format: amed-agent/1\ndescription: two changes\nalgorithm: agents.hill_climbing:HillClimbing\ntuned_on: []\n"
+
+
+def test_a_recipe_is_an_agent_and_part_of_the_settings(amed, tmp_path):
+    arguments = ["search", "tabular/digits-cnn", "--agent", "mine.yaml", "--evaluations", 4, "--out", "run"]
+    arguments += ["--budget", "latency=0.5"]
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("tuned_on", "tuned"))
+    answer = amed(*arguments)
+    assert answer.code == 2 and "mine.yaml, line 4: unknown key 'tuned'" in answer.err
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    assert amed(*arguments, "--json").json["agent"] == "mine"
+    (tmp_path / "mine.yaml").write_text(RECIPE + "hyperparameters: {changes: 1}\n")
+    answer = amed(*arguments, "--resume")
+    assert answer.code == 2 and "other settings: agent_recipe" in answer.err

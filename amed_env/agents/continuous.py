@@ -1,0 +1,94 @@
+"""Continuous control of widths, as in HAQ: DDPG, TD3 and SAC of stable-baselines3."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from amed_env.agents.sb3 import SB3Agent
+from amed_env.agents.session import SearchSession
+from amed_env.envs.continuous import ContinuousWidths
+from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.errors import AgentError
+from amed_env.task import Task
+
+
+class ContinuousAgent(SB3Agent):
+    """A learner whose action is one number a layer; where widths are apart, weights and activations take turns.
+
+    Args:
+        noise: Standard deviation of the normal noise that is added to actions, in units of half the range from the
+            narrowest to the widest.
+        **options: Those of `SB3Agent`.
+
+    Raises:
+        AgentError: If the noise is out of range, or masks are asked for: the environment projects instead.
+    """
+
+    default_masks = False
+    default_noise: ClassVar[float] = 0.5
+    default_warm_start_steps = 4_000
+    defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 1e-3,
+        "buffer_size": 50_000,
+        "learning_starts": 100,
+        "batch_size": 64,
+        "train_freq": 2,
+        "gradient_steps": 1,
+        "policy_kwargs": {"net_arch": [64, 64]},
+    }
+
+    def __init__(self, *, noise: float | None = None, **options: Any) -> None:
+        noise = self.default_noise if noise is None else noise
+        if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < np.inf:
+            raise AgentError(f"noise is {noise!r}; give a number of at least 0.")
+        super().__init__(**options)
+        self.noise = float(noise)
+
+    def environment(self, session: SearchSession) -> gym.Env[Any, Any]:
+        """See `SB3Agent.environment`."""
+        inner = super().environment(session)
+        assert isinstance(inner, LayerWiseEnv)
+        return ContinuousWidths(inner)
+
+    def practice(self, task: Task) -> tuple[VecEnv, gym.Env[Any, Any]]:
+        """See `SB3Agent.practice`."""
+        env = ContinuousWidths(LayerWiseEnv(task, reward="predicted", gamma=self.gamma))
+        return DummyVecEnv([lambda: Monitor(env)]), env
+
+    def episode_steps(self, task: Task) -> int:
+        """See `SB3Agent.episode_steps`."""
+        return len(task.workload) * (2 if task.separate else 1)
+
+    def _sized(self, steps: int, environments: int) -> dict[str, Any]:
+        sized = super()._sized(steps, environments)
+        if self.noise and "action_noise" not in sized:
+            sized["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, self.noise))
+        return sized
+
+
+class DDPGAgent(ContinuousAgent):
+    """DDPG, the learner of HAQ."""
+
+    name = "ddpg"
+    algorithm = "stable_baselines3:DDPG"
+
+
+class TD3Agent(ContinuousAgent):
+    """TD3."""
+
+    name = "td3"
+    algorithm = "stable_baselines3:TD3"
+
+
+class SACAgent(ContinuousAgent):
+    """SAC; its own entropy explores, so there is no further noise."""
+
+    name = "sac"
+    algorithm = "stable_baselines3:SAC"
+    default_noise = 0.0
