@@ -96,17 +96,25 @@ class AllocationWalk:
             self.move(min(self.settings.reheating**repeats, _MOST_HEAT))
 
     def _enter_budgets(self) -> bool:
-        """Go down to the budgets; whether a way was found. What strands goes on by a repair."""
+        """Go down to the budgets; whether a way was found."""
         excess = self._filter.violation(self.choices)
         while excess > 0:
             lower = self._random_descent(excess)
             if lower is None:
-                repaired = repair(self.task, self.choices, self._filter.limits)
-                if repaired is None:
+                found = self._stranded()
+                if found is None:
                     return False
-                self.choices, lower = repaired, 0.0
+                self.choices, lower = found, 0.0
             excess = lower
         return True
+
+    def _stranded(self) -> IntArray | None:
+        """Where to go on if no single move lowers the violation: a repair, else the widest uniform precision within."""
+        repaired = repair(self.task, self.choices, self._filter.limits)
+        if repaired is not None:
+            return repaired
+        uniform = (self.task.uniform_choices(int(choice)) for choice in self.task.free_choices[::-1])
+        return next((choices for choices in uniform if self._filter.allows(choices)), None)
 
     def _random_descent(self, excess: float) -> float | None:
         """Enter a random neighbour of less violation and return its violation; None if there is none."""
