@@ -120,6 +120,7 @@ def shuffled_table():
     )
 
 
+@pytest.mark.slow
 def test_it_learns_more_than_random_and_the_released_code_and_nothing_from_shuffled_rewards():
     amed, random, released = (float(interquartile_mean(regrets(a))) for a in ("amed", "random", "amed-released"))
     assert amed < random - 0.05 and amed < released
