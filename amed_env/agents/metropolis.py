@@ -91,7 +91,7 @@ class MetropolisHastings:
             current: Its precision now.
         """
         if self.proposal == "scores":
-            return self.law[layer]
+            return np.asarray(self.law[layer])
         others = (self.law[layer] > 0).astype(np.float64)
         others[current] = 0.0
         count = others.sum()

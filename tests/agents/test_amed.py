@@ -182,3 +182,13 @@ class Scaled(BitProportional):
 
     def layer_cost(self, layer, precision):
         return {"latency_ms": self.factor * super().layer_cost(layer, precision)["latency_ms"]}
+
+
+@pytest.mark.parametrize("name", ["amed", "amed-released"])
+def test_equal_seeds_give_equal_searches(name):
+    def keys(seed):
+        result = make_agent(name).search(formula_task(5, {"latency": 0.6}), 15, seed)
+        assert result.agent == name and result.evaluations == len(result.trials) == 15
+        return [trial.allocation.key() for trial in result.trials]
+
+    assert keys(3) == keys(3) != keys(4)
