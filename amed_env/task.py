@@ -200,6 +200,11 @@ class Task:
         """The same precision number for every layer that is not pinned: int64 (L,)."""
         return self.nearest_choosable(np.full(len(self.workload), choice, dtype=np.int64))
 
+    def start_choices(self) -> npt.NDArray[np.int64]:
+        """Uniform 8 bit, or the widest precision where layers cannot choose that, but for pinned layers: int64 (L,)."""
+        wide = [c for c in self.free_choices if self.precisions[c] == (REFERENCE_BITS, REFERENCE_BITS)]
+        return self.uniform_choices(int(wide[0] if wide else self.free_choices[-1]))
+
     def nearest_choosable(self, choices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Choices in which what a layer may not choose is replaced by the nearest that it may: int64 (L,).
 

@@ -46,6 +46,16 @@ _BUILT_IN = {
         "search",
         "single-layer KL sensitivity, best gain per cost until the budget is met",
     ),
+    "amed": (
+        "amed_env.agents.amed:AmedAgent",
+        "search",
+        "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)",
+    ),
+    "amed-released": (
+        "amed_env.agents.amed_released:AmedReleasedAgent",
+        "search",
+        "the faults of AMED's released code, for comparison with amed only",
+    ),
 }
 
 AGENTS: Registry[Any] = Registry("agent", group=GROUP)

@@ -4,6 +4,7 @@ from gymnasium.envs.registration import register, registry
 
 LAYER_WISE = "AMED/LayerWise-v0"
 ONE_SHOT = "AMED/OneShot-v0"
+RANDOM_WALK = "AMED/RandomWalk-v0"
 
 if LAYER_WISE not in registry:
     register(
@@ -13,3 +14,5 @@ if LAYER_WISE not in registry:
     )
 if ONE_SHOT not in registry:
     register(id=ONE_SHOT, entry_point="amed_env.envs.one_shot:OneShotEnv")
+if RANDOM_WALK not in registry:
+    register(id=RANDOM_WALK, entry_point="amed_env.envs.random_walk:RandomWalkEnv")
