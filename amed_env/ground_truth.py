@@ -40,7 +40,7 @@ def optimum(task: Task, budget: Budgets | None = None, split: Split = "search") 
     """
     task = task if budget is None else task.with_budget(budget)
     table = _evaluator(task).table
-    feasible = _feasible(task)
+    feasible = feasible_rows(task)
     if not feasible.any():
         raise BudgetError(f"no allocation meets {' and '.join(map(str, task.budgets))} on {task.device!r}.")
     correct = np.where(feasible, table.correct[check_split(split)].astype(np.int64), -1)
@@ -66,7 +66,7 @@ def pareto_front(task: Task, metric: str = "latency_ms", split: Split = "search"
         InputError: If the task is on no table, or the device does not report the metric.
     """
     table = _evaluator(task).table
-    rows = np.flatnonzero(_feasible(task))
+    rows = np.flatnonzero(feasible_rows(task))
     costs, correct = all_costs(task, metric)[rows], table.correct[check_split(split)][rows].astype(np.int64)
     by_cost = np.argsort(costs, kind="stable")
     ordered = costs[by_cost]
@@ -98,7 +98,7 @@ def regret_of(task: Task, allocation: BitAllocation | None, split: Split = "sear
         Percentage points, 0 or more.
     """
     best = optimum(task, split=split).quality.accuracy
-    if allocation is None or not _feasible(task)[_evaluator(task).row(allocation)]:
+    if allocation is None or not feasible_rows(task)[_evaluator(task).row(allocation)]:
         return 100.0 * best
     return 100.0 * (best - _evaluator(task).evaluate(allocation, split).accuracy)
 
@@ -126,6 +126,38 @@ def all_costs(task: Task, metric: str) -> npt.NDArray[np.float64]:
     answers = task.cost_many([_allocation(task, int(row)) for row in allowed])
     found[allowed] = [answer.metrics[metric] for answer in answers]
     return found
+
+
+def feasible_rows(task: Task) -> npt.NDArray[np.bool_]:
+    """Which rows of the task's table the task allows and its budgets admit: bool (rows,).
+
+    Raises:
+        InputError: If the task is on no table.
+    """
+    feasible = _allowed(task)
+    for metric, limit in task.limits.items():
+        feasible &= all_costs(task, metric) <= limit * (1 + TOLERANCE)
+    return feasible
+
+
+def rows_of(task: Task, choices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Rows of the task's table, for many allocations at once.
+
+    Args:
+        task: A task on a quality table.
+        choices: (N, G): for each group of layers the number of its precision among those of the task.
+
+    Returns:
+        int64 (N,).
+
+    Raises:
+        InputError: If the task is on no table, or a choice does not exist.
+    """
+    strides = _evaluator(task).table.strides
+    numbers = np.asarray(choices, dtype=np.int64).reshape(-1, len(strides))
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(task.precisions):
+        raise InputError(f"task {task.network!r} has precisions 0 to {len(task.precisions) - 1}; found others.")
+    return np.asarray(np.asarray(_columns(task))[numbers] @ strides)
 
 
 def _evaluator(task: Task) -> TableEvaluator:
@@ -157,13 +189,6 @@ def _allowed(task: Task) -> npt.NDArray[np.bool_]:
     forbidden = np.ones((len(table.ties.groups), len(table.precisions)))
     forbidden[:, _columns(task)] = ~task.choosable
     return np.asarray(_sums(forbidden) == 0)
-
-
-def _feasible(task: Task) -> npt.NDArray[np.bool_]:
-    feasible = _allowed(task)
-    for metric, limit in task.limits.items():
-        feasible &= all_costs(task, metric) <= limit * (1 + TOLERANCE)
-    return feasible
 
 
 def _allocation(task: Task, row: int) -> BitAllocation:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from amed_env.commands.bench_report import report
 from amed_env.commands.options import JsonOption
 from amed_env.commands.output import Output
 
@@ -203,3 +204,6 @@ def leaderboard(
             from amed_env.commands.bench_results import leaderboard as run
         code = run(output, results, out, replays, workers)
     raise typer.Exit(code)
+
+
+bench_app.command()(report)

@@ -1,0 +1,252 @@
+"""Pictures of a comparison of agents, as matplotlib figures; `report.style.png` makes files of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from amed_env.bench.curves import REFERENCE, AgentRuns, Comparison
+from amed_env.bench.estimates import (
+    THRESHOLDS,
+    beats_all,
+    final_regret,
+    optimum_on_test,
+    profile,
+    regret_curve,
+    regret_on_test,
+)
+from amed_env.bench.marks import GROUPS, REGRET_TICKS, Mark, evaluation_ticks, marks_of, spread, unspread
+from amed_env.report.style import ACCENT, DARK, new_figure, tidy
+from amed_env.run_statistics import Estimate, interquartile_mean
+
+_GRID = "#e6e8eb"
+_BAND = 0.16  # opacity
+_LINE_POINTS = 9.5  # height of a label in points
+
+
+def draw_regret(comparison: Comparison, groups: Sequence[str] = tuple(GROUPS)) -> Figure:
+    """Regret after every number of evaluations: a row for all cells and each task, a column for each kind of agent.
+
+    Args:
+        comparison: The agents.
+        groups: Kinds of agents, of which those without any agent are left out; `random` is in every column.
+    """
+    scopes = {"all cells": comparison}
+    if len(comparison.tasks) > 1:
+        scopes.update({task: comparison.of_task(task) for task in comparison.tasks})
+    shown = [group for group in groups if _panel(comparison, group)]
+    figure = new_figure(4.6 * len(shown) + 0.6, 3.5 * len(scopes) + 0.5)
+    grid = figure.subplots(len(scopes), len(shown), sharex=True, sharey="row", squeeze=False)
+    for axes_row, (scope, of_scope) in zip(grid, scopes.items(), strict=True):
+        curves = {agent.name: regret_curve(agent) for agent in of_scope.agents}
+        for axes, group in zip(axes_row, shown, strict=True):
+            _draw_curves(axes, of_scope, _panel(of_scope, group), curves)
+            axes.set_title(f"{GROUPS[group]}, {scope}", loc="left", fontsize=10, color=DARK)
+        axes_row[0].set_ylabel("regret (accuracy points)")
+    for axes in grid[-1]:
+        axes.set_xlabel("distinct evaluations")
+    _head(figure, comparison, "Regret on the search split: interquartile mean, 95 % bootstrap interval")
+    return figure
+
+
+def _panel(comparison: Comparison, group: str) -> list[AgentRuns]:
+    """The agents of a panel, `random` last; none if the kind has no other agent than that."""
+    agents = [agent for agent in comparison.group(group) if agent.name != REFERENCE]
+    reference = comparison.find(REFERENCE)
+    if not agents and (reference is None or reference.group != group or len(comparison.agents) > 1):
+        return []
+    return agents if reference is None else [*agents, reference]
+
+
+def _draw_curves(
+    axes: Axes, comparison: Comparison, agents: Sequence[AgentRuns], curves: dict[str, Estimate]
+) -> None:
+    marks, points = marks_of(comparison), comparison.points
+    for agent in agents:
+        curve, mark = curves[agent.name], marks[agent.name]
+        axes.fill_between(points, curve.low, curve.high, step="post", color=mark.on(), alpha=_BAND, linewidth=0)
+        axes.step(points, curve.value, where="post", color=mark.on(), linestyle=mark.line, linewidth=1.7)
+    axes.set_xscale("log")
+    axes.set_xlim(1, comparison.evaluations)
+    axes.xaxis.set_major_locator(FixedLocator(evaluation_ticks(comparison.evaluations)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _regret_scale(axes, "y", max(float(curve.high.max()) for curve in curves.values()))
+    ends = [float(curves[agent.name].value[-1]) for agent in agents]
+    _label_ends(axes, [(agent.name, end, marks[agent.name]) for agent, end in zip(agents, ends, strict=True)])
+    axes.grid(color=_GRID, linewidth=0.7)
+    tidy(axes)
+
+
+def _regret_scale(axes: Axes, which: str, top: float) -> None:
+    """The scale of regrets, from 0 to `top`."""
+    top = max(top, 0.5) * 1.05
+    ticks = [tick for tick in REGRET_TICKS if tick <= top]
+    if which == "y":
+        axes.set_yscale("function", functions=(_forward, unspread))
+        axes.set_ylim(0, top)
+        axis = axes.yaxis
+    else:
+        axes.set_xscale("function", functions=(_forward, unspread))
+        axes.set_xlim(0, top)
+        axis = axes.xaxis
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _forward(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    return spread(np.maximum(np.asarray(values, dtype=np.float64), 0.0))
+
+
+def _label_ends(axes: Axes, labels: Sequence[tuple[str, float, Mark]]) -> None:
+    """Names at the right end of curves, moved apart where they would overlap."""
+    height_points = 3.5 * 72 * 0.78
+    low, high = _forward(axes.get_ylim())
+    unit = (high - low) / height_points * _LINE_POINTS
+    ordered = sorted(labels, key=lambda label: label[1])
+    wanted = _forward([end for _, end, _ in ordered])
+    for (name, _, mark), position in zip(ordered, apart(wanted, unit, float(low)), strict=True):
+        axes.annotate(
+            name.removeprefix("control/"),
+            (1.0, float(unspread(position))),
+            xycoords=("axes fraction", "data"),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=mark.on(),
+            annotation_clip=False,
+        )
+
+
+def apart(positions: npt.ArrayLike, distance: float, lowest: float) -> npt.NDArray[np.float64]:
+    """Rising positions moved as little as a single pass can, so that neighbours are `distance` apart.
+
+    Args:
+        positions: (N,), rising.
+        distance: Least distance of neighbours.
+        lowest: No position goes below this.
+    """
+    wanted = np.asarray(positions, dtype=np.float64)
+    steps = distance * np.arange(len(wanted))
+    level = wanted - steps
+    # Pool neighbours whose order is violated: the least-squares answer under the constraint.
+    blocks: list[list[float]] = []
+    for value in level:
+        blocks.append([float(value), 1.0])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, count = blocks.pop()
+            blocks[-1] = [
+                (blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count),
+                blocks[-1][1] + count,
+            ]
+    fitted = np.concatenate([np.full(int(count), mean) for mean, count in blocks]) if blocks else level
+    return np.asarray(np.maximum(fitted, lowest) + steps)
+
+
+def draw_profiles(comparison: Comparison) -> Figure:
+    """Which part of the runs has at most a regret, for every regret; a panel for each kind of agent."""
+    shown = [group for group in GROUPS if _panel(comparison, group)]
+    figure = new_figure(4.4 * len(shown) + 0.6, 4.4)
+    grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    profiles = {agent.name: profile(agent) for agent in comparison.agents}
+    marks = marks_of(comparison)
+    top = max(float(agent.final.max()) for agent in comparison.agents)
+    for axes, group in zip(grid, shown, strict=True):
+        for agent in _panel(comparison, group):
+            band, mark = profiles[agent.name], marks[agent.name]
+            axes.fill_between(THRESHOLDS, 100 * band.low, 100 * band.high, color=mark.on(), alpha=_BAND, linewidth=0)
+            axes.plot(
+                THRESHOLDS,
+                100 * band.value,
+                color=mark.on(),
+                linestyle=mark.line,
+                linewidth=1.7,
+                label=agent.name.removeprefix("control/"),
+            )
+        _regret_scale(axes, "x", top)
+        axes.set_ylim(0, 101)
+        axes.set_xlabel("regret τ (accuracy points)")
+        axes.set_title(GROUPS[group], loc="left", fontsize=10, color=DARK)
+        axes.grid(color=_GRID, linewidth=0.7)
+        axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
+        tidy(axes)
+    grid[0].set_ylabel("runs with a regret of at most τ (%)")
+    _head(figure, comparison, "Performance profiles at the end, pointwise 95 % interval")
+    return figure
+
+
+def draw_improvement(comparison: Comparison, pairs: Estimate | None = None) -> Figure:
+    """Probability that the agent of a row has less regret than that of a column, as a matrix."""
+    agents = comparison.agents
+    pairs = beats_all(agents) if pairs is None else pairs
+    count = len(agents)
+    figure = new_figure(3.2 + 0.52 * count, 2.6 + 0.46 * count)
+    axes = figure.subplots()
+    picture = axes.imshow(100 * pairs.value, cmap="RdBu", vmin=0, vmax=100, aspect="auto")
+    for row in range(count):
+        for column in range(count):
+            if row == column:
+                continue
+            value = float(pairs.value[row, column])
+            sure = pairs.low[row, column] > 0.5 or pairs.high[row, column] < 0.5
+            axes.text(
+                column,
+                row,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                fontweight="bold" if sure else "normal",
+                color="white" if abs(value - 0.5) > 0.33 else DARK,
+            )
+    names = [agent.name for agent in agents]
+    axes.set_yticks(range(count), names, fontsize=8.5)
+    axes.set_xticks(range(count), names, rotation=45, ha="left", rotation_mode="anchor", fontsize=8.5)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(picture, ax=axes, shrink=0.7, label="row beats column (% of pairs of runs)")
+    figure.suptitle(
+        "Probability of improvement; bold: the 95 % interval excludes 50 %", x=0.01, ha="left", fontsize=11, color=DARK
+    )
+    return figure
+
+
+def draw_splits(comparison: Comparison) -> Figure:
+    """Final regret of every agent on the search split, and that of the same allocations on the test split."""
+    agents = list(comparison.agents)[::-1]
+    figure = new_figure(8.4, 1.9 + 0.34 * len(agents))
+    axes = figure.subplots()
+    rows = np.arange(len(agents))
+    series: list[tuple[str, list[Estimate], dict[str, Any]]] = [
+        ("search split", [final_regret(agent) for agent in agents], {"marker": "o", "color": DARK}),
+        ("test split", [regret_on_test(agent) for agent in agents], {"marker": "D", "color": ACCENT}),
+    ]
+    for number, (label, estimates, look) in enumerate(series):
+        value, low, high = (np.array([getattr(e, part) for e in estimates]) for part in ("value", "low", "high"))
+        shift = 0.14 - 0.28 * number
+        axes.hlines(rows + shift, low, high, color=look["color"], linewidth=1.6)
+        axes.plot(value, rows + shift, linestyle="none", markersize=5.5, label=label, **look)
+    floor = float(interquartile_mean(optimum_on_test(comparison)[None]))
+    axes.axvline(floor, color=ACCENT, linestyle=(0, (2, 2)), linewidth=1.1, label="optimum of the search split, on test")
+    _regret_scale(axes, "x", max(float(e.high) for _, estimates, _ in series for e in estimates))
+    axes.set_yticks(rows, [agent.name for agent in agents], fontsize=8.5)
+    axes.set_xlabel("regret at the end (accuracy points), to the optimum of the same split")
+    axes.grid(axis="x", color=_GRID, linewidth=0.7)
+    tidy(axes)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    _head(figure, comparison, "Search and test split: interquartile mean, 95 % interval")
+    return figure
+
+
+def _head(figure: Figure, comparison: Comparison, what: str) -> None:
+    cells = f"{len(comparison.truths)} {comparison.which} cells of {comparison.suite}, {comparison.seeds} seeds"
+    figure.suptitle(f"{what}; {cells}", x=0.01, ha="left", fontsize=11, color=DARK)

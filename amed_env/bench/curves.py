@@ -1,0 +1,259 @@
+"""Regret of recorded runs after every number of evaluations, of all agents of a folder.
+
+Accuracies are looked up in the tables and never taken from a file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, read_result
+from amed_env.bench.suites import Cell, is_tabular, task_digest
+from amed_env.bench.truth import NOTHING, CellTruth, FloatArray, IntArray, cell_truth
+from amed_env.errors import AmedError, BenchFileError, InputError
+from amed_env.run_statistics import interquartile_mean
+
+CHECKPOINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+"""Evaluations after which tables show the regret."""
+CONTROL_PREFIX = "control/"
+REFERENCE = "random"
+"""The agent beside which everything is shown."""
+_POINTS_PER_DECADE = 8
+_SHARED = ("suite", "cells", "evaluations")
+"""What files must have in common to be compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class AgentRuns:
+    """The runs of one agent: R seeds on T cells.
+
+    Attributes:
+        header: What its file says about it.
+        rows: Row of the best allocation after each of the K points: int64 (K, R, T), `NOTHING` before the first.
+        regrets: Accuracy points on the search split: float64 (K, R, T).
+        test_regrets: Accuracy points on the test split of what was best on the search split at the end: (R, T).
+        evaluations: Distinct evaluations that were used: int64 (R, T).
+        seconds: Duration of the runs: float64 (R, T).
+        notes: Runs that ended before their time.
+    """
+
+    header: Header
+    rows: IntArray
+    regrets: FloatArray
+    test_regrets: FloatArray
+    evaluations: IntArray
+    seconds: FloatArray
+    notes: int
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return self.header.agent
+
+    @property
+    def group(self) -> str:
+        """`learner`, `search` or `control`."""
+        return "control" if self.name.startswith(CONTROL_PREFIX) else self.header.family
+
+    @property
+    def final(self) -> FloatArray:
+        """Regret at the end, in accuracy points on the search split: float64 (R, T)."""
+        return np.asarray(self.regrets[-1])
+
+    def of_cells(self, chosen: Sequence[int]) -> AgentRuns:
+        """The runs on some of the cells, by their numbers."""
+        names = ("rows", "regrets", "test_regrets", "evaluations", "seconds")
+        return replace(self, **{name: getattr(self, name)[..., list(chosen)] for name in names})
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Agents on the same cells.
+
+    Attributes:
+        suite: Name of the suite.
+        which: `held-out` or `development`.
+        evaluations: Distinct evaluations that each run had.
+        points: Numbers of evaluations at which regret is known: int64 (K,), rising.
+        truths: What is true about each of the T cells.
+        agents: The agents, the least regret first.
+        left_out: Agents and cells that are not compared, each with the reason.
+    """
+
+    suite: str
+    which: str
+    evaluations: int
+    points: IntArray
+    truths: tuple[CellTruth, ...]
+    agents: tuple[AgentRuns, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in the order of the cells."""
+        return list(dict.fromkeys(truth.cell.task for truth in self.truths))
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds the agents had: `10`, or `1 to 10`."""
+        counts = sorted({agent.header.seeds for agent in self.agents})
+        return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+    def checkpoints(self) -> list[int]:
+        """Numbers among the points that tables show."""
+        return [int(point) for point in self.points if point in CHECKPOINTS or point == self.evaluations]
+
+    def group(self, name: str) -> list[AgentRuns]:
+        """The agents of a group."""
+        return [agent for agent in self.agents if agent.group == name]
+
+    def find(self, name: str) -> AgentRuns | None:
+        """The agent of a name, or None."""
+        return next((agent for agent in self.agents if agent.name == name), None)
+
+    def of_task(self, task: str) -> Comparison:
+        """The same comparison on the cells of one task; agents keep their order."""
+        chosen = [number for number, truth in enumerate(self.truths) if truth.cell.task == task]
+        agents = tuple(agent.of_cells(chosen) for agent in self.agents)
+        return replace(self, truths=tuple(self.truths[number] for number in chosen), agents=agents)
+
+
+def points_up_to(evaluations: int) -> IntArray:
+    """Numbers of evaluations at which curves are computed: about equally far apart in logarithms, and the checkpoints.
+
+    Args:
+        evaluations: The last one.
+
+    Returns:
+        int64 (K,), rising from 1 to `evaluations`.
+    """
+    count = 2 + int(_POINTS_PER_DECADE * np.log10(evaluations))
+    between = np.rint(np.geomspace(1, evaluations, count)).astype(np.int64)
+    return np.unique([*between, *(point for point in CHECKPOINTS if point < evaluations), evaluations])
+
+
+def read_folder(folder: Path) -> list[ResultFile]:
+    """All result files of a folder, by name.
+
+    Raises:
+        InputError: If there is none.
+        BenchFileError: If one is damaged, or two of them have the same agent, or they are of different benchmarks.
+    """
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    if not paths:
+        raise InputError(f"{folder} has no result files (*{SUFFIX}); make some with `amed bench tiny --out {folder}`.")
+    files = [read_result(path) for path in paths]
+    first = files[0]
+    names: dict[str, Path] = {}
+    for file in files:
+        if file.header.agent in names:
+            raise BenchFileError(
+                f"{file.path} and {names[file.header.agent]} both hold runs of {file.header.agent!r}; keep one of them."
+            )
+        names[file.header.agent] = file.path
+        for field in _SHARED:
+            found, expected = getattr(file.header, field), getattr(first.header, field)
+            if found != expected:
+                raise BenchFileError(
+                    f"{file.path} has {field} {found!r}, {first.path} has {expected!r}; only runs of the same cells "
+                    "with the same number of evaluations can be compared, so keep them in different folders."
+                )
+    return files
+
+
+def compare(files: Sequence[ResultFile]) -> Comparison:
+    """Regret of all agents on the cells that the files have.
+
+    An agent that lacks runs is left out, and so are cells whose task has no table.
+
+    Args:
+        files: Files of the same benchmark; see `read_folder`.
+
+    Raises:
+        BenchFileError: If a file claims what cannot be, or no agent has finished.
+    """
+    left_out: dict[str, str] = {}
+    cells = []
+    for cell in dict.fromkeys(run.cell for file in files for run in file.runs):
+        if is_tabular(cell.task):
+            cells.append(cell)
+        else:
+            left_out[str(cell)] = "no table, so its regret is not known"
+    if not cells:
+        raise BenchFileError("the result files have no runs on tasks with a table, so no regret is known.")
+    truths = tuple(cell_truth(cell) for cell in cells)
+    points = points_up_to(files[0].header.evaluations)
+    agents = []
+    for file in files:
+        missing = len(cells) * file.header.seeds - len({run.key for run in file.runs if run.cell in set(cells)})
+        if missing:
+            left_out[file.header.agent] = f"{missing} of {len(cells) * file.header.seeds} runs are missing"
+            continue
+        _check_tables(file, truths)
+        agents.append(_agent_runs(file, truths, points))
+    if not agents:
+        raise BenchFileError(
+            "no agent has finished: "
+            f"{'; '.join(f'{name}: {why}' for name, why in left_out.items())}. Continue the benchmark with --resume."
+        )
+    agents.sort(key=lambda agent: (float(interquartile_mean(agent.final)), float(agent.final.mean()), agent.name))
+    header = files[0].header
+    return Comparison(header.suite, header.cells, header.evaluations, points, truths, tuple(agents), left_out)
+
+
+def _check_tables(file: ResultFile, truths: Iterable[CellTruth]) -> None:
+    for truth in {truth.cell.task: truth for truth in truths}.values():
+        name = truth.cell.task
+        if file.header.tables.get(name) != task_digest(truth.task):
+            raise BenchFileError(
+                f"{file.path} was made with another table of {name!r} than this version has; run the benchmark again."
+            )
+
+
+def _agent_runs(file: ResultFile, truths: Sequence[CellTruth], points: IntArray) -> AgentRuns:
+    by_key: dict[tuple[Cell, int], Run] = {run.key: run for run in file.runs}
+    seeds = range(file.header.seeds)
+    shape = (len(seeds), len(truths))
+    rows = np.full((len(points), *shape), NOTHING, dtype=np.int64)
+    regrets, test_regrets = np.empty(rows.shape), np.empty(shape)
+    for column, truth in enumerate(truths):
+        runs = [_run_of(file, by_key, truth.cell, seed) for seed in seeds]
+        rows[:, :, column] = _rows_after(file, truth, runs, points)
+        regrets[:, :, column] = truth.regret(rows[:, :, column])
+        test_regrets[:, column] = truth.regret(rows[-1, :, column], "test")
+    grid = [[by_key[truth.cell, seed] for truth in truths] for seed in seeds]
+    return AgentRuns(
+        file.header,
+        rows,
+        regrets,
+        test_regrets,
+        np.array([[run.evaluations for run in line] for line in grid], dtype=np.int64),
+        np.array([[run.seconds for run in line] for line in grid], dtype=np.float64),
+        Counter(run.note is not None for line in grid for run in line)[True],
+    )
+
+
+def _run_of(file: ResultFile, by_key: Mapping[tuple[Cell, int], Run], cell: Cell, seed: int) -> Run:
+    if (cell, seed) not in by_key:
+        raise BenchFileError(f"{file.path} has no run of seed {seed} on {cell}, though it has all others.")
+    return by_key[cell, seed]
+
+
+def _rows_after(file: ResultFile, truth: CellTruth, runs: Sequence[Run], points: IntArray) -> IntArray:
+    """Rows of the best allocation after each number of evaluations: int64 (K, R)."""
+    counts = [len(run.improvements) for run in runs]
+    try:
+        found = truth.rows(better.choices for run in runs for better in run.improvements)
+    except AmedError as error:
+        raise BenchFileError(f"{file.path}: {error} See `amed bench validate {file.path}`.") from error
+    rows = np.full((len(points), len(runs)), NOTHING, dtype=np.int64)
+    for number, (run, of_run) in enumerate(zip(runs, np.split(found, np.cumsum(counts)[:-1]), strict=True)):
+        after = [better.evaluation for better in run.improvements]
+        reached = np.searchsorted(after, points, side="right")
+        rows[reached > 0, number] = of_run[reached[reached > 0] - 1]
+    return rows

@@ -1,0 +1,188 @@
+"""The report of a folder of results: pictures, and one page that works without any network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from amed_env.bench import charts, page_figures, page_tables
+from amed_env.bench.curves import Comparison, compare, read_folder
+from amed_env.bench.estimates import beats_all
+from amed_env.bench.fronts import Trade, draw_fronts, trades_of
+from amed_env.bench.marks import DARK_COLOURS, GREYS, GROUPS, LIGHT_COLOURS
+from amed_env.catalogue import TABULAR_PREFIX
+from amed_env.report.style import png
+from amed_env.run_folder import write_atomically
+from amed_env.run_statistics import Estimate
+
+PAGE = "report.html"
+_THEMES = {
+    "light": {"ink": "#1a2330", "muted": "#5b6675", "grid": "#e3e7ec", "paper": "#ffffff", "panel": "#f6f8fa"},
+    "dark": {"ink": "#e6eaf0", "muted": "#9aa5b4", "grid": "#2b333e", "paper": "#12161c", "panel": "#1a2029"},
+}
+_ACCENTS = {"light": "#c8451b", "dark": "#f0803c"}
+
+
+def report(folder: Path, out: Path) -> list[Path]:
+    """Write the report of all result files of a folder.
+
+    Args:
+        folder: The folder with the files.
+        out: The folder of the report; it is made if it does not exist.
+
+    Returns:
+        The files that were written, the page first.
+
+    Raises:
+        InputError: If there are no result files.
+        BenchFileError: If they are damaged, cannot be compared, or claim what cannot be.
+    """
+    comparison = compare(read_folder(folder))
+    pairs, trades = beats_all(comparison.agents), trades_of(comparison)
+    contents = {PAGE: page(comparison, pairs, trades).encode(), **pictures(comparison, pairs, trades)}
+    written = []
+    for name, content in contents.items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+        written.append(path)
+    return written
+
+
+def pictures(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> dict[str, bytes]:
+    """All pictures as PNG files by name."""
+    found = {
+        "regret.png": charts.draw_regret(comparison),
+        "profiles.png": charts.draw_profiles(comparison),
+        "improvement.png": charts.draw_improvement(comparison, pairs),
+        "splits.png": charts.draw_splits(comparison),
+    }
+    if comparison.group("control"):
+        found["controls.png"] = charts.draw_regret(comparison, ("control",))
+    for task in comparison.tasks:
+        of_task = [trade for trade in trades if trade.task == task]
+        if of_task:
+            found[f"pareto-{_short(task)}.png"] = draw_fronts(comparison, of_task)
+    return {name: png(figure) for name, figure in found.items()}
+
+
+def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
+    """The page, with everything that it needs inside."""
+    figures: dict[str, page_figures.Figure] = {}
+
+    def add(name: str, title: str, figure: page_figures.Figure, note: str = "") -> dict[str, str]:
+        figures[name] = figure
+        return {"name": name, "title": title, "note": note}
+
+    shown = [group for group in GROUPS if page_figures.panel(comparison, group)]
+    regret: dict[str, list[dict[str, str]]] = {}
+    for task in ["", *(comparison.tasks if len(comparison.tasks) > 1 else [])]:
+        scope = comparison.of_task(task) if task else comparison
+        curves = page_figures.curves_of(scope)
+        regret[task] = [
+            add(
+                f"regret-{task}-{group}",
+                f"{GROUPS[group].capitalize()}, {task or 'all cells'}",
+                page_figures.regret_figure(scope, page_figures.panel(scope, group), curves),
+            )
+            for group in shown
+        ]
+    profiles = page_figures.profiles_of(comparison)
+    profile_figures = [
+        add(
+            f"profile-{group}",
+            GROUPS[group].capitalize(),
+            page_figures.profile_figure(comparison, page_figures.panel(comparison, group), profiles),
+        )
+        for group in shown
+    ]
+    add("splits", "", page_figures.split_figure(comparison))
+    front_figures = [
+        add(
+            f"front-{number}",
+            f"{trade.task} on {trade.device}",
+            page_figures.front_figure(comparison, trade),
+            f"{trade.below:.0%} of all allocations are below the picture.",
+        )
+        for number, trade in enumerate(trades)
+    ]
+    environment = Environment(
+        loader=PackageLoader("amed_env.bench", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        suite=comparison.suite,
+        agents=comparison.agents,
+        summary=_summary(comparison),
+        left_out=comparison.left_out,
+        regret_figures=regret.pop(""),
+        regret_by_task=[figure for of_task in regret.values() for figure in of_task],
+        regret_table=page_tables.regret_table(comparison),
+        task_table=page_tables.task_table(comparison),
+        profile_figures=profile_figures,
+        matrix=page_tables.matrix(comparison, pairs),
+        floor=page_tables.floor_text(comparison),
+        split_table=page_tables.split_table(comparison),
+        legend=[{**item, "swatch": Markup(item["swatch"])} for item in page_tables.legend(comparison)],
+        front_figures=front_figures,
+        controls=page_tables.control_table(comparison),
+        control_figures=[item for item in profile_figures if item["name"] == "profile-control"],
+        cell_table=page_tables.cell_table(comparison),
+        agent_table=page_tables.agent_table(comparison),
+        figures=figures,
+        themes=_themes(),
+        css=Markup(_agent_colours() + _asset(environment, "page.css")),
+        script=Markup(_asset(environment, "page.js")),
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+    )
+
+
+def _summary(comparison: Comparison) -> str:
+    devices = dict.fromkeys(truth.cell.device for truth in comparison.truths)
+    tasks = ", ".join(map(_short, comparison.tasks))
+    made = sorted(agent.header.made for agent in comparison.agents)
+    dates = made[0] if made[0] == made[-1] else f"{made[0]} to {made[-1]}"
+    return (
+        f"{len(comparison.truths)} {comparison.which} cells ({tasks}; {', '.join(devices)}), "
+        f"{comparison.evaluations} evaluations a run, seeds per cell: {comparison.seeds}, made {dates}."
+    )
+
+
+def _short(task: str) -> str:
+    return task.removeprefix(TABULAR_PREFIX).replace("/", "-")
+
+
+def _asset(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _themes() -> dict[str, dict[str, Any]]:
+    agents = {"light": LIGHT_COLOURS, "dark": DARK_COLOURS}
+    return {
+        theme: {
+            **colours,
+            "accent": _ACCENTS[theme],
+            "reference": GREYS[theme == "dark"],
+            **{str(number): colour for number, colour in enumerate(agents[theme])},
+        }
+        for theme, colours in _THEMES.items()
+    }
+
+
+def _agent_colours() -> str:
+    """Variables of the style sheet for the colours of agents, which the legend of the fronts uses."""
+
+    def rules(colours: tuple[str, ...], grey: str) -> str:
+        found = [f"--agent{number}: {colour};" for number, colour in enumerate(colours)]
+        return f":root {{ {' '.join(found)} --reference: {grey}; }}\n"
+
+    light, dark = rules(LIGHT_COLOURS, GREYS[0]), rules(DARK_COLOURS, GREYS[1])
+    return f"{light}@media (prefers-color-scheme: dark) {{ {dark} }}\n"
