@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from amed_env.bench.curves import REFERENCE, AgentRuns, Comparison
+from amed_env.bench.curves import AgentRuns, Comparison
 from amed_env.bench.estimates import (
     THRESHOLDS,
     beats_all,
@@ -40,13 +40,13 @@ def draw_regret(comparison: Comparison, groups: Sequence[str] = tuple(GROUPS)) -
     scopes = {"all cells": comparison}
     if len(comparison.tasks) > 1:
         scopes.update({task: comparison.of_task(task) for task in comparison.tasks})
-    shown = [group for group in groups if _panel(comparison, group)]
+    shown = [group for group in groups if comparison.panel(group)]
     figure = new_figure(4.6 * len(shown) + 0.6, 3.5 * len(scopes) + 0.5)
     grid = figure.subplots(len(scopes), len(shown), sharex=True, sharey="row", squeeze=False)
     for axes_row, (scope, of_scope) in zip(grid, scopes.items(), strict=True):
         curves = {agent.name: regret_curve(agent) for agent in of_scope.agents}
         for axes, group in zip(axes_row, shown, strict=True):
-            _draw_curves(axes, of_scope, _panel(of_scope, group), curves)
+            _draw_curves(axes, of_scope, of_scope.panel(group), curves)
             axes.set_title(f"{GROUPS[group]}, {scope}", loc="left", fontsize=10, color=DARK)
         axes_row[0].set_ylabel("regret (accuracy points)")
     for axes in grid[-1]:
@@ -55,18 +55,7 @@ def draw_regret(comparison: Comparison, groups: Sequence[str] = tuple(GROUPS)) -
     return figure
 
 
-def _panel(comparison: Comparison, group: str) -> list[AgentRuns]:
-    """The agents of a panel, `random` last; none if the kind has no other agent than that."""
-    agents = [agent for agent in comparison.group(group) if agent.name != REFERENCE]
-    reference = comparison.find(REFERENCE)
-    if not agents and (reference is None or reference.group != group or len(comparison.agents) > 1):
-        return []
-    return agents if reference is None else [*agents, reference]
-
-
-def _draw_curves(
-    axes: Axes, comparison: Comparison, agents: Sequence[AgentRuns], curves: dict[str, Estimate]
-) -> None:
+def _draw_curves(axes: Axes, comparison: Comparison, agents: Sequence[AgentRuns], curves: dict[str, Estimate]) -> None:
     marks, points = marks_of(comparison), comparison.points
     for agent in agents:
         curve, mark = curves[agent.name], marks[agent.name]
@@ -153,14 +142,14 @@ def apart(positions: npt.ArrayLike, distance: float, lowest: float) -> npt.NDArr
 
 def draw_profiles(comparison: Comparison) -> Figure:
     """Which part of the runs has at most a regret, for every regret; a panel for each kind of agent."""
-    shown = [group for group in GROUPS if _panel(comparison, group)]
+    shown = [group for group in GROUPS if comparison.panel(group)]
     figure = new_figure(4.4 * len(shown) + 0.6, 4.4)
     grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     profiles = {agent.name: profile(agent) for agent in comparison.agents}
     marks = marks_of(comparison)
     top = max(float(agent.final.max()) for agent in comparison.agents)
     for axes, group in zip(grid, shown, strict=True):
-        for agent in _panel(comparison, group):
+        for agent in comparison.panel(group):
             band, mark = profiles[agent.name], marks[agent.name]
             axes.fill_between(THRESHOLDS, 100 * band.low, 100 * band.high, color=mark.on(), alpha=_BAND, linewidth=0)
             axes.plot(
@@ -236,7 +225,9 @@ def draw_splits(comparison: Comparison) -> Figure:
         axes.hlines(rows + shift, low, high, color=look["color"], linewidth=1.6)
         axes.plot(value, rows + shift, linestyle="none", markersize=5.5, label=label, **look)
     floor = float(interquartile_mean(optimum_on_test(comparison)[None]))
-    axes.axvline(floor, color=ACCENT, linestyle=(0, (2, 2)), linewidth=1.1, label="optimum of the search split, on test")
+    axes.axvline(
+        floor, color=ACCENT, linestyle=(0, (2, 2)), linewidth=1.1, label="optimum of the search split, on test"
+    )
     _regret_scale(axes, "x", max(float(e.high) for _, estimates, _ in series for e in estimates))
     axes.set_yticks(rows, [agent.name for agent in agents], fontsize=8.5)
     axes.set_xlabel("regret at the end (accuracy points), to the optimum of the same split")

@@ -112,6 +112,15 @@ class Comparison:
         """The agents of a group."""
         return [agent for agent in self.agents if agent.group == name]
 
+    def panel(self, group: str) -> list[AgentRuns]:
+        """The agents of a group and `random`, beside which they are shown; none if the group has no others."""
+        agents = [agent for agent in self.group(group) if agent.name != REFERENCE]
+        reference = self.find(REFERENCE)
+        if reference is None:
+            return agents
+        alone = reference.group == group and len(self.agents) == 1
+        return [*agents, reference] if agents or alone else []
+
     def find(self, name: str) -> AgentRuns | None:
         """The agent of a name, or None."""
         return next((agent for agent in self.agents if agent.name == name), None)
@@ -254,6 +263,11 @@ def _rows_after(file: ResultFile, truth: CellTruth, runs: Sequence[Run], points:
     rows = np.full((len(points), len(runs)), NOTHING, dtype=np.int64)
     for number, (run, of_run) in enumerate(zip(runs, np.split(found, np.cumsum(counts)[:-1]), strict=True)):
         after = [better.evaluation for better in run.improvements]
+        if sorted(set(after)) != after:
+            raise BenchFileError(
+                f"{file.path}: the improvements of seed {run.seed} on {truth.cell} are not in the order of their "
+                f"evaluations. See `amed bench validate {file.path}`."
+            )
         reached = np.searchsorted(after, points, side="right")
         rows[reached > 0, number] = of_run[reached[reached > 0] - 1]
     return rows

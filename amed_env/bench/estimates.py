@@ -1,7 +1,7 @@
 """Estimates with their intervals of what a comparison shows: regrets, profiles, who beats whom.
 
-The middle of everything is the interquartile mean over all runs of all cells; intervals of 95 % come from the stratified
-bootstrap, in which every cell keeps its number of runs. All of it is deterministic.
+The middle of everything is the interquartile mean over all runs of all cells; intervals of 95 % come from the
+stratified bootstrap, in which every cell keeps its number of runs. All of it is deterministic.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from amed_env.ground_truth import all_costs, pareto_front
 from amed_env.objective import BUDGET_METRICS
 from amed_env.report.style import ACCENT, DARK, metric_title, new_figure, tidy
 
-_BINS = (110, 70)
+_FIELDS = (110, 64)  # at most, of cost and of accuracy
 _ROOM = 0.06  # of the height, above the best and below the worst that is shown
 _LEAST_HEIGHT = 2.0  # accuracy points
 _DENSITY = LinearSegmentedColormap.from_list("density", ["#eef1f5", "#c3ccd8", "#7f8fa6"])
@@ -87,8 +87,9 @@ def _trade(comparison: Comparison, metric: str, numbers: Sequence[int]) -> Trade
         for agent in comparison.agents
     }
     low, high = _accuracies_shown(front, min(truth.cell.budget[0][1] for truth in truths), found)
-    span = [[float(costs.min()), float(costs.max())], [low, high]]
-    counts, cost_edges, accuracy_edges = np.histogram2d(costs, accuracies, bins=_BINS, range=span)
+    accuracy_edges = _accuracy_edges(low, high, truths[0].table.float_quality["search"].samples)
+    bins = (np.linspace(costs.min(), costs.max(), _FIELDS[0] + 1), accuracy_edges)
+    counts, cost_edges, _ = np.histogram2d(costs, accuracies, bins=bins)
     return Trade(
         truths[0].cell.task,
         truths[0].cell.device,
@@ -96,7 +97,7 @@ def _trade(comparison: Comparison, metric: str, numbers: Sequence[int]) -> Trade
         counts.T.astype(np.int64),
         cost_edges,
         accuracy_edges,
-        float((accuracies < low).mean()),
+        float((accuracies < accuracy_edges[0]).mean()),
         front,
         tuple(truth.cell.budget[0][1] for truth in truths),
         found,
@@ -128,7 +129,15 @@ def _accuracies_shown(front: FloatArray, cheapest: float, found: Mapping[str, Fl
     finds = np.concatenate(list(found.values()))[:, 1]
     bottom = min([bottom, *finds[np.isfinite(finds)].tolist()])
     height = max(top - bottom, _LEAST_HEIGHT)
-    return max(0.0, top - height * (1 + 2 * _ROOM)), min(100.0, top + height * _ROOM)
+    return max(0.0, top - height * (1 + 2 * _ROOM)), top + height * _ROOM
+
+
+def _accuracy_edges(low: float, high: float, samples: int) -> FloatArray:
+    """Edges between which lie equally many of the accuracies that so many samples can have, in percent."""
+    step = 100.0 / samples
+    first, last = int(low / step), int(np.ceil(high / step))
+    levels = max(1, -(-(last - first) // _FIELDS[1]))
+    return np.asarray((np.arange(first, last + levels + 1, levels) - 0.5) * step)
 
 
 def draw_fronts(comparison: Comparison, trades: Sequence[Trade]) -> Figure:

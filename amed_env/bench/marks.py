@@ -1,7 +1,8 @@
 """How agents look in every picture of the benchmark: colours of Okabe and Ito, told apart by colour-blind people.
 
-There are more agents than such colours. Agents of different kinds stand in panels of their own, so a colour may come once
-in each; where kinds meet, the shape of the mark tells them apart, and dashes where one kind has more agents than colours.
+There are more agents than such colours. Agents of different kinds stand in panels of their own, so a colour may come
+once in each; where kinds meet, the shape of the mark tells them apart. Where one kind has more agents than colours,
+dashes and hollow marks do.
 """
 
 from __future__ import annotations

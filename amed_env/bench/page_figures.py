@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from amed_env.bench.curves import REFERENCE, AgentRuns, Comparison
+from amed_env.bench.curves import AgentRuns, Comparison
 from amed_env.bench.estimates import THRESHOLDS, final_regret, profile, regret_curve, regret_on_test
 from amed_env.bench.fronts import Trade
 from amed_env.bench.marks import REFERENCE_COLOUR, REGRET_TICKS, Mark, evaluation_ticks, marks_of, spread
@@ -28,15 +28,6 @@ def token(mark: Mark, opacity: float | None = None) -> str:
     return name if opacity is None else f"{name}|{opacity}"
 
 
-def panel(comparison: Comparison, group: str) -> list[AgentRuns]:
-    """The agents of a panel, `random` last; none if the kind has no other agent than that."""
-    agents = [agent for agent in comparison.group(group) if agent.name != REFERENCE]
-    reference = comparison.find(REFERENCE)
-    if not agents and (reference is None or reference.group != group or len(comparison.agents) > 1):
-        return []
-    return agents if reference is None else [*agents, reference]
-
-
 def regret_figure(comparison: Comparison, agents: Sequence[AgentRuns], curves: dict[str, Estimate]) -> Figure:
     """Regret after every number of evaluations, with intervals."""
     marks, points = marks_of(comparison), comparison.points
@@ -46,7 +37,8 @@ def regret_figure(comparison: Comparison, agents: Sequence[AgentRuns], curves: d
         data += _banded(agent.name, marks[agent.name], points, *map(spread, (curve.low, curve.value, curve.high)), "hv")
         data[-1]["customdata"] = _rounded(np.stack([curve.value, curve.low, curve.high], axis=1))
         data[-1]["hovertemplate"] = (
-            "after %{x}: %{customdata[0]:.2f} (%{customdata[1]:.2f} to %{customdata[2]:.2f}) points<extra>%{fullData.name}</extra>"
+            "after %{x}: %{customdata[0]:.2f} (%{customdata[1]:.2f} to %{customdata[2]:.2f}) points"
+            "<extra>%{fullData.name}</extra>"
         )
     top = max(float(curve.high.max()) for curve in curves.values())
     ticks = evaluation_ticks(comparison.evaluations)

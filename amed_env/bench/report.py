@@ -78,7 +78,7 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
         figures[name] = figure
         return {"name": name, "title": title, "note": note}
 
-    shown = [group for group in GROUPS if page_figures.panel(comparison, group)]
+    shown = [group for group in GROUPS if comparison.panel(group)]
     regret: dict[str, list[dict[str, str]]] = {}
     for task in ["", *(comparison.tasks if len(comparison.tasks) > 1 else [])]:
         scope = comparison.of_task(task) if task else comparison
@@ -87,7 +87,7 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
             add(
                 f"regret-{task}-{group}",
                 f"{GROUPS[group].capitalize()}, {task or 'all cells'}",
-                page_figures.regret_figure(scope, page_figures.panel(scope, group), curves),
+                page_figures.regret_figure(scope, scope.panel(group), curves),
             )
             for group in shown
         ]
@@ -96,7 +96,7 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
         add(
             f"profile-{group}",
             GROUPS[group].capitalize(),
-            page_figures.profile_figure(comparison, page_figures.panel(comparison, group), profiles),
+            page_figures.profile_figure(comparison, comparison.panel(group), profiles),
         )
         for group in shown
     ]
