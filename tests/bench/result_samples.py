@@ -95,7 +95,7 @@ def header(agent, cells=CELLS, seeds=3, evaluations=60, **changes):
 def write(folder, agent, cells=CELLS, seeds=3, evaluations=60, *, climb=0.0, invert=False, drop=0, **changes):
     """Write the file of an agent; the last `drop` runs are missing."""
     runs = [searched(cell, seed, evaluations, climb, invert) for cell in cells for seed in range(seeds)]
-    path = folder / f"{re.sub(r'[^\w.-]+', '-', agent)}.jsonl"
+    path = folder / (re.sub(r"[^\w.-]+", "-", agent) + ".jsonl")
     head = header(agent, cells, seeds, evaluations, **changes)
     path.write_bytes(contents_of(head, runs[: len(runs) - drop]))
     return path
