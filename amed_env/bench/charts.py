@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -80,7 +81,7 @@ def _regret_scale(axes: Axes, which: str, top: float) -> None:
     if which == "y":
         axes.set_yscale("function", functions=(_forward, unspread))
         axes.set_ylim(0, top)
-        axis = axes.yaxis
+        axis: Axis = axes.yaxis
     else:
         axes.set_xscale("function", functions=(_forward, unspread))
         axes.set_xlim(0, top)

@@ -169,7 +169,7 @@ def _draw_trade(axes: Axes, comparison: Comparison, trade: Trade) -> None:
     end = [[trade.cost_edges[-1], trade.front[-1, 1]]]
     axes.step(*np.concatenate([trade.front, end]).T, where="post", **line)
     for number, budget in enumerate(trade.budgets):
-        label = {"label": "budget"} if not number else {}
+        label: dict[str, Any] = {"label": "budget"} if not number else {}
         axes.axvline(budget, color=ACCENT, linewidth=0.9, linestyle=(0, (2, 3)), zorder=2, **label)
     for name, mark in marks_of(comparison).items():
         filled = mark.line == "-"

@@ -34,7 +34,8 @@ def regret_figure(comparison: Comparison, agents: Sequence[AgentRuns], curves: d
     data: list[dict[str, Any]] = []
     for agent in agents:
         curve = curves[agent.name]
-        data += _banded(agent.name, marks[agent.name], points, *map(spread, (curve.low, curve.value, curve.high)), "hv")
+        low, value, high = (spread(values) for values in (curve.low, curve.value, curve.high))
+        data += _banded(agent.name, marks[agent.name], points, low, value, high, "hv")
         data[-1]["customdata"] = _rounded(np.stack([curve.value, curve.low, curve.high], axis=1))
         data[-1]["hovertemplate"] = (
             "after %{x}: %{customdata[0]:.2f} (%{customdata[1]:.2f} to %{customdata[2]:.2f}) points"

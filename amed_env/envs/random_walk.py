@@ -213,7 +213,7 @@ class RandomWalkEnv(AllocationEnv):
             number = operator.index(action)
         except TypeError:
             number = -1
-        if isinstance(action, bool) or not 0 <= number < self.action_space.n:
+        if isinstance(action, bool) or not 0 <= number < len(self.task.workload) * len(self.task.precisions):
             raise InputError(f"action {action!r} is not in {self.action_space}.")
         layer, choice = divmod(number, len(self.task.precisions))
         return layer, choice
@@ -271,7 +271,7 @@ class RandomWalkEnv(AllocationEnv):
                 (self._left / self.moves, float(trial is not None and fits(trial.costs, self._limits))),
             ]
         )
-        return np.clip(values, 0.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
 
     def render(self) -> str | None:
         """The present allocation, a layer a line (mode `ansi`)."""

@@ -213,7 +213,7 @@ def test_false_claims_are_refused(tmp_path):
     with pytest.raises(BenchFileError, match=r"liar.jsonl: 33333333 exceeds the budget .*amed bench validate"):
         compare(read_folder(tmp_path))
     run = json.loads(lines[1])
-    run["improvements"] = run["improvements"][::-1]
+    run["improvements"] = 2 * run["improvements"]
     path.write_text("\n".join([lines[0], json.dumps(run)]) + "\n")
     with pytest.raises(BenchFileError, match="not in the order of their evaluations"):
         compare(read_folder(tmp_path))
