@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import amed_env._version as version
 from amed_env.commands import bench_cli, hardware_cli
 from amed_env.commands.options import (
+    DEFAULT_AGENT,
     DEFAULT_DEVICE,
     ActivationBitsOption,
     AllocationOption,
@@ -157,14 +158,21 @@ def search(
     network: NetworkOption = None,
     device: DeviceOption = DEFAULT_DEVICE,
     agent: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--agent",
             "-a",
             metavar="NAME|MODULE:CLASS",
-            help="A name from [b]amed agents[/b], package.module:Class, or a recipe (agents/dqn.yaml).",
+            help="A name from [b]amed agents[/b], package.module:Class, or a recipe (agents/dqn.yaml); "
+            f"{DEFAULT_AGENT} by default.",
         ),
-    ] = "maskable-ppo",
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy", metavar="DIR", help="Ask a saved goal-conditioned policy; the same as --agent policy with it."
+        ),
+    ] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(
@@ -231,13 +239,13 @@ def search(
     """
     with Output(as_json) as output:
         with output.status("starting"):
-            from amed_env.commands.search import SearchRequest
+            from amed_env.commands.search import SearchRequest, chosen_agent
             from amed_env.commands.search import search as run
         request = SearchRequest(
             task=task,
             network=network,
             device=device,
-            agent=agent,
+            agent=chosen_agent(agent, policy),
             evaluations=evaluations,
             seed=seed,
             bits=bits,
@@ -248,7 +256,7 @@ def search(
             recipe=recipe,
             budgets=budget or [],
             pins=pin or [],
-            options=option or [],
+            options=[*(option or []), *([] if policy is None else [f"policy={policy}"])],
             device_timeout=device_timeout,
             device_retries=device_retries,
             max_faults=max_faults,

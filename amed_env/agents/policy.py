@@ -14,7 +14,7 @@ from amed_env.agents.session import SearchSession
 from amed_env.errors import AmedError, InputError, StoreError
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import problem_of
-from amed_env.policies.saved import load_policy
+from amed_env.policies.saved import fingerprint, load_policy
 from amed_env.repair import repair
 from amed_env.task import Task
 
@@ -42,6 +42,7 @@ class PolicyAgent(Agent):
         InputError: If an option is out of range.
     """
 
+    saw = ("quality tables of the networks on its card, on other devices and budgets",)
     name = "policy"
     family = "learner"
     description = "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples"
@@ -51,7 +52,8 @@ class PolicyAgent(Agent):
     ) -> None:
         if batch < 1 or updates < 0 or not 0 < learning_rate < 1:
             raise InputError("policy: give a batch of at least 1, updates of at least 0, a learning_rate from 0 to 1.")
-        self._network, self.card = load_policy(policy)
+        self._network, self.card = load_policy(None if policy is None else Path(str(policy)))
+        self.recipe = {"policy": fingerprint(self._network)}  # a search with another policy is another search
         self._batch, self._updates, self._learning_rate = batch, updates, learning_rate
 
     def answer(self, task: Task) -> npt.NDArray[np.int64]:

@@ -39,6 +39,11 @@ _BUILT_IN = {
         "learner",
         "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
     ),
+    "policy": (
+        "amed_env.agents.policy:PolicyAgent",
+        "learner",
+        "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples",
+    ),
     "uniform": ("amed_env.agents.baselines:UniformAgent", "search", "every uniform width that meets the budget"),
     "random": ("amed_env.agents.baselines:RandomAgent", "search", "random allocations that meet the budget"),
     "greedy": (

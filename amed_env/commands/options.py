@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 DEFAULT_DEVICE = "bitfusion"
+DEFAULT_AGENT = "maskable-ppo"
+POLICY_AGENT = "policy"
 WIDTHS = "Bit-widths, 1 to 16; 32 stands for float."
 DEVICE_FORMS = (
     "A name from [b]amed devices[/b], a device file (.yaml), a table (.csv, .npy), package.module:Class, or a program: "

@@ -12,12 +12,13 @@ from amed_env.agents.registry import make_agent
 from amed_env.agents.result import SearchResult
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
 from amed_env.commands.interrupts import Interrupts
+from amed_env.commands.options import DEFAULT_AGENT, POLICY_AGENT
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error
 from amed_env.commands.parsing import check_complete, default_threads, load_task, one_of, parse_bits, parse_options
 from amed_env.commands.preparing import note_slow_layers, prepare
 from amed_env.commands.progress import ObservedEvaluator, SearchProgress
 from amed_env.commands.tables import allocation_table, comparison_table, percent
-from amed_env.errors import AmedError, BackendError, DeviceError
+from amed_env.errors import AmedError, BackendError, DeviceError, InputError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.store import TrialStore
 from amed_env.hardware import HardwareBackend, isolated, load_device
@@ -53,6 +54,19 @@ class SearchRequest:
     device_timeout: float | None = None
     device_retries: int | None = None
     max_faults: int = MAX_CONSECUTIVE_FAULTS
+
+
+def chosen_agent(agent: str | None, policy: Path | None) -> str:
+    """The agent of `--agent` and `--policy`.
+
+    Raises:
+        InputError: If both are given and do not go together.
+    """
+    if policy is None:
+        return DEFAULT_AGENT if agent is None else agent
+    if agent not in (None, POLICY_AGENT):
+        raise InputError(f"--policy {policy} goes with --agent {POLICY_AGENT}, but --agent {agent} is given.")
+    return POLICY_AGENT
 
 
 def search(output: Output, request: SearchRequest) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,11 @@ def load_policy(folder: str | Path | None = None) -> tuple[PolicyNetwork, Card]:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise AgentError(f"policy {folder}: {WEIGHTS} holds NaN or infinite numbers.")
     return network.eval(), card
+
+
+def fingerprint(network: PolicyNetwork) -> str:
+    """SHA-256 of a policy's weights."""
+    return sha256(save_tensors({k: v.contiguous() for k, v in network.state_dict().items()})).hexdigest()
 
 
 def _first_line(error: Exception) -> str:
