@@ -7,6 +7,7 @@ hyperparameters of their own; any other class of the library has those of the li
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any, ClassVar
 
@@ -160,7 +161,7 @@ class SB3Agent(Agent):
 
     def _sized(self, steps: int, environments: int) -> dict[str, Any]:
         """Hyperparameters of the constructor, for episodes of a number of steps."""
-        return dict(self.hyperparameters)
+        return copy.deepcopy(self.hyperparameters)  # the library writes into `policy_kwargs`
 
     def _practise(self, model: BaseAlgorithm, session: SearchSession) -> None:
         """Train a copy on the predicted reward and take over its weights; its optimiser and memory are left behind."""
