@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +11,11 @@ import numpy.typing as npt
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.constraints import allowed_choices, least_rest
-from amed_env.errors import AmedError, BackendError, StoreError
+from amed_env.errors import AmedError, BackendError, SearchEnded, StoreError
 from amed_env.repair import repair
 from amed_env.task import Task
+
+logger = logging.getLogger(__name__)
 
 _MOST_REPEATS = 2_000  # random draws in a row that bring nothing new before the space counts as exhausted
 
@@ -94,11 +97,10 @@ def _evaluate(session: SearchSession, choices: npt.NDArray[np.int64]) -> None:
     """Evaluate, and go on after a fault: the session counts it."""
     try:
         session.evaluate(session.task.allocation(choices))
-    except StoreError:
+    except (SearchEnded, StoreError):
         raise
-    except AmedError:
-        if session.ended:
-            raise
+    except AmedError as error:
+        logger.debug("goes on after %s", error)
 
 
 def random_choices(task: Task, rng: np.random.Generator) -> npt.NDArray[np.int64] | None:
