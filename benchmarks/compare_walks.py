@@ -28,19 +28,20 @@ AFTER = (10, 100, 500)
 SEEDS = 10
 
 
-def regrets(result, best):
-    """Regret in points after the numbers of evaluations in `AFTER`; one that ended early keeps its last."""
+def regrets(result, best, checkpoints):
+    """Regret in points after some numbers of evaluations; one that ended early keeps its last."""
     correct = np.array([t.quality.accuracy if result.task.feasible(t.costs) else 0.0 for t in result.trials])
     so_far = np.maximum.accumulate(correct)
-    return [round(100 * (best - float(so_far[min(after, len(so_far)) - 1])), 6) for after in AFTER]
+    return [round(100 * (best - float(so_far[min(after, len(so_far)) - 1])), 6) for after in checkpoints]
 
 
-def run():
-    """Run every agent on every task with every seed; what is in the file of results already is left as it is."""
+def run(limit, agents):
+    """Run agents on every task with every seed; what is in the file of results already is left as it is."""
+    checkpoints = [after for after in AFTER if after <= limit]
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
-    done = {(row["agent"], row["device"], row["latency"]) for row in rows}
-    for agent, device, latency in itertools.product(AGENTS, DEVICES, LATENCIES):
-        if (agent, device, latency) in done:
+    for agent, device, latency in itertools.product(agents, DEVICES, LATENCIES):
+        old = [r for r in rows if (r["agent"], r["device"], r["latency"]) == (agent, device, latency)]
+        if old and len(old[0]["regrets"][0]) >= len(checkpoints):
             continue
         task = amed_env.make_task(TASK, device=device, budget={"latency": latency})
         best = optimum(task).quality.accuracy
@@ -48,10 +49,11 @@ def run():
         found, seconds, evaluations = [], [], []
         for seed in range(1 if agent == "greedy" else SEEDS):
             start = time.thread_time()
-            result = amed_env.make_agent(agent).search(task, min(AFTER[-1], feasible), seed)
+            result = amed_env.make_agent(agent).search(task, min(limit, feasible), seed)
             seconds.append(time.thread_time() - start)
-            found.append(regrets(result, best))
+            found.append(regrets(result, best, checkpoints))
             evaluations.append(result.evaluations)
+        rows = [row for row in rows if row not in old]
         rows.append({"device": device, "latency": latency, "agent": agent, "feasible": feasible, "regrets": found})
         rows[-1] |= {"evaluations": evaluations, "seconds": round(min(seconds), 3)}
         RESULTS.write_text(json.dumps({"task": TASK, "after": AFTER, "rows": rows}, indent=1) + "\n", encoding="utf-8")
@@ -68,11 +70,14 @@ def table():
     )
     print("|---|---|---|" + "---|" * (len(document["after"]) + 2))
     for row in sorted(document["rows"], key=lambda row: (DEVICES.index(row["device"]), row["latency"])):
-        means = " | ".join(f"{value:.2f}" for value in np.mean(row["regrets"], axis=0))
+        means = [f"{value:.2f}" for value in np.mean(row["regrets"], axis=0)]
+        means = " | ".join(means + ["–"] * (len(AFTER) - len(means)))
         used = f"{np.mean(row['evaluations']):.0f}"
         print(f"| `{row['device']}` | {row['latency']} | `{row['agent']}` | {means} | {used} | {row['seconds']:.2f} |")
     for agent in AGENTS:
-        scores = np.array([row["regrets"] for row in document["rows"] if row["agent"] == agent])
+        found = [np.asarray(row["regrets"]) for row in document["rows"] if row["agent"] == agent]
+        shortest = min((rows.shape[1] for rows in found), default=0)
+        scores = np.array([rows[:, :shortest] for rows in found])
         if len(scores):
             print(f"all {len(scores)}: {agent}", [round(float(interquartile_mean(column)), 3) for column in scores.T])
 
@@ -80,4 +85,10 @@ def table():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
-    {"run": run, "table": table}[parser.parse_args().what]()
+    parser.add_argument("--evaluations", type=int, default=AFTER[-1])
+    parser.add_argument("--agents", default=",".join(AGENTS))
+    arguments = parser.parse_args()
+    if arguments.what == "run":
+        run(arguments.evaluations, arguments.agents.split(","))
+    else:
+        table()
