@@ -22,7 +22,7 @@ from amed_env.bench.estimates import (
     regret_curve,
     regret_on_test,
 )
-from amed_env.bench.marks import GROUPS, REGRET_TICKS, Mark, evaluation_ticks, marks_of, spread, unspread
+from amed_env.bench.marks import GROUPS, REGRET_TICKS, Mark, evaluation_ticks, marks_of, regret_range, spread, unspread
 from amed_env.report.style import ACCENT, DARK, new_figure, tidy
 from amed_env.run_statistics import Estimate, interquartile_mean
 
@@ -67,24 +67,25 @@ def _draw_curves(axes: Axes, comparison: Comparison, agents: Sequence[AgentRuns]
     axes.xaxis.set_major_locator(FixedLocator(evaluation_ticks(comparison.evaluations)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    _regret_scale(axes, "y", max(float(curve.high.max()) for curve in curves.values()))
+    least, most = min(float(c.low.min()) for c in curves.values()), max(float(c.high.max()) for c in curves.values())
+    _regret_scale(axes, "y", most, least)
     ends = [float(curves[agent.name].value[-1]) for agent in agents]
     _label_ends(axes, [(agent.name, end, marks[agent.name]) for agent, end in zip(agents, ends, strict=True)])
     axes.grid(color=_GRID, linewidth=0.7)
     tidy(axes)
 
 
-def _regret_scale(axes: Axes, which: str, top: float) -> None:
-    """The scale of regrets, from 0 to `top`."""
-    top = max(top, 0.5) * 1.05
-    ticks = [tick for tick in REGRET_TICKS if tick <= top]
+def _regret_scale(axes: Axes, which: str, top: float, bottom: float = 0.0) -> None:
+    """The scale of regrets, so that `bottom` and `top` are seen."""
+    bottom, top = regret_range(bottom, top)
+    ticks = [tick for tick in REGRET_TICKS if bottom <= tick <= top]
     if which == "y":
         axes.set_yscale("function", functions=(_forward, unspread))
-        axes.set_ylim(0, top)
+        axes.set_ylim(bottom, top)
         axis: Axis = axes.yaxis
     else:
         axes.set_xscale("function", functions=(_forward, unspread))
-        axes.set_xlim(0, top)
+        axes.set_xlim(bottom, top)
         axis = axes.xaxis
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -152,10 +153,12 @@ def draw_profiles(comparison: Comparison) -> Figure:
     for axes, group in zip(grid, shown, strict=True):
         for agent in comparison.panel(group):
             band, mark = profiles[agent.name], marks[agent.name]
-            axes.fill_between(THRESHOLDS, 100 * band.low, 100 * band.high, color=mark.on(), alpha=_BAND, linewidth=0)
-            axes.plot(
+            low, high = 100 * band.low, 100 * band.high
+            axes.fill_between(THRESHOLDS, low, high, step="post", color=mark.on(), alpha=_BAND, linewidth=0)
+            axes.step(
                 THRESHOLDS,
                 100 * band.value,
+                where="post",
                 color=mark.on(),
                 linestyle=mark.line,
                 linewidth=1.7,

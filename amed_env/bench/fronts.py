@@ -169,8 +169,8 @@ def _draw_trade(axes: Axes, comparison: Comparison, trade: Trade) -> None:
     end = [[trade.cost_edges[-1], trade.front[-1, 1]]]
     axes.step(*np.concatenate([trade.front, end]).T, where="post", **line)
     for number, budget in enumerate(trade.budgets):
-        label: dict[str, Any] = {"label": "budget"} if not number else {}
-        axes.axvline(budget, color=ACCENT, linewidth=0.9, linestyle=(0, (2, 3)), zorder=2, **label)
+        label = "_" if number else "budget"  # one of them in the legend
+        axes.axvline(budget, color=ACCENT, linewidth=0.9, linestyle=(0, (2, 3)), zorder=2, label=label)
     for name, mark in marks_of(comparison).items():
         filled = mark.line == "-"
         axes.plot(

@@ -80,6 +80,11 @@ def unspread(position: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(LINEAR_BELOW * (10.0 ** np.asarray(position, dtype=np.float64) - 1.0))
 
 
+def regret_range(bottom: float, top: float) -> tuple[float, float]:
+    """What an axis of regrets shows: from half of the least, or zero if that is near, to above the most."""
+    return (bottom / 2 if bottom / 2 > LINEAR_BELOW else 0.0), max(top, 0.5) * 1.05
+
+
 def evaluation_ticks(evaluations: int) -> list[int]:
     """Numbers of evaluations to write at the axis: 1, 2, 5, 10 … up to the last one."""
     steps = [step * 10**power for power in range(len(str(evaluations))) for step in (1, 2, 5)]

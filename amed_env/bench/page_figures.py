@@ -15,7 +15,7 @@ import numpy as np
 from amed_env.bench.curves import AgentRuns, Comparison
 from amed_env.bench.estimates import THRESHOLDS, final_regret, profile, regret_curve, regret_on_test
 from amed_env.bench.fronts import Trade
-from amed_env.bench.marks import REFERENCE_COLOUR, REGRET_TICKS, Mark, evaluation_ticks, marks_of, spread
+from amed_env.bench.marks import REFERENCE_COLOUR, REGRET_TICKS, Mark, evaluation_ticks, marks_of, regret_range, spread
 from amed_env.bench.truth import FloatArray
 from amed_env.run_statistics import Estimate
 
@@ -34,14 +34,14 @@ def regret_figure(comparison: Comparison, agents: Sequence[AgentRuns], curves: d
     data: list[dict[str, Any]] = []
     for agent in agents:
         curve = curves[agent.name]
-        low, value, high = (spread(values) for values in (curve.low, curve.value, curve.high))
+        low, value, high = spread(curve.low), spread(curve.value), spread(curve.high)
         data += _banded(agent.name, marks[agent.name], points, low, value, high, "hv")
         data[-1]["customdata"] = _rounded(np.stack([curve.value, curve.low, curve.high], axis=1))
         data[-1]["hovertemplate"] = (
             "after %{x}: %{customdata[0]:.2f} (%{customdata[1]:.2f} to %{customdata[2]:.2f}) points"
             "<extra>%{fullData.name}</extra>"
         )
-    top = max(float(curve.high.max()) for curve in curves.values())
+    top, bottom = max(float(c.high.max()) for c in curves.values()), min(float(c.low.min()) for c in curves.values())
     ticks = evaluation_ticks(comparison.evaluations)
     layout = {
         "xaxis": {
@@ -51,7 +51,7 @@ def regret_figure(comparison: Comparison, agents: Sequence[AgentRuns], curves: d
             "ticktext": [str(tick) for tick in ticks],
             "range": [0, float(np.log10(max(comparison.evaluations, 2)))],
         },
-        "yaxis": {"title": {"text": "regret (accuracy points)"}, **_regret_axis(top)},
+        "yaxis": {"title": {"text": "regret (accuracy points)"}, **_regret_axis(top, bottom)},
     }
     return {"data": data, "layout": layout}
 
@@ -62,8 +62,8 @@ def profile_figure(comparison: Comparison, agents: Sequence[AgentRuns], profiles
     data: list[dict[str, Any]] = []
     for agent in agents:
         band = profiles[agent.name]
-        parts = (100 * band.low, 100 * band.value, 100 * band.high)
-        data += _banded(agent.name, marks[agent.name], positions, *parts, "linear")
+        low, value, high = 100 * band.low, 100 * band.value, 100 * band.high
+        data += _banded(agent.name, marks[agent.name], positions, low, value, high, "hv")
         data[-1]["customdata"] = [[threshold] for threshold in THRESHOLDS]
         data[-1]["hovertemplate"] = "%{y:.0f} % within %{customdata[0]:.2f} points<extra>%{fullData.name}</extra>"
     top = max(float(agent.final.max()) for agent in comparison.agents)
@@ -87,7 +87,7 @@ def curves_of(comparison: Comparison) -> dict[str, Estimate]:
 def split_figure(comparison: Comparison) -> Figure:
     """Final regret on the search and on the test split."""
     agents = list(comparison.agents)[::-1]
-    names = [html.escape(agent.name) for agent in agents]
+    names = [html.escape(agent.name).replace("/", "/<br>") for agent in agents]
     data = []
     for label, statistic, colour, symbol in (
         ("search split", final_regret, "@ink", "circle"),
@@ -120,7 +120,7 @@ def split_figure(comparison: Comparison) -> Figure:
         )
     top = max(float(np.max([row[2] for row in trace["customdata"]])) for trace in data)
     layout = {
-        "xaxis": {"title": {"text": "regret at the end (accuracy points)"}, **_regret_axis(top)},
+        "xaxis": {"title": {"text": "regret (accuracy points)"}, **_regret_axis(top)},
         "yaxis": {"automargin": True, "ticklabelstandoff": 4},
         "height": 150 + 30 * len(agents),
     }
@@ -218,13 +218,13 @@ def _banded(
     ]
 
 
-def _regret_axis(top: float) -> dict[str, Any]:
-    top = max(top, 0.5) * 1.05
-    ticks = [tick for tick in REGRET_TICKS if tick <= top]
+def _regret_axis(top: float, bottom: float = 0.0) -> dict[str, Any]:
+    bottom, top = regret_range(bottom, top)
+    ticks = [tick for tick in REGRET_TICKS if bottom <= tick <= top]
     return {
         "tickvals": _rounded(spread(ticks)),
         "ticktext": [f"{tick:g}" for tick in ticks],
-        "range": [0, float(spread(top))],
+        "range": [float(spread(bottom)), float(spread(top))],
         "zeroline": False,
     }
 

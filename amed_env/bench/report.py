@@ -110,6 +110,8 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
         )
         for number, trade in enumerate(trades)
     ]
+    chosen = next((figure for figure in regret[""] if figure["name"] == "regret--control"), None)
+    control_figures = [chosen, *(f for f in profile_figures if f["name"] == "profile-control")] if chosen else []
     environment = Environment(
         loader=PackageLoader("amed_env.bench", "page"),
         autoescape=True,
@@ -133,7 +135,7 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
         legend=[{**item, "swatch": Markup(item["swatch"])} for item in page_tables.legend(comparison)],
         front_figures=front_figures,
         controls=page_tables.control_table(comparison),
-        control_figures=[item for item in profile_figures if item["name"] == "profile-control"],
+        control_figures=control_figures,
         cell_table=page_tables.cell_table(comparison),
         agent_table=page_tables.agent_table(comparison),
         figures=figures,

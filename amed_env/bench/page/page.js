@@ -16,7 +16,7 @@
 
   function resolved(part) {
     if (typeof part === "string") return part.startsWith("@") ? colour(part) : part;
-    if (Array.isArray(part)) return typeof part[0] === "number" ? part : part.map(resolved);
+    if (Array.isArray(part)) return part.every((item) => typeof item === "number") ? part : part.map(resolved);
     if (part === null || typeof part !== "object") return part;
     return Object.fromEntries(Object.entries(part).map(([key, value]) => [key, resolved(value)]));
   }
@@ -29,6 +29,13 @@
     const rows = legend ? Math.ceil((letters * 1.25) / width) : 0;
     const axis = { gridcolor: "@grid", linecolor: "@muted", zerolinecolor: "@grid", tickcolor: "@muted", fixedrange: coarse };
     const own = figure.layout;
+    const across = { ...axis, ...own.xaxis };
+    if (narrow && across.ticktext && across.type !== "log") {
+      // Every second label, the last one and the zero among them, or they run into each other.
+      const kept = (_, number, all) => number === 0 || (all.length - 1 - number) % 2 === 0;
+      across.tickvals = across.tickvals.filter(kept);
+      across.ticktext = across.ticktext.filter(kept);
+    }
     return resolved({
       paper_bgcolor: "@paper",
       plot_bgcolor: "@paper",
@@ -40,7 +47,7 @@
       ...own,
       height: own.height || (narrow ? 330 : 380) + 20 * rows,
       margin: { l: narrow ? 48 : 58, r: 14, t: 12, b: 52 + 20 * rows },
-      xaxis: { ...axis, ...own.xaxis },
+      xaxis: { tickangle: 0, ...across },
       yaxis: { ...axis, ...own.yaxis },
     });
   }
