@@ -15,7 +15,7 @@ from packaging_tools import ROOT, copy_of, environment, pip, run
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
 
-SUFFIXES = (".py", ".yaml", ".safetensors", ".npz", ".html", ".css", ".js")
+SUFFIXES = (".py", ".yaml", ".safetensors", ".json", ".npz", ".html", ".css", ".js")
 
 
 @pytest.fixture(scope="module")
