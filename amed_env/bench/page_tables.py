@@ -60,7 +60,17 @@ def split_table(comparison: Comparison) -> Table:
         ]
         rows.append(_row(agent, cells))
     floor = _plain(floor_text(comparison))
-    best = _named(_EXACT, [_plain("0"), floor, floor, _plain("100 %"), _plain(NOT_KNOWN), _plain(NOT_KNOWN)])
+    best = _named(
+        _EXACT,
+        [
+            _plain("0"),
+            floor,
+            _plain(f"+{floor_text(comparison)}"),
+            _plain("100 %"),
+            _plain(NOT_KNOWN),
+            _plain(NOT_KNOWN),
+        ],
+    )
     heads = ["agent", "search split", "test split", "change", "found the optimum", "evaluations", "time of a run"]
     return {"heads": heads, "rows": [best, *rows]}
 
