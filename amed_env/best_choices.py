@@ -148,7 +148,7 @@ def _frontier(
     priced = np.where(allowed, single + np.tensordot(prices, costs, axes=1), np.inf)
     order = _most_decisive_first(priced)
     priced, costs, allowed = priced[order], costs[:, order], allowed[order]
-    layers, count = priced.shape
+    layers = len(priced)
     rest_cost = least_rest(costs, allowed)
     tight = limits * (1 + TOLERANCE)
     together = None if pairs is None else pairs[order][:, :, order]

@@ -1,4 +1,4 @@
-"""Proxies: named priors of what every layer loses at every precision alone, which agents optimise in place of the truth.
+"""Proxies: named priors of what every layer loses at every precision alone, optimised in place of the truth.
 
 A proxy is a function from a task to a float64 table (L, P); the sum over layers predicts the loss of an allocation. It
 depends on the network, its calibration samples and the precisions, never on device or budget: one computation, kept in

@@ -77,7 +77,7 @@ class Calibration:
         residual = (targets - targets.mean()) / deviation - _SLOPE * self._at_trials
         if self._variances is None or len(choices) >= _GROWTH * self._chosen_at:
             self._variances, self._chosen_at = self._likeliest(residual), len(choices)
-        single_variance, pair_variance, noise = self._variances
+        single_variance, pair_variance, _ = self._variances
         self._factor = self._cholesky(self._variances)
         weights = np.asarray(cho_solve((self._factor, True), residual, check_finite=False))
         slope = _SLOPE + _SLOPE_VARIANCE * float(self._at_trials @ weights)

@@ -45,7 +45,8 @@ class LocalAgent(Agent):
         while start is not None:
             before = session.evaluations
             self._climb(session, table, start, evaluate(session, start))
-            start = self._kicked(session) if session.evaluations > before else fresh_choices(session)
+            start = self._kicked(session) if session.evaluations > before else None
+            start = fresh_choices(session) if start is None else start
 
     def _climb(
         self, session: SearchSession, table: npt.NDArray[np.float64], current: IntArray, trial: Trial | None

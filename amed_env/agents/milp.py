@@ -23,9 +23,9 @@ _BATCH_SHARE = 20  # the model is fitted anew when there is one more trial for s
 class MilpAgent(Agent):
     """Solves a multiple-choice knapsack: one precision a layer, least proxy, all budgets met.
 
-    The first evaluation is the optimum of the (first) proxy, found by HiGHS. With `calibrate`, every trial then corrects
-    the proxy (`Calibration`), and the exact solver gives the best of what is not evaluated. Without, the evaluations
-    follow the proxy's own order exactly; several proxies take turns.
+    The first evaluation is the optimum of the (first) proxy, found by HiGHS. With `calibrate`, every trial then
+    corrects the proxy (`Calibration`), and the exact solver gives the best of what is not evaluated. Without, the
+    evaluations follow the proxy's own order exactly; several proxies take turns.
 
     Args:
         proxy: Name of a proxy, or several with commas or as a list.
@@ -79,10 +79,8 @@ def search_calibrated(session: SearchSession, candidates: Candidates, model: Cal
     while True:
         session.check()
         evidence.update()
-        if session.trials:
-            terms = model.fit(evidence.choices, evidence.targets)
-        else:  # whatever was tried failed
-            terms = model.priors[0]
+        # There are none if whatever was tried failed.
+        terms = model.fit(evidence.choices, evidence.targets) if session.trials else model.priors[0]
         found = candidates.best(terms, _POOL)
         if len(found) == 0:
             return

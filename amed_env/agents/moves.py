@@ -1,4 +1,4 @@
-"""What searchers have in common: who is within the budget, evaluating in spite of faults, starts, and fresh allocations.
+"""What searchers have in common: who is within the budget, evaluating in spite of faults, starts, what is new.
 
 Allocations are `choices`: int64 (L,), a precision number a layer; several are (N, L).
 """

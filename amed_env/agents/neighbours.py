@@ -11,8 +11,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def neighbours(task: Task, choices: IntArray) -> IntArray:
-    """All choices that differ in one layer, then exchanges: one layer takes the next wider choice, another the next
-    narrower one.
+    """All choices that differ in one layer, then exchanges: one layer gets the next wider, another the next narrower.
 
     Args:
         task: Says what layers may choose.

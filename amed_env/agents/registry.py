@@ -33,7 +33,7 @@ _BUILT_IN = {
     "milp": (
         "amed_env.agents.milp:MilpAgent",
         "search",
-        "exact optimum of an additive proxy (HiGHS); trials correct the proxy; proxy=kl, fisher, hessian, squared-error",
+        "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
     ),
     "pairwise": (
         "amed_env.agents.pairwise:PairwiseAgent",

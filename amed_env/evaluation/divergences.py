@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences of the class probabilities when one or two layers alone are quantized: forward passes only."""
+"""Kullback-Leibler divergences of the class probabilities when one or two layers alone are narrowed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Single-layer sensitivities that need gradients or the quantized tensors: what the proxies of `amed_env.proxies` read.
+"""Single-layer sensitivities that need gradients or the quantized tensors: what `amed_env.proxies` reads.
 
-All are measured on the float network. For layer i at one precision, Δw is the change of its (folded) weights, Δx that of
-what it reads, and Δz that of its output when both are rounded.
+All are measured on the float network. For layer i at one precision, Δw is the change of its (folded) weights, Δx that
+of what it reads, and Δz that of its output when both are rounded.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def measure_sensitivity(
     """What every layer loses at every precision alone.
 
     - `squared-error`: |Δw|²/|w|² + |Δx|²/|x|², the sum of both noise-to-signal ratios; no unit.
-    - `fisher`: ½ E[(∂ℓ/∂z · Δz)²] with labels drawn from the network's own probabilities, which is the second-order term
-      of the Kullback-Leibler divergence, in nats.
+    - `fisher`: ½ E[(∂ℓ/∂z · Δz)²] with labels drawn from the network's own probabilities, which is the
+      second-order term of the Kullback-Leibler divergence, in nats.
     - `hessian`: ½ (mean diagonal of the Hessian) · |Δ|² for weights and for what is read, in nats; diagonals by
       Hutchinson's estimate. HAWQ-V2 (arXiv 1911.03852) has the weights' part.
 

@@ -85,7 +85,7 @@ class TableEvaluator(Evaluator):
         return self.table.predicted_loss[:, self._columns(precisions)]
 
     def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """Stored sensitivities of every group; see `Evaluator.sensitivity`. That of tied layers is the sum of theirs."""
+        """Stored sensitivities of every group; see `Evaluator.sensitivity`. Those of tied layers are added."""
         return self._stored(measure).sensitivities[measure][:, self._columns(precisions)]
 
     def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
