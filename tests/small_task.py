@@ -45,8 +45,51 @@ class FormulaEvaluator(Evaluator):
     def predicted_loss(self, precisions):
         return np.array([[self.harm(i, p) for p in precisions] for i in range(len(self.workload))])
 
+    def sensitivity(self, measure, precisions):
+        """Another proxy than the truth: the layers' harms are the other way round."""
+        return self.predicted_loss(precisions)[::-1].copy()
+
     def weight_statistics(self):
         return np.linspace(3.0, 6.0, len(self.workload))
+
+
+class InteractingEvaluator(FormulaEvaluator):
+    """Loses more or less where two layers are narrow together, by amounts that a seed draws.
+
+    Single layers are told truly by `predicted_loss`, and pairs by `pair_divergences` if `tells_pairs`.
+    """
+
+    tells_pairs = True
+
+    def __init__(self, layers=6, seed=0, strength=0.6):
+        numbers = np.random.default_rng(seed)
+        super().__init__(layers, list(numbers.uniform(0.05, 0.8, layers)))
+        self.fingerprint = f"interacting {seed}"
+        self.together = np.triu(numbers.normal(0, strength, (layers, layers)), 1)
+
+    def pair(self, i, first, j, second):
+        return self.together[i, j] * 2.0 ** -(min(first) + min(second) - 2)
+
+    def evaluate(self, allocation, split="search"):
+        precisions = list(allocation.values())
+        self.asked.append((allocation, split))
+        loss = sum(self.harm(i, p) for i, p in enumerate(precisions))
+        if precisions[0].weight_bits < 32:
+            layers = range(len(precisions))
+            loss += sum(self.pair(i, precisions[i], j, precisions[j]) for i in layers for j in layers if i < j)
+        return Quality(round(SAMPLES / (1 + math.exp(loss - 1))), SAMPLES, math.log(1 + math.exp(loss - 1)))
+
+    def pair_divergences(self, precisions, reach):
+        if not self.tells_pairs:
+            return super().pair_divergences(precisions, reach)
+        layers, count = len(self.workload), len(precisions)
+        found = np.zeros((layers, count, layers, count))
+        for i in range(layers):
+            for j in range(i + 1, min(layers, i + reach + 1)):
+                for m, first in enumerate(precisions):
+                    for n, second in enumerate(precisions):
+                        found[i, m, j, n] = found[j, n, i, m] = self.pair(i, first, j, second)
+        return found
 
 
 class BitProportional(HardwareBackend):

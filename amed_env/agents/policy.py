@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from amed_env.agents.moves import evaluate
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
-from amed_env.errors import AmedError, InputError, StoreError
+from amed_env.errors import InputError
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import problem_of
 from amed_env.policies.saved import fingerprint, load_policy
@@ -70,7 +71,7 @@ class PolicyAgent(Agent):
         """See `Agent.explore`."""
         task = session.task
         session.say("asking the policy")
-        _try(session, self.answer(task))
+        evaluate(session, self.answer(task))
         problems = Problems.of([problem_of(task)])
         network = copy.deepcopy(self._network).train()
         optimizer = torch.optim.Adam(network.parameters(), lr=self._learning_rate)
@@ -84,7 +85,7 @@ class PolicyAgent(Agent):
             new = False
             for choices in rollouts.choices[0][order].numpy():
                 if not session.knows(task.allocation(choices)) and session.feasible(task.allocation(choices)):
-                    _try(session, choices)
+                    evaluate(session, choices)
                     new = True
                     break
             fruitless = 0 if new else fruitless + 1
@@ -124,13 +125,3 @@ def _within(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]
         return choices
     repaired = repair(task, choices, task.limits)
     return choices if repaired is None else repaired
-
-
-def _try(session: SearchSession, choices: npt.NDArray[np.int64]) -> None:
-    try:
-        session.evaluate(session.task.allocation(choices))
-    except StoreError:
-        raise
-    except AmedError:  # the session has counted and noted it
-        if session.ended:
-            raise

@@ -61,6 +61,28 @@ _BUILT_IN = {
         "search",
         "the faults of AMED's released code, for comparison with amed only",
     ),
+    "milp": (
+        "amed_env.agents.milp:MilpAgent",
+        "search",
+        "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
+    ),
+    "pairwise": (
+        "amed_env.agents.pairwise:PairwiseAgent",
+        "search",
+        "optimum of a proxy with terms of pairs of layers (CLADO); trials correct the terms",
+    ),
+    "local": ("amed_env.agents.local:LocalAgent", "search", "best improvement from the proxy's optimum, with restarts"),
+    "annealing": ("amed_env.agents.annealing:AnnealingAgent", "search", "simulated annealing within the budget"),
+    "evolution": (
+        "amed_env.agents.evolution:EvolutionAgent",
+        "search",
+        "NSGA-II on error and cost, started near the budget; needs pymoo (amed-env[search])",
+    ),
+    "tpe": (
+        "amed_env.agents.tpe:TPEAgent",
+        "search",
+        "tree-structured Parzen estimator, started near the budget; needs optuna (amed-env[search])",
+    ),
 }
 
 AGENTS: Registry[Any] = Registry("agent", group=GROUP)

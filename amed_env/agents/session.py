@@ -142,6 +142,10 @@ class SearchSession:
         """Whether this search has evaluated an allocation, so that asking again is free."""
         return allocation in self._seen
 
+    def failed(self, allocation: BitAllocation) -> bool:
+        """Whether this search has evaluated an allocation in vain."""
+        return allocation in self._seen and self._seen[allocation] is None
+
     def evaluate(self, allocation: BitAllocation) -> Trial:
         """Quality and cost of an allocation; one that was evaluated before is answered at once and not counted.
 

@@ -16,9 +16,11 @@ from amed_env.allocation import BitAllocation, Precision
 from amed_env.cache import cached_array
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, NonFiniteError
+from amed_env.evaluation.divergences import measure_divergences, measure_pairs
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.preparation import Progress, prepare_network
-from amed_env.evaluation.quality import Evaluator, Quality, Split, check_split
+from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
+from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.evaluation.workers import Workers, in_parts
 from amed_env.finite import first_non_finite
 from amed_env.quantization.network import Engine, QuantizedNetwork
@@ -34,8 +36,8 @@ RANGE_SAMPLES = 1_024
 """Calibration samples that set the ranges; learning uses all of them."""
 SENSITIVITY_SAMPLES = 1_024
 """Calibration samples on which single-layer sensitivities are measured."""
-SENSITIVITY_BITS = 8
-"""Width of all other layers while the sensitivity of one is measured."""
+PAIR_SAMPLES = 256
+"""Calibration samples on which pairs of layers are measured."""
 _AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
 
 
@@ -257,33 +259,40 @@ class PostTrainingEvaluator(Evaluator):
         """
         shape = (len(self.workload), len(precisions))
         key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {' '.join(map(str, precisions))}"
-        return cached_array("predicted-loss", key, shape, lambda: self._measure_divergences(precisions, progress))
-
-    def _measure_divergences(
-        self, precisions: Sequence[Precision], progress: Callable[[int, int], None] | None
-    ) -> npt.NDArray[np.float64]:
-        names = self.workload.layer_names
-        base = self.workload.uniform(SENSITIVITY_BITS)
-        # From the last layer to the first, so that each shares all layers before its own with the one before.
-        cells = [(row, column) for row in reversed(range(len(names))) for column in range(len(precisions))]
-        allocations = [base, *(base.replace({names[row]: precisions[column]}) for row, column in cells)]
-        divergences = np.zeros((len(names), len(precisions)))
         inputs = self._splits.calibration.inputs[:SENSITIVITY_SAMPLES]
-        batches = inputs.split(self.batch_size)
-        reference = torch.empty(0)
-        with torch_threads(self.threads):
-            for number, position, scores in self.network.sweep(allocations, batches):
-                logarithms = F.log_softmax(scores.double(), dim=1)
-                if position == 0:
-                    reference = logarithms
-                    continue
-                divergence = F.kl_div(logarithms, reference, reduction="sum", log_target=True)
-                divergences[cells[position - 1]] += float(divergence) / len(inputs)
-                if progress is not None:
-                    progress(number * len(cells) + position, len(batches) * len(cells))
-        if not np.isfinite(divergences).all():
-            raise NonFiniteError("the network returns NaN or infinity on the calibration samples when quantized.")
-        return np.maximum(divergences, 0.0)
+
+        def compute() -> npt.NDArray[np.float64]:
+            with torch_threads(self.threads):
+                return measure_divergences(self.network, inputs, precisions, self.batch_size, progress)
+
+        return cached_array("predicted-loss", key, shape, compute)
+
+    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """See `Evaluator.sensitivity` and `evaluation.sensitivities`; kept in the user's cache."""
+        calibration = self._splits.calibration
+        samples = calibration.subset(range(min(SENSITIVITY_SAMPLES, len(calibration))))
+
+        def compute() -> npt.NDArray[np.float64]:
+            with torch_threads(self.threads):
+                return measure_sensitivity(self.network, samples, precisions, measure, self.batch_size)
+
+        shape = (len(self.workload), len(precisions))
+        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {self.batch_size} {' '.join(map(str, precisions))}"
+        return cached_array(f"sensitivity-{measure}", key, shape, compute)
+
+    def pair_divergences(
+        self, precisions: Sequence[Precision], reach: int, progress: Callable[[int, int], None] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """See `Evaluator.pair_divergences`; forward passes only, kept in the user's cache."""
+        layers, count = len(self.workload), len(precisions)
+        inputs = self._splits.calibration.inputs[:PAIR_SAMPLES]
+
+        def compute() -> npt.NDArray[np.float64]:
+            with torch_threads(self.threads):
+                return measure_pairs(self.network, inputs, precisions, self.batch_size, reach, progress)
+
+        key = f"{self.fingerprint} {PAIR_SAMPLES} {reach} {' '.join(map(str, precisions))}"
+        return cached_array("pairs", key, (layers, count, layers, count), compute)
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """Largest magnitude over standard deviation of each layer's weights; see `Evaluator.weight_statistics`."""

@@ -17,6 +17,8 @@ from amed_env.workload import Workload
 
 Split = Literal["search", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+GradientMeasure = Literal["squared-error", "fisher", "hessian"]
+"""Sensitivities besides the divergence of `predicted_loss`; see `evaluation.sensitivities`."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,36 @@ class Evaluator(abc.ABC):
             float64 of shape (layers, P): mean Kullback-Leibler divergence in nats of the quantized network's class
             probabilities from the float network's.
         """
+
+    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """What every layer loses at every precision alone, by another measure than `predicted_loss`.
+
+        Args:
+            measure: Which one.
+            precisions: P precisions.
+
+        Returns:
+            float64 of shape (layers, P), not negative.
+
+        Raises:
+            InputError: If this evaluator cannot measure it.
+        """
+        raise InputError(f"this task's quality gives no {measure!r} sensitivities; use the proxy 'kl'.")
+
+    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
+        """What quantizing two layers does to the output beyond the sum of both alone, on calibration samples.
+
+        Args:
+            precisions: P precisions.
+            reach: Pairs further apart than so many layers are left at 0.
+
+        Returns:
+            float64 of shape (layers, P, layers, P), symmetric, in nats; 0 within a layer.
+
+        Raises:
+            InputError: If this evaluator cannot measure it.
+        """
+        raise InputError("this task's quality gives no divergences of pairs of layers.")
 
     @abc.abstractmethod
     def weight_statistics(self) -> npt.NDArray[np.float64]:

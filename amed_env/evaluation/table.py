@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
-from amed_env.errors import UnsupportedPrecisionError
-from amed_env.evaluation.quality import Evaluator, Quality, Split, check_split
+from amed_env.errors import InputError, UnsupportedPrecisionError
+from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
+from amed_env.evaluation.stored_proxies import StoredProxies
 from amed_env.evaluation.table_file import QualityTable
 
 
@@ -24,12 +25,17 @@ class TableEvaluator(Evaluator):
 
     Args:
         table: The table.
+        proxies: What calibration samples say about the network besides the table's predicted loss, if it is stored.
+
+    Raises:
+        TableError: If the proxies belong to another table.
     """
 
     looked_up = True
 
-    def __init__(self, table: QualityTable) -> None:
+    def __init__(self, table: QualityTable, proxies: StoredProxies | None = None) -> None:
         self.table = table
+        self.proxies = None if proxies is None else proxies.require(table)
         self.workload = table.ties.reduced()
         self.fingerprint = f"table {table.digest}"
         self.kept_float = table.kept_float
@@ -76,13 +82,36 @@ class TableEvaluator(Evaluator):
 
         That of tied layers is the sum of theirs.
         """
+        return self.table.predicted_loss[:, self._columns(precisions)]
+
+    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """Stored sensitivities of every group; see `Evaluator.sensitivity`. Those of tied layers are added."""
+        return self._stored(measure).sensitivities[measure][:, self._columns(precisions)]
+
+    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
+        """Stored divergences of pairs of groups; see `Evaluator.pair_divergences`."""
+        columns = self._columns(precisions)
+        pairs = self._stored("pairs").pairs[:, columns][:, :, :, columns]
+        groups = np.arange(len(pairs))
+        near = np.abs(groups[:, None] - groups) <= reach
+        return np.where(near[:, None, :, None], pairs, 0.0)
+
+    def _stored(self, what: str) -> StoredProxies:
+        if self.proxies is None:
+            raise InputError(
+                f"no proxies are stored beside the table of {self.workload.name!r}, so there is no {what!r}; use the "
+                "proxy 'kl', or the task of the network itself."
+            )
+        return self.proxies
+
+    def _columns(self, precisions: Sequence[Precision]) -> list[int]:
         missing = [precision for precision in precisions if precision not in self._choice_of]
         if missing:
             raise UnsupportedPrecisionError(
                 f"the table of {self.workload.name!r} has no {', '.join(map(str, missing))}; it has "
                 f"{', '.join(map(str, self.table.precisions))}."
             )
-        return self.table.predicted_loss[:, [self._choice_of[precision] for precision in precisions]]
+        return [self._choice_of[precision] for precision in precisions]
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """See `Evaluator.weight_statistics`; of tied layers the largest."""
@@ -96,5 +125,11 @@ def shipped_table(name: str) -> TableEvaluator:
     Raises:
         TableError: If the file is missing or damaged.
     """
-    with as_file(files("amed_env") / "tables" / f"{name}.npz") as path:
-        return TableEvaluator.load(path)
+    folder = files("amed_env") / "tables"
+    with as_file(folder / f"{name}.npz") as path:
+        table = QualityTable.load(path)
+    stored = folder / f"{name}.proxies.npz"
+    if not stored.is_file():
+        return TableEvaluator(table)
+    with as_file(stored) as path:
+        return TableEvaluator(table, StoredProxies.load(path, table))

@@ -1,0 +1,121 @@
+"""The tree-structured Parzen estimator of optuna."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.agents.milp import positive_whole
+from amed_env.agents.moves import evaluate, fresh_choices, good_starts, narrowed, near_the_budget, prior
+from amed_env.agents.optional import import_optional
+from amed_env.agents.protocol import Agent
+from amed_env.agents.session import SearchSession
+from amed_env.objective import score
+from amed_env.proxies import get_proxies
+from amed_env.task import Task
+
+IntArray = npt.NDArray[np.int64]
+
+_REPEATS = 3  # known allocations in a row after which a fresh one follows
+
+
+class TPEAgent(Agent):
+    """Samples precisions from what good allocations have in common (Bergstra et al. 2011), all layers at once.
+
+    It starts with the proxy's optimum and random allocations near the budget. What exceeds the budget is narrowed, and
+    the estimator learns from the narrowed allocation. One that is known already costs nothing; after three of them a
+    fresh one follows, so that the estimator does not stand still.
+
+    Args:
+        startup: Allocations at the beginning that do not come from the estimator.
+        proxy: Name of the proxy whose optimum is the first.
+
+    Raises:
+        UnknownNameError: If there is no such proxy.
+        AgentError: If optuna is not installed, or `startup` is no positive whole number.
+    """
+
+    name = "tpe"
+
+    def __init__(self, startup: int = 20, proxy: str = "kl") -> None:
+        self.startup = positive_whole("startup", startup)
+        self.proxy = get_proxies(proxy)[0]
+        self._optuna = import_optional("optuna", self.name, "optuna")
+
+    def explore(self, session: SearchSession) -> None:
+        """See `Agent.explore`."""
+        logging = self._optuna.logging
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # of an experimental sampler it warns each time
+        try:
+            self._explore(session)
+        finally:
+            logging.set_verbosity(verbosity)
+
+    def _explore(self, session: SearchSession) -> None:
+        optuna, task = self._optuna, session.task
+        space = self._space(task)
+        study = self._study(session.seed)
+        queue = good_starts(session, prior(session, self.proxy))[:1]
+        known = 0
+        while True:
+            session.check()
+            choices: IntArray | None
+            if queue:
+                choices = queue.pop()
+            elif not space or known > _REPEATS:
+                choices = fresh_choices(session)
+                if choices is None:
+                    return
+            elif session.evaluations < self.startup:
+                choices = near_the_budget(session)
+            else:
+                asked = study.ask(space)
+                # What is told is the narrowed allocation, below.
+                study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                choices = narrowed(session, self._choices(task, asked.params))
+            if choices is None or session.knows(task.allocation(choices)):
+                known += 1
+                continue
+            known = 0
+            trial = evaluate(session, choices)
+            if trial is not None and space:
+                value = score(trial.quality.accuracy, task.float_quality.accuracy)
+                params = self._params(task, choices)
+                study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
+
+    def _study(self, seed: int) -> Any:
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+            sampler = self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
+        return self._optuna.create_study(direction="maximize", sampler=sampler)
+
+    def _space(self, task: Task) -> dict[str, Any]:
+        """An ordered number a layer, or one for weights and one for activations; nothing for pinned layers."""
+        integers = self._optuna.distributions.IntDistribution
+        most = len(task.free_bits) - 1
+        parts = ("w", "a") if task.separate else ("wa",)
+        free = [name for name in task.workload.layer_names if name not in task.pins]
+        return {f"{name} {part}": integers(0, most) for name in free for part in parts}
+
+    def _choices(self, task: Task, params: dict[str, int]) -> IntArray:
+        choices = task.uniform_choices(int(task.free_choices[0]))
+        positions = {tuple(precision): number for number, precision in enumerate(task.precisions)}
+        for layer, name in enumerate(task.workload.layer_names):
+            if name not in task.pins:
+                parts = ("w", "a") if task.separate else ("wa", "wa")
+                weight, activation = (task.free_bits[params[f"{name} {part}"]] for part in parts)
+                choices[layer] = positions[weight, activation]
+        return choices
+
+    def _params(self, task: Task, choices: IntArray) -> dict[str, int]:
+        params: dict[str, int] = {}
+        for name, choice in zip(task.workload.layer_names, choices, strict=True):
+            if name not in task.pins:
+                weight, activation = (task.free_bits.index(bits) for bits in task.precisions[int(choice)])
+                params |= {f"{name} w": weight, f"{name} a": activation} if task.separate else {f"{name} wa": weight}
+        return params

@@ -1,0 +1,143 @@
+"""Kullback-Leibler divergences of the class probabilities when one or two layers alone are narrowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from amed_env.allocation import BitAllocation, Precision
+from amed_env.errors import NonFiniteError
+from amed_env.quantization.network import QuantizedNetwork
+from amed_env.workload import Workload
+
+SENSITIVITY_BITS = 8
+"""Width of all other layers meanwhile."""
+_AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
+
+FloatArray = npt.NDArray[np.float64]
+ProgressCall = Callable[[int, int], None]
+
+
+def measure_divergences(
+    network: QuantizedNetwork,
+    inputs: torch.Tensor,
+    precisions: Sequence[Precision],
+    batch_size: int,
+    progress: ProgressCall | None = None,
+) -> FloatArray:
+    """Mean divergence in nats from the 8-bit network when one layer is changed: float64 (L, P), not negative.
+
+    Args:
+        network: The network.
+        inputs: Calibration samples (N, …).
+        precisions: P precisions.
+        batch_size: Samples of one forward pass.
+        progress: Called with the steps done and all steps.
+
+    Raises:
+        NonFiniteError: If the network returns NaN or infinity.
+    """
+    names, base = network.workload.layer_names, network.workload.uniform(SENSITIVITY_BITS)
+    # From the last layer to the first, so that each shares all layers before its own with the one before.
+    cells = [(row, column) for row in reversed(range(len(names))) for column in range(len(precisions))]
+    allocations = [base.replace({names[row]: precisions[column]}) for row, column in cells]
+    found = np.zeros((len(names), len(precisions)))
+    for cell, value in zip(cells, _divergences(network, base, allocations, inputs, batch_size, progress), strict=True):
+        found[cell] = value
+    return np.maximum(found, 0.0)
+
+
+def pair_cells(layers: int, precisions: Sequence[Precision], reach: int) -> list[tuple[int, int, int, int]]:
+    """(layer, precision, later layer, precision) of every pair that is measured: none at the width of all others."""
+    changed = [c for c, precision in enumerate(precisions) if precision != (SENSITIVITY_BITS, SENSITIVITY_BITS)]
+    return [
+        (first, m, second, n)
+        for first in reversed(range(layers))
+        for m in changed
+        for second in reversed(range(first + 1, min(layers, first + reach + 1)))
+        for n in changed
+    ]
+
+
+def pair_allocations(workload: Workload, precisions: Sequence[Precision], reach: int) -> list[BitAllocation]:
+    """The allocations that `measure_pairs` runs, besides the 8-bit one."""
+    names, base = workload.layer_names, workload.uniform(SENSITIVITY_BITS)
+    changed = [precision for precision in precisions if precision != (SENSITIVITY_BITS, SENSITIVITY_BITS)]
+    single = [base.replace({name: precision}) for name in reversed(names) for precision in changed]
+    pairs = [
+        base.replace({names[i]: precisions[m], names[j]: precisions[n]})
+        for i, m, j, n in pair_cells(len(names), precisions, reach)
+    ]
+    return [*single, *pairs]
+
+
+def measure_pairs(
+    network: QuantizedNetwork,
+    inputs: torch.Tensor,
+    precisions: Sequence[Precision],
+    batch_size: int,
+    reach: int,
+    progress: ProgressCall | None = None,
+) -> FloatArray:
+    """KL(i, j) - KL(i) - KL(j) in nats: what two changed layers do together beyond the sum of each alone.
+
+    Args:
+        network: The network.
+        inputs: Calibration samples (N, …).
+        precisions: P precisions.
+        batch_size: Samples of one forward pass.
+        reach: Pairs further apart than so many layers are left at 0.
+        progress: Called with the steps done and all steps.
+
+    Returns:
+        float64 (L, P, L, P), symmetric.
+
+    Raises:
+        NonFiniteError: If the network returns NaN or infinity.
+    """
+    names = network.workload.layer_names
+    layers, count = len(names), len(precisions)
+    base = network.workload.uniform(SENSITIVITY_BITS)
+    allocations = pair_allocations(network.workload, precisions, reach)
+    values = _divergences(network, base, allocations, inputs, batch_size, progress)
+    known = dict(zip(allocations, values, strict=True))
+    alone = np.array([[known.get(base.replace({name: p}), 0.0) for p in precisions] for name in names])
+    found = np.zeros((layers, count, layers, count))
+    for i, m, j, n in pair_cells(layers, precisions, reach):
+        together = known[base.replace({names[i]: precisions[m], names[j]: precisions[n]})]
+        found[i, m, j, n] = found[j, n, i, m] = together - alone[i, m] - alone[j, n]
+    return found
+
+
+def _divergences(
+    network: QuantizedNetwork,
+    base: BitAllocation,
+    allocations: list[BitAllocation],
+    inputs: torch.Tensor,
+    batch_size: int,
+    progress: ProgressCall | None,
+) -> FloatArray:
+    """Mean divergence of each allocation's class probabilities from those of `base`: float64, one each."""
+    batches = inputs.split(batch_size)
+    found = np.zeros(len(allocations))
+    done, steps = 0, len(batches) * len(allocations)
+    for start in range(0, len(allocations), _AT_ONCE):
+        part = allocations[start : start + _AT_ONCE]
+        reference = torch.empty(0)
+        for _, position, scores in network.sweep([base, *part], batches):
+            logarithms = F.log_softmax(scores.double(), dim=1)
+            if position == 0:
+                reference = logarithms
+                continue
+            divergence = F.kl_div(logarithms, reference, reduction="sum", log_target=True)
+            found[start + position - 1] += float(divergence) / len(inputs)
+            done += 1
+            if progress is not None:
+                progress(done, steps)
+    if not np.isfinite(found).all():
+        raise NonFiniteError("the network returns NaN or infinity on the calibration samples when quantized.")
+    return found

@@ -1,0 +1,224 @@
+"""Single-layer sensitivities that need gradients or the quantized tensors: what `amed_env.proxies` reads.
+
+All are measured on the float network. For layer i at one precision, Δw is the change of its (folded) weights, Δx that
+of what it reads, and Δz that of its output when both are rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.datasets import Samples
+from amed_env.errors import NonFiniteError
+from amed_env.evaluation.quality import GradientMeasure
+from amed_env.quantization.layers import QuantizedLayer, on_grid
+from amed_env.quantization.network import QuantizedNetwork
+from amed_env.quantization.rounding import integer_range
+
+HUTCHINSON_PROBES = 16
+"""Random vectors a batch of the trace estimate."""
+_SEED = 20_220_530  # of the probes and of the labels that are drawn, so that the same network gives the same numbers
+
+
+def measure_sensitivity(
+    network: QuantizedNetwork, samples: Samples, precisions: Sequence[Precision], measure: GradientMeasure, batch: int
+) -> npt.NDArray[np.float64]:
+    """What every layer loses at every precision alone.
+
+    - `squared-error`: |Δw|²/|w|² + |Δx|²/|x|², the sum of both noise-to-signal ratios; no unit.
+    - `fisher`: ½ E[(∂ℓ/∂z · Δz)²] with labels drawn from the network's own probabilities, which is the
+      second-order term of the Kullback-Leibler divergence, in nats.
+    - `hessian`: ½ (mean diagonal of the Hessian) · |Δ|² for weights and for what is read, in nats; diagonals by
+      Hutchinson's estimate. HAWQ-V2 (arXiv 1911.03852) has the weights' part.
+
+    Args:
+        network: The network; it is left at 32 bits.
+        samples: Samples that belong to neither search nor test.
+        precisions: P precisions.
+        measure: Which of them.
+        batch: Samples of one forward pass.
+
+    Returns:
+        float64 (L, P), not negative.
+
+    Raises:
+        NonFiniteError: If a value is NaN or infinite.
+    """
+    layers = list(network.layers.values())
+    for layer in layers:
+        for bits in {width for precision in precisions for width in precision}:
+            layer.prepare(bits)
+    network.select(BitAllocation.uniform(list(network.layers), FLOAT_BITS))
+    passes = _Passes(network, torch.Generator().manual_seed(_SEED))
+    totals = np.zeros((len(layers), len(precisions)))
+    for inputs, labels in samples.batches(batch):
+        share = len(inputs) / len(samples)
+        totals += share * _MEASURES[measure](passes, inputs, labels, precisions)
+    if not np.isfinite(totals).all():
+        raise NonFiniteError(f"the {measure} sensitivity is NaN or infinite on the calibration samples.")
+    return np.maximum(totals, 0.0)
+
+
+@dataclass
+class _Record:
+    """What one layer read and returned in a forward pass; one entry a call."""
+
+    weight: torch.Tensor
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[torch.Tensor] = field(default_factory=list)
+
+
+class _Passes:
+    """Differentiable float passes whose layers keep what they read and return."""
+
+    def __init__(self, network: QuantizedNetwork, generator: torch.Generator) -> None:
+        self.network, self.generator = network, generator
+        self.layers = list(network.layers.values())
+
+    @contextmanager
+    def recorded(self, inputs: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[_Record]]]:
+        """Scores of a batch and the record of every layer; weights and what is read can be differentiated by."""
+        records = [_Record(layer.layer.weight.detach().clone().requires_grad_()) for layer in self.layers]
+        for layer, record in zip(self.layers, records, strict=True):
+            layer.learning = _recording(layer, record)
+        try:
+            with torch.enable_grad():
+                yield self.network.module(inputs.to(self.network.device)), records
+        finally:
+            for layer in self.layers:
+                layer.learning = None
+
+    def drawn_labels(self, scores: torch.Tensor) -> torch.Tensor:
+        """A class for each sample, drawn from the network's own probabilities."""
+        probabilities = F.softmax(scores.detach().double().cpu(), dim=1)
+        return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(1).to(scores.device)
+
+    def signs(self, like: torch.Tensor) -> torch.Tensor:
+        """A random tensor of +1 and -1."""
+        return (torch.randint(0, 2, like.shape, generator=self.generator) * 2 - 1).to(like)
+
+
+def _recording(layer: QuantizedLayer, record: _Record) -> Callable[[torch.Tensor], torch.Tensor]:
+    def compute(values: torch.Tensor) -> torch.Tensor:
+        # A zero that is added gives a tensor to differentiate by, whatever the input depends on.
+        inputs = values.clone() if values.requires_grad else values.clone().requires_grad_()
+        outputs = layer.compute(inputs, record.weight, layer.layer.bias)
+        record.inputs.append(inputs)
+        record.outputs.append(outputs)
+        return outputs.clone()  # what follows may change it in place
+
+    return compute
+
+
+def _rounded_inputs(layer: QuantizedLayer, values: torch.Tensor, bits: int) -> torch.Tensor:
+    if bits == FLOAT_BITS:
+        return values
+    scale = layer.prepared[bits].activation_scale
+    return on_grid(values, scale, *integer_range(bits, layer.statistics.unsigned)).mul_(scale)
+
+
+def _rounded_weight(layer: QuantizedLayer, bits: int) -> torch.Tensor:
+    weight = layer.layer.weight.detach()
+    return weight if bits == FLOAT_BITS else layer.prepared[bits].weight.to(weight.device)
+
+
+def _bias(layer: QuantizedLayer, bits: int) -> torch.Tensor | None:
+    bias = layer.layer.bias if bits == FLOAT_BITS else layer.prepared[bits].bias
+    return None if bias is None else bias.detach().to(layer.layer.weight.device)
+
+
+def _squared_errors(
+    passes: _Passes, records: list[_Record], precisions: Sequence[Precision]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(L, P) |Δw|² and |Δx|², the latter a sample."""
+    of_weights, of_inputs = np.zeros((2, len(records), len(precisions)))
+    for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
+        weight = layer.layer.weight.detach()
+        by_weight = {b: _energy(_rounded_weight(layer, b) - weight) for b in {p.weight_bits for p in precisions}}
+        values = [inputs.detach() for inputs in record.inputs]
+        by_input = {
+            bits: sum(_energy(_rounded_inputs(layer, value, bits) - value) / len(value) for value in values)
+            for bits in {p.activation_bits for p in precisions}
+        }
+        of_weights[row] = [by_weight[p.weight_bits] for p in precisions]
+        of_inputs[row] = [by_input[p.activation_bits] for p in precisions]
+    return of_weights, of_inputs
+
+
+def _energy(values: torch.Tensor) -> float:
+    return float(values.detach().double().square().sum())
+
+
+def _relative_errors(
+    passes: _Passes, inputs: torch.Tensor, labels: torch.Tensor, precisions: Sequence[Precision]
+) -> npt.NDArray[np.float64]:
+    with passes.recorded(inputs) as (_, records):
+        of_weights, of_inputs = _squared_errors(passes, records, precisions)
+        weight_energy = np.asarray([_energy(layer.layer.weight) for layer in passes.layers])
+        input_energy = np.asarray([sum(_energy(x) / len(x) for x in record.inputs) for record in records])
+    relative = of_weights / np.maximum(weight_energy, 1e-30)[:, None]
+    return np.asarray(relative + of_inputs / np.maximum(input_energy, 1e-30)[:, None])
+
+
+def _fisher(
+    passes: _Passes, inputs: torch.Tensor, labels: torch.Tensor, precisions: Sequence[Precision]
+) -> npt.NDArray[np.float64]:
+    with passes.recorded(inputs) as (scores, records):
+        loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
+        every = [output for record in records for output in record.outputs]
+        gradients = iter(torch.autograd.grad(loss, every, allow_unused=True))
+    found = np.zeros((len(records), len(precisions)))
+    for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
+        slopes = [next(gradients) for _ in record.outputs]
+        for column, (weight_bits, activation_bits) in enumerate(precisions):
+            change = torch.zeros(len(inputs), dtype=torch.float64)
+            with torch.no_grad():
+                for read, returned, slope in zip(record.inputs, record.outputs, slopes, strict=True):
+                    rounded = _rounded_inputs(layer, read.detach(), activation_bits)
+                    output = layer.compute(rounded, _rounded_weight(layer, weight_bits), _bias(layer, weight_bits))
+                    if slope is not None:
+                        part = ((output - returned) * slope).reshape(len(inputs), -1)
+                        change += part.double().sum(dim=1).cpu()
+            found[row, column] = 0.5 * float(change.square().mean())
+    return found
+
+
+def _hessian(
+    passes: _Passes, inputs: torch.Tensor, labels: torch.Tensor, precisions: Sequence[Precision]
+) -> npt.NDArray[np.float64]:
+    with passes.recorded(inputs) as (scores, records):
+        loss = F.cross_entropy(scores, labels.to(scores.device), reduction="sum")
+        leaves = [tensor for record in records for tensor in (record.weight, *record.inputs)]
+        slopes = torch.autograd.grad(loss, leaves, create_graph=True)
+        traces = np.zeros(len(leaves))
+        curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]  # not linear in it
+        for _ in range(HUTCHINSON_PROBES if curved else 0):
+            # One product with the whole Hessian: what other tensors' probes add to a tensor's own has mean zero.
+            probes = [passes.signs(leaf) for leaf in leaves]
+            products = torch.autograd.grad(
+                [slopes[p] for p in curved], leaves, [probes[p] for p in curved], retain_graph=True, allow_unused=True
+            )
+            for position, (probe, product) in enumerate(zip(probes, products, strict=True)):
+                if product is not None:
+                    traces[position] += float((product * probe).double().sum()) / HUTCHINSON_PROBES
+        of_weights, of_inputs = _squared_errors(passes, records, precisions)
+    # Sums over the batch become means: of the loss for weights, of each sample's own trace for what is read.
+    remaining = iter(traces / len(inputs))
+    found = np.zeros((len(records), len(precisions)))
+    for row, record in enumerate(records):
+        of_weight = next(remaining) / record.weight.numel()
+        read = sum(next(remaining) for _ in record.inputs)
+        of_read = read / sum(x[0].numel() for x in record.inputs)
+        found[row] = 0.5 * (of_weight * of_weights[row] + of_read * of_inputs[row])
+    return found
+
+
+_MEASURES = {"squared-error": _relative_errors, "fisher": _fisher, "hessian": _hessian}
