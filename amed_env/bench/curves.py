@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, read_result
+from amed_env.bench.scores import AFTER
 from amed_env.bench.suites import Cell, is_tabular, task_digest
 from amed_env.bench.truth import NOTHING, CellTruth, FloatArray, IntArray, cell_truth
 from amed_env.errors import AmedError, BenchFileError, InputError
 from amed_env.run_statistics import interquartile_mean
 
-CHECKPOINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+CHECKPOINTS = AFTER
 """Evaluations after which tables show the regret."""
 CONTROL_PREFIX = "control/"
 REFERENCE = "random"
