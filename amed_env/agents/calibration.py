@@ -104,7 +104,7 @@ class Calibration:
         solved = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
         single_variance, pair_variance, _ = self._variances
         own = _OFFSET_VARIANCE + _SLOPE_VARIANCE * prior**2 + single_variance + pair_variance
-        return np.sqrt(np.maximum(own - (solved**2).sum(axis=0), 1e-12))
+        return np.asarray(np.sqrt(np.maximum(own - (solved**2).sum(axis=0), 1e-12)))
 
     def _one_hot(self, choices: IntArray) -> FloatArray:
         hot = np.zeros((len(choices), self.layers * self.count))

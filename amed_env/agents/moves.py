@@ -67,12 +67,12 @@ def fits_many(session: SearchSession, choices: IntArray) -> npt.NDArray[np.bool_
     """
     task = session.task
     rows = np.arange(len(task.workload))
-    fit = task.choosable[rows, choices].all(axis=1)
+    fit: npt.NDArray[np.bool_] = np.asarray(task.choosable[rows, choices].all(axis=1))
     for metric, limit in task.limits.items():
         if metric in task.least_costs:
             fit &= task.least_costs[metric][rows, choices].sum(axis=1) <= limit * (1 + TOLERANCE)
     if all(metric in task.costs for metric in task.limits):
-        return np.asarray(fit)
+        return fit
     asked = np.flatnonzero(fit)
     allocations = [task.allocation(choices[row]) for row in asked]
     try:
@@ -82,7 +82,7 @@ def fits_many(session: SearchSession, choices: IntArray) -> npt.NDArray[np.bool_
         if session.faulty:
             session.check()
         fit[asked] = [session.feasible(allocation) for allocation in allocations]
-    return np.asarray(fit)
+    return fit
 
 
 def fits(session: SearchSession, choices: IntArray) -> bool:

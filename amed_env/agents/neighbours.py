@@ -43,9 +43,11 @@ def _steps(task: Task, layer: int, choice: int) -> tuple[list[int], list[int]]:
     """The next narrower and the next wider choices: one each with tied widths, up to two each with separate ones."""
     here = task.precisions[choice]
     others = [int(other) for other in np.flatnonzero(task.choosable[layer]) if other != choice]
-    lower, upper = [], []
+    lower: list[int] = []
+    upper: list[int] = []
     for part in (0, 1) if task.separate else (None,):
-        below, above = [], []
+        below: list[tuple[int, int]] = []
+        above: list[tuple[int, int]] = []
         for other in others:
             there = task.precisions[other]
             if part is not None and there[1 - part] != here[1 - part]:

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ class StoredProxies:
                 f"the table of {table.ties.full.name!r} was made from another network, other samples or another "
                 "recipe than this evaluator has; make the table anew."
             )
-        sensitivities = {
+        sensitivities: dict[str, npt.NDArray[np.float64]] = {
             measure: _of_groups(evaluator.sensitivity(measure, table.precisions), table.ties) for measure in MEASURES
         }
         pairs = evaluator.pair_divergences(table.precisions, len(evaluator.workload) - 1)
@@ -68,8 +68,8 @@ class StoredProxies:
         if self.fingerprint != table.provenance.get("fingerprint"):
             raise TableError("the proxies belong to another table; measure them anew.")
         groups, count = len(table.ties.groups), len(table.precisions)
-        arrays = {**dict.fromkeys(MEASURES), **self.sensitivities, "pairs": self.pairs}
-        for name, array in arrays.items():
+        for name in (*MEASURES, "pairs"):
+            array = self.pairs if name == "pairs" else self.sensitivities.get(name)
             shape = (groups, count) * (2 if name == "pairs" else 1)
             if array is None or array.shape != shape or not np.isfinite(array).all():
                 raise TableError(f"the proxy {name!r} is missing, has a wrong shape, or holds NaN or infinity.")
@@ -78,7 +78,11 @@ class StoredProxies:
     def save(self, path: Path) -> None:
         """Write the file; equal proxies give equal bytes."""
         header = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint}, sort_keys=True).encode()
-        parts = {"header": np.frombuffer(header, dtype=np.uint8), **self.sensitivities, "pairs": self.pairs}
+        parts: dict[str, npt.NDArray[Any]] = {
+            "header": np.frombuffer(header, dtype=np.uint8),
+            **self.sensitivities,
+            "pairs": self.pairs,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for name, array in parts.items():
