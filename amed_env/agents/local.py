@@ -18,13 +18,15 @@ class LocalAgent(Agent):
     """Moves to the best of a few neighbours while that is an improvement, then starts again near the best of all.
 
     Neighbours within the budget are ordered by the proxy; a round evaluates the first `width` of them that are not
-    known, those that share most first layers one after the other. Where none is better, the next ones follow; where
-    none is left, `kick` random moves away from the best allocation make a new start, and where that leads to nothing
-    new, a random allocation.
+    known, those that share most first layers one after the other. Where none is better, the next ones follow. After
+    `patience` rounds in vain, `kick` random moves away from the best allocation make a new start, and the time after
+    that the search goes on with the neighbours of the best that are left. Where nothing is new, a random allocation
+    follows.
 
     Args:
         proxy: Name of the proxy that gives the start and the order.
         width: New neighbours of a round.
+        patience: Rounds without an improvement before a new start.
         kick: Random moves of a new start.
 
     Raises:
@@ -34,18 +36,22 @@ class LocalAgent(Agent):
 
     name = "local"
 
-    def __init__(self, proxy: str = "kl", width: int = 12, kick: int = 3) -> None:
+    def __init__(self, proxy: str = "kl", width: int = 12, patience: int = 2, kick: int = 3) -> None:
         self.proxy = get_proxies(proxy)[0]
         self.width, self.kick = positive_whole("width", width), positive_whole("kick", kick)
+        self.patience = positive_whole("patience", patience)
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
         table = prior(session, self.proxy)
         start: IntArray | None = next(iter(good_starts(session, table)), None)
+        turn = fruitless = 0
         while start is not None:
             before = session.evaluations
             self._climb(session, table, start, evaluate(session, start))
-            start = self._kicked(session) if session.evaluations > before else None
+            fruitless = 0 if session.evaluations > before else fruitless + 1
+            turn += 1
+            start = self._next_start(session, turn) if fruitless < 2 else None
             start = fresh_choices(session) if start is None else start
 
     def _climb(
@@ -56,8 +62,9 @@ class LocalAgent(Agent):
             around = neighbours(session.task, current)
             around = around[fits_many(session, around)]
             around = around[np.argsort(table[rows, around].sum(axis=1), kind="stable")]
-            better, position = None, 0
-            while position < len(around) and better is None:
+            better, position, rounds = None, 0, 0
+            while position < len(around) and better is None and rounds < self.patience:
+                rounds += 1
                 position, found = self._round(session, around, position)
                 best = min(found, key=quality_order, default=None)
                 if best is not None and (trial is None or quality_order(best) < quality_order(trial)):
@@ -82,11 +89,14 @@ class LocalAgent(Agent):
         trials = [evaluate(session, choices) for choices in sorted(taken, key=tuple)]
         return position, [trial for trial in trials if trial is not None]
 
-    def _kicked(self, session: SearchSession) -> IntArray | None:
+    def _next_start(self, session: SearchSession, turn: int) -> IntArray | None:
+        """The best allocation, after random moves every other time; None if there is none."""
         best = session.best()
         if best is None:
-            return fresh_choices(session)
+            return None
         choices = session.task.choices(best.allocation)
+        if turn % 2 == 0:
+            return choices
         for _ in range(self.kick):
             choices = random_neighbour(session.task, choices, session.rng)
         return within_budget(session, choices)

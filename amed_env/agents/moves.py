@@ -70,7 +70,7 @@ def fits_many(session: SearchSession, choices: IntArray) -> npt.NDArray[np.bool_
         if metric in task.least_costs:
             fit &= task.least_costs[metric][rows, choices].sum(axis=1) <= limit * (1 + TOLERANCE)
     if all(metric in task.costs for metric in task.limits):
-        return np.asarray(fit)
+        return fit
     asked = np.flatnonzero(fit)
     allocations = [task.allocation(choices[row]) for row in asked]
     try:
@@ -80,7 +80,7 @@ def fits_many(session: SearchSession, choices: IntArray) -> npt.NDArray[np.bool_
         if session.faulty:
             session.check()
         fit[asked] = [session.feasible(allocation) for allocation in allocations]
-    return np.asarray(fit)
+    return fit
 
 
 def fits(session: SearchSession, choices: IntArray) -> bool:

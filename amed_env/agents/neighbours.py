@@ -43,7 +43,8 @@ def _steps(task: Task, layer: int, choice: int) -> tuple[list[int], list[int]]:
     """The next narrower and the next wider choices: one each with tied widths, up to two each with separate ones."""
     here = task.precisions[choice]
     others = [int(other) for other in np.flatnonzero(task.choosable[layer]) if other != choice]
-    lower, upper = [], []
+    lower: list[int] = []
+    upper: list[int] = []
     for part in (0, 1) if task.separate else (None,):
         below: list[tuple[int, int]] = []
         above: list[tuple[int, int]] = []

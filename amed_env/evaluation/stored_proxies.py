@@ -54,8 +54,7 @@ class StoredProxies:
                 "recipe than this evaluator has; make the table anew."
             )
         sensitivities: dict[str, npt.NDArray[np.float64]] = {
-            str(measure): _of_groups(evaluator.sensitivity(measure, table.precisions), table.ties)
-            for measure in MEASURES
+            measure: _of_groups(evaluator.sensitivity(measure, table.precisions), table.ties) for measure in MEASURES
         }
         pairs = evaluator.pair_divergences(table.precisions, len(evaluator.workload) - 1)
         return cls(evaluator.fingerprint, sensitivities, _pairs_of_groups(pairs, table.ties))
@@ -69,9 +68,8 @@ class StoredProxies:
         if self.fingerprint != table.provenance.get("fingerprint"):
             raise TableError("the proxies belong to another table; measure them anew.")
         groups, count = len(table.ties.groups), len(table.precisions)
-        arrays: dict[str, npt.NDArray[np.float64] | None] = {str(measure): None for measure in MEASURES}
-        arrays |= {**self.sensitivities, "pairs": self.pairs}
-        for name, array in arrays.items():
+        for name in (*MEASURES, "pairs"):
+            array = self.pairs if name == "pairs" else self.sensitivities.get(name)
             shape = (groups, count) * (2 if name == "pairs" else 1)
             if array is None or array.shape != shape or not np.isfinite(array).all():
                 raise TableError(f"the proxy {name!r} is missing, has a wrong shape, or holds NaN or infinity.")
