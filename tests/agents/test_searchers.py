@@ -272,13 +272,13 @@ def test_searchers_beat_random_where_layers_interact_and_tie_where_nothing_matte
 
 
 @pytest.mark.parametrize("name", SEARCHERS)
-def test_no_searcher_is_below_random_on_a_table(name):
-    # The best of 100 differ by single samples of 500, so that medians tie.
+def test_searchers_beat_random_on_a_table(name):
+    # On digits-cnn the best of 100 random allocations is within a sample or two of the optimum; not so here.
     def median(agent):
-        task = make_task("tabular/digits-cnn", device="bitfusion", budget={"latency": 0.45})
-        return np.median([make_agent(agent).search(task, 100, seed).best.quality.correct for seed in range(5)])
+        task = make_task("tabular/kws-dscnn", device="mpic", budget={"latency": 0.55})
+        return np.median([make_agent(agent).search(task, 60, seed).best.quality.correct for seed in range(5)])
 
-    assert median(name) >= median("random")
+    assert median(name) > median("random")
 
 
 def test_neighbours_differ_in_one_layer_or_exchange_between_two():
