@@ -104,6 +104,16 @@ class AmedAgent(Agent):
     """
 
     name = "amed"
+    saw = tuple(
+        f"digits-cnn on {cell}"
+        for cell in (
+            "bitfusion latency=0.4",
+            "bit-serial energy=0.4",
+            "mpic latency=0.5",
+            "systolic-32 energy=0.6",
+            "bops latency=0.15",
+        )
+    )
 
     def __init__(self, **options: Any) -> None:
         self.options = parse_agent_options(self.name, AmedOptions, options)

@@ -45,6 +45,7 @@ class PairwiseAgent(Agent):
     """
 
     name = "pairwise"
+    saw = ("a few runs on digits-cnn and kws-dscnn, for the settings of its calibration",)
 
     def __init__(
         self, reach: int | None = None, project: bool = True, calibrate: bool = True, most_width: int = 4_096
