@@ -12,6 +12,7 @@ import torch
 from amed_env.agents.moves import evaluate
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
+from amed_env.constraints import cheapest_choices
 from amed_env.errors import InputError
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import problem_of
@@ -29,8 +30,9 @@ _HOTTEST = 100.0
 class PolicyAgent(Agent):
     """Asks a trained policy; what it proposes first needs no evaluation.
 
-    Afterwards allocations are sampled from the policy, most probable ones first, and the policy learns from its own
-    trials: those that were better than their mean become more probable (self-imitation).
+    The second evaluation is the optimum of the additive proxy. Afterwards allocations are sampled from the policy, most
+    probable ones first, and the policy learns from its own trials: the better a trial's rank, the more probable it
+    becomes (self-imitation).
 
     Args:
         policy: Folder of a saved policy; None is the one of the package.
@@ -72,6 +74,9 @@ class PolicyAgent(Agent):
         task = session.task
         session.say("asking the policy")
         evaluate(session, self.answer(task))
+        solved = _proxy_optimum(task)  # what a network that the policy never saw is better served with
+        if solved is not None:
+            evaluate(session, solved)
         problems = Problems.of([problem_of(task)])
         network = copy.deepcopy(self._network).train()
         optimizer = torch.optim.Adam(network.parameters(), lr=self._learning_rate)
@@ -118,6 +123,16 @@ class PolicyAgent(Agent):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
+
+
+def _proxy_optimum(task: Task) -> npt.NDArray[np.int64] | None:
+    """The allocation of the least predicted loss within the budgets, where costs add up."""
+    if not all(metric in task.costs for metric in task.limits):
+        return None
+    limits = np.asarray(list(task.limits.values()))
+    return cheapest_choices(
+        np.stack([task.costs[metric] for metric in task.limits]), limits, task.predicted_loss, task.choosable
+    )
 
 
 def _within(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
