@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.evaluation.early_decision import EarlyDecision
-from amed_env.evaluation.quality import Evaluator, Quality, Split
+from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
 from amed_env.task import Task
 
 _HIDDEN = ("table", "row")  # of an evaluator that looks up: who has the table needs no search
@@ -53,6 +53,14 @@ class CountedEvaluator(Evaluator):
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """See `Evaluator.predicted_loss`."""
         return self._inner.predicted_loss(precisions)
+
+    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """See `Evaluator.sensitivity`."""
+        return self._inner.sensitivity(measure, precisions)
+
+    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
+        """See `Evaluator.pair_divergences`."""
+        return self._inner.pair_divergences(precisions, reach)
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """See `Evaluator.weight_statistics`."""

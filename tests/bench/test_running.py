@@ -4,10 +4,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bench_suite import EVALUATIONS, SEEDS, SUITE, write
 
-from amed_env import make_agent
+from amed_env import make_agent, make_task
+from amed_env.bench.counting import counted
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.result_file import read_result
 from amed_env.bench.results_folder import AgentFile, make_header
@@ -182,3 +184,14 @@ def test_a_recipe_says_what_it_was_tuned_on(monkeypatch):
     agent.recipe = {"description": "greedy, but tuned", "tuned_on": ["bops, latency 0.5"]}
     monkeypatch.setattr("amed_env.bench.running.make_agent", lambda spec, **options: agent)
     assert Contender("agents/greedy.yaml").describe() == ("search", "greedy, but tuned", ("bops, latency 0.5",))
+
+
+def test_what_is_free_is_in_reach_of_an_agent():
+    task = make_task("tabular/kws-dscnn", device="bops", budget={"latency": 0.5})
+    twin, evaluator = counted(task)
+    own, given = task.evaluator, twin.evaluator
+    assert np.array_equal(given.predicted_loss(task.precisions), own.predicted_loss(task.precisions))
+    for measure in ("fisher", "hessian", "squared-error"):
+        assert np.array_equal(given.sensitivity(measure, task.precisions), own.sensitivity(measure, task.precisions))
+    assert np.array_equal(given.pair_divergences(task.precisions, 9), own.pair_divergences(task.precisions, 9))
+    assert not evaluator.asked  # and costs nothing
