@@ -16,6 +16,7 @@ from rich.text import Text
 
 from amed_env.run_folder import DISK_ERRORS, json_text
 
+_STDOUT = 1
 WIDTH_WITHOUT_TERMINAL = 200
 """Columns of tables that go into a file or a pipe."""
 
@@ -23,7 +24,8 @@ WIDTH_WITHOUT_TERMINAL = 200
 class Output:
     """The output of one command, as a context manager.
 
-    With `as_json` stdout carries one document and nothing else: what code of a user prints meanwhile goes to stderr.
+    With `as_json` stdout carries one document and nothing else: what code of a user prints meanwhile goes to stderr, and
+    so does what compiled libraries print by themselves, which the HiGHS solver does.
 
     Args:
         as_json: Whether stdout gets a JSON document in place of tables.
@@ -37,6 +39,7 @@ class Output:
         self._stdout: TextIO = sys.stdout
         width = None if self._stdout.isatty() else WIDTH_WITHOUT_TERMINAL
         self._console = Console(file=self._stdout, width=width, highlight=False)
+        self._descriptor = _stdout_set_apart(self._stdout) if self.as_json else None
         self._redirection = redirect_stdout(sys.stderr) if self.as_json else nullcontext()
         self._redirection.__enter__()
         self._handler = RichHandler(console=self.stderr, show_time=False, show_path=False, markup=False)
@@ -63,8 +66,13 @@ class Output:
     def document(self, document: Any) -> None:
         """Print the JSON document; nothing in the other mode."""
         if self.as_json:
-            self._stdout.write(json_text(document))
-            self._stdout.flush()
+            if self._descriptor is None:
+                self._stdout.write(json_text(document))
+                self._stdout.flush()
+                return
+            rest = json_text(document).encode()
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
 
     def warn(self, message: str) -> None:
         """Print a warning on stderr."""
@@ -82,6 +90,22 @@ class Output:
             return
         with self.stderr.status(message) as status:
             yield status.update
+
+
+def _stdout_set_apart(stdout: TextIO) -> int | None:
+    """A descriptor of the process's stdout, after which descriptor 1 means stderr; None if `stdout` is something else.
+
+    It stays so: libraries keep what they print, and write it when the process ends.
+    """
+    try:
+        if stdout.fileno() != _STDOUT:
+            return None
+        stdout.flush()
+        apart = os.dup(_STDOUT)
+        os.dup2(sys.stderr.fileno(), _STDOUT)
+    except (OSError, ValueError):  # captured, closed, or no file at all
+        return None
+    return apart
 
 
 def show_error(message: str) -> None:

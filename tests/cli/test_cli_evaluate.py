@@ -1,3 +1,7 @@
+import json
+import subprocess
+import sys
+
 import pytest
 
 from amed_env.allocation import BitAllocation
@@ -78,3 +82,21 @@ def test_pinned_layers_of_a_uniform_allocation(amed):
     assert set(map(str, layers.values())) == {"{'w': 4, 'a': 4}"}
     answer = amed("evaluate", "digits-cnn", "--allocation", "a.json", "--pin", "last=8")
     assert answer.code == 2
+
+
+def test_what_compiled_code_prints_does_not_end_up_in_the_json_document(tmp_path):
+    (tmp_path / "noisy.py").write_text(
+        "import ctypes\n"
+        "import torch\n"
+        "from torch import nn\n"
+        "def make():\n"
+        "    ctypes.CDLL(None).puts(b'noise of a library')\n"
+        "    images, labels = torch.rand(60, 1, 6, 6), torch.arange(60) % 3\n"
+        "    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))\n"
+        "    parts = {'calibration': images[:20], 'search': (images[20:40], labels[20:40])}\n"
+        "    return {'network': network, 'test': (images[40:], labels[40:]), **parts}\n"
+    )
+    command = [sys.executable, "-m", "amed_env", "evaluate", "--network", "noisy:make", "--bits", "8"]
+    done = subprocess.run([*command, "--recipe", "nearest", "--json"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) and "noise of a library" in done.stderr
