@@ -24,8 +24,8 @@ WIDTH_WITHOUT_TERMINAL = 200
 class Output:
     """The output of one command, as a context manager.
 
-    With `as_json` stdout carries one document and nothing else: what code of a user prints meanwhile goes to stderr, and
-    so does what compiled libraries print by themselves, which the HiGHS solver does.
+    With `as_json` stdout carries one document and nothing else: what code of a user prints meanwhile goes to stderr,
+    and so does what compiled libraries print by themselves, which the HiGHS solver does.
 
     Args:
         as_json: Whether stdout gets a JSON document in place of tables.
