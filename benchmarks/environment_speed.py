@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
 from pathlib import Path
-from time import thread_time
 from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 import typer
+from processor_time import least
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
@@ -161,17 +160,6 @@ def rollouts(env: VecEnv, runs: int) -> float:
         model.collect_rollouts(env, callback, model.rollout_buffer, 64)
 
     return 64 * env.num_envs / least(collect, runs)
-
-
-def least(function: Callable[[], object], runs: int) -> float:
-    """The least CPU time in seconds of several runs, after one that does not count."""
-    function()
-    times = []
-    for _ in range(runs):
-        start = thread_time()
-        function()
-        times.append(thread_time() - start)
-    return min(times)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
 from pathlib import Path
-from time import thread_time
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from processor_time import least
 from rich.console import Console
 from rich.table import Table
 
@@ -121,17 +120,6 @@ def seconds(
     network.select(allocation)
     batches = inputs.split(batch_size)
     return least(lambda: [network(batch) for batch in batches], runs)
-
-
-def least(function: Callable[[], object], runs: int) -> float:
-    """The least CPU time of several runs, after one that does not count."""
-    function()
-    times = []
-    for _ in range(runs):
-        start = thread_time()
-        function()
-        times.append(thread_time() - start)
-    return min(times)
 
 
 def show_profile(name: str, samples: int) -> None:

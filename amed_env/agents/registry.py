@@ -185,7 +185,7 @@ def _from_recipe(path: str, options: dict[str, Any]) -> Agent:
         agent = make_agent(recipe.algorithm, **{**recipe.options(), **options})
     except AmedError as error:
         raise AgentError(f"{path}: {error}") from error
-    agent.name, agent.recipe = Path(path).stem, recipe.model_dump()
+    agent.name, agent.recipe = Path(path).stem, {**(agent.recipe or {}), **recipe.model_dump()}
     return agent
 
 

