@@ -24,7 +24,8 @@ from amed_env.bench.suites import SUITES, Cells
 from amed_env.ground_truth import optimum
 from amed_env.policies.network import PolicyNetwork
 from amed_env.policies.saved import Card, Configuration, load_policy, save_policy
-from amed_env.policies.training import ProblemSource, TrainingOptions, train
+from amed_env.policies.sources import TableSource
+from amed_env.policies.training import TrainingOptions, train
 from amed_env.task_registry import make_task
 
 DEVICES = ("bops", "memory", "mpic", "eyeriss", "edge-tpu-like", "systolic-32")
@@ -40,7 +41,8 @@ def main(
     steps: int = 8_000,
     imitation_steps: int = 400,
     imitation: float = TrainingOptions.imitation,
-    random_devices: float = TrainingOptions.random_devices,
+    random_devices: float = 0.5,
+    imagined: float = TrainingOptions.imagined,
     conditioned: bool = True,
     sensitivities: bool = True,
     seed: int = 0,
@@ -52,13 +54,13 @@ def main(
         imitation_steps=imitation_steps,
         steps=steps,
         imitation=imitation,
-        random_devices=random_devices,
+        imagined=imagined,
         conditioned=conditioned,
         sensitivities=sensitivities,
         seed=seed,
     )
     names, chosen = tasks.split(","), devices.split(",")
-    sources = [ProblemSource(name, chosen, METRICS, options) for name in names]
+    sources = [TableSource(name, chosen, METRICS, random_devices) for name in names]
     network = PolicyNetwork()
 
     def say(phase: str, step: int, figures: dict[str, float]) -> None:

@@ -8,12 +8,14 @@ import torch
 
 from amed_env import make_task
 from amed_env.agents.policy import PolicyAgent
+from amed_env.constraints import cheapest_choices
 from amed_env.errors import AgentError, BudgetError, InputError
 from amed_env.ground_truth import optimum
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import Problem, problem_of
 from amed_env.policies.saved import CARD, WEIGHTS, Card, Configuration, load_policy, save_policy
-from amed_env.policies.training import ProblemSource, TrainingOptions, train
+from amed_env.policies.sources import ImaginedSource, TableSource
+from amed_env.policies.training import TrainingOptions, train
 
 TASK = "tabular/digits-cnn"
 QUICK = {"imitation_steps": 60, "steps": 250, "problems": 8, "samples": 12}
@@ -100,8 +102,8 @@ def regret_of(policy, budgets=(0.35, 0.45, 0.55, 0.65)):
 def test_training_helps_on_a_device_that_it_never_saw_and_a_shuffled_reward_does_not():
     trained, fooled = network(1), network(1)
     options = TrainingOptions(**QUICK)
-    train(trained, [ProblemSource("tabular/kws-dscnn", ["bops", "memory"], ["latency"], options)], options)
-    source = ProblemSource("tabular/kws-dscnn", ["bops", "memory"], ["latency"], options)
+    train(trained, [TableSource("tabular/kws-dscnn", ["bops", "memory"], ["latency"])], options)
+    source = TableSource("tabular/kws-dscnn", ["bops", "memory"], ["latency"])
     shuffled = np.random.default_rng(0).permutation(len(source._correct))
     source._correct, source._by_truth = source._correct[shuffled], np.argsort(-source._correct[shuffled])
     train(fooled, [source], options)
@@ -115,25 +117,51 @@ def test_training_is_deterministic():
     for _ in range(2):
         policy = network()
         options = TrainingOptions(imitation_steps=3, steps=3, problems=2, samples=3)
-        train(policy, [ProblemSource(TASK, ["bops"], ["latency"], options)], options)
+        train(policy, [TableSource(TASK, ["bops"], ["latency"])], options)
         states.append(policy.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_the_solver_of_training_is_exact():
-    options = TrainingOptions()
-    source = ProblemSource(TASK, ["bops"], ["latency"], options)
+    source = TableSource(TASK, ["bops"], ["latency"])
     task = make_task(TASK, device="mpic", budget={"latency": 0.5})
-    problem = source.problem(task.costs["latency_ms"] / task.limits["latency_ms"])
+    problem = problem_of(task)
     best = task.allocation(source.solved(problem, truth=True))
     assert task.evaluator.evaluate(best) == optimum(task).quality
     proxy = source.solved(problem, truth=False)
-    from amed_env.constraints import cheapest_choices
-
     limits = np.asarray([task.limits["latency_ms"]])
     expected = cheapest_choices(task.costs["latency_ms"][None], limits, task.predicted_loss, task.choosable)
     rows = np.arange(8)
     assert task.predicted_loss[rows, proxy].sum() == pytest.approx(task.predicted_loss[rows, expected].sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_imagined_networks_differ_and_are_solved_exactly(seed):
+    problems, best = ImaginedSource((4, 9)).draw(np.random.default_rng(seed), 3, truth=False)
+    assert len({problem.costs.tobytes() for problem in problems}) == 3
+    for problem, choices in zip(problems, best, strict=True):
+        costs, predicted = problem.costs.astype(np.float64), np.expm1(problem.choices[:, :, 1].astype(np.float64))
+        rows = np.arange(len(choices))
+        assert costs[0][rows, choices].sum() <= 1 + 1e-5
+        expected = cheapest_choices(costs, np.ones(1) * (1 + 1e-6), predicted)
+        assert predicted[rows, choices].sum() == pytest.approx(predicted[rows, expected].sum(), rel=1e-4)
+
+
+def test_training_on_imagined_networks_teaches_what_the_solver_does():
+    policy, options = network(), TrainingOptions(imitation_steps=120, steps=0, problems=8, imagined=1.0)
+    problems, best = ImaginedSource((5, 6)).draw(np.random.default_rng(99), 20, truth=False)
+
+    def excess():
+        """Mean logarithm of the predicted loss over that of the solver."""
+        with torch.no_grad():
+            answers = policy.rollout(Problems.of(problems), 1).choices[:, 0].numpy()
+        predicted, rows = [np.expm1(problem.choices[:, :, 1]) for problem in problems], np.arange(best.shape[1])
+        each = zip(predicted, answers, best, strict=True)
+        return np.mean([np.log((p[rows, a].sum() + 1e-6) / (p[rows, b].sum() + 1e-6)) for p, a, b in each])
+
+    before = excess()
+    train(policy, [TableSource(TASK, ["bops"], ["latency"])], options)
+    assert excess() < before / 2
 
 
 def test_a_saved_policy_answers_the_same(folder):
