@@ -8,7 +8,7 @@ import numpy as np
 
 from amed_env.agents.calibration import Calibration, Evidence, Terms
 from amed_env.agents.candidates import Candidates
-from amed_env.agents.moves import evaluate, good_starts, prior
+from amed_env.agents.moves import IntArray, evaluate, good_starts, prior
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.best_choices import objective
@@ -79,19 +79,24 @@ def search_calibrated(session: SearchSession, candidates: Candidates, model: Cal
     evidence = Evidence(session)
     while True:
         session.check()
-        evidence.update()
-        # There are none if whatever was tried failed.
-        terms = model.fit(evidence.choices, evidence.targets) if session.trials else model.priors[0]
-        found = candidates.best(terms, _POOL)
+        found = most_promising(session, candidates, model, evidence)
         if len(found) == 0:
             return
-        if session.trials:
-            expected = objective(terms.single, terms.pairs, found)
-            order = np.argsort(expected - _OPTIMISM * model.deviation(found), kind="stable")
-            found = found[order]
         for choices in found[: max(1, len(session.trials) // _BATCH_SHARE)]:
             candidates.use(choices)
             evaluate(session, choices)
+
+
+def most_promising(session: SearchSession, candidates: Candidates, model: Calibration, evidence: Evidence) -> IntArray:
+    """What the model, fitted to all trials, finds most promising of what is not used: int64 (N, L), best first."""
+    evidence.update()
+    # There are no trials if whatever was tried failed.
+    terms = model.fit(evidence.choices, evidence.targets) if session.trials else model.priors[0]
+    found = candidates.best(terms, _POOL)
+    if session.trials and len(found):
+        expected = objective(terms.single, terms.pairs, found)
+        found = found[np.argsort(expected - _OPTIMISM * model.deviation(found), kind="stable")]
+    return found
 
 
 def true_or_false(option: str, value: object) -> bool:

@@ -9,14 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amed_env.agents.moves import evaluate
+from amed_env.agents.calibration import Calibration, Evidence, Terms
+from amed_env.agents.candidates import Candidates
+from amed_env.agents.milp import most_promising
+from amed_env.agents.moves import evaluate, good_starts, prior
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
-from amed_env.constraints import cheapest_choices
 from amed_env.errors import InputError
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import problem_of
 from amed_env.policies.saved import fingerprint, load_policy
+from amed_env.proxies import get_proxies
 from amed_env.repair import repair
 from amed_env.task import Task
 
@@ -25,14 +28,17 @@ _PATIENCE = 20
 """Draws without anything new after which it draws more widely."""
 _HOTTEST = 100.0
 """Temperature at which all choices are equally probable."""
+_FIRST_TURNS, _MEMORY, _BETTER_SHARE = 5, 10, 0.75
+"""Proposals of each source before they are compared, proposals that are compared, and the share of the better one."""
 
 
 class PolicyAgent(Agent):
     """Asks a trained policy; what it proposes first needs no evaluation.
 
-    The second evaluation is the optimum of the additive proxy. Afterwards allocations are sampled from the policy, most
-    probable ones first, and the policy learns from its own trials: the better a trial's rank, the more probable it
-    becomes (self-imitation).
+    The second evaluation is the optimum of the additive proxy. Afterwards two take turns, the one that lately proposed
+    better allocations more often: the policy, which is sampled, most probable allocations first, and learns from all
+    trials (the better a trial's rank, the more probable it becomes: self-imitation); and the exact solver of the proxy
+    as the trials correct it, as `milp` does, which serves a network unlike those of the training better.
 
     Args:
         policy: Folder of a saved policy; None is the one of the package.
@@ -74,40 +80,91 @@ class PolicyAgent(Agent):
         task = session.task
         session.say("asking the policy")
         evaluate(session, self.answer(task))
-        solved = _proxy_optimum(task)  # what a network that the policy never saw is better served with
-        if solved is not None:
-            evaluate(session, solved)
-        problems = Problems.of([problem_of(task)])
-        network = copy.deepcopy(self._network).train()
-        optimizer = torch.optim.Adam(network.parameters(), lr=self._learning_rate)
-        generator = torch.Generator().manual_seed(int(session.rng.integers(2**31)))
-        temperature, fruitless, trials = 1.0, 0, 0
-        while True:
+        sampler = _Sampler(session, copy.deepcopy(self._network), self._batch, self._updates, self._learning_rate)
+        solver = _Solver(session)
+        sources: list[_Sampler | _Solver] = [solver, sampler]
+        found: list[list[float]] = [[], []]
+        while sources:
             session.check()
-            with torch.no_grad():
-                rollouts = network.rollout(problems, _SAMPLES, generator, temperature)
-            order = rollouts.log_probability[0].argsort(descending=True, stable=True)
-            new = False
-            for choices in rollouts.choices[0][order].numpy():
-                if not session.knows(task.allocation(choices)) and session.feasible(task.allocation(choices)):
-                    evaluate(session, choices)
-                    new = True
-                    break
-            fruitless = 0 if new else fruitless + 1
-            if fruitless >= _PATIENCE:
-                if temperature > _HOTTEST:
-                    return  # as good as everything within the budgets is known
-                temperature, fruitless = temperature * 1.3, 0
-            if self._updates and new and len(session.trials) - trials >= self._batch:
-                trials = len(session.trials)
-                session.say(f"learning from {trials} trials, temperature {temperature:.2f}")
-                self._learn(session, network, optimizer, problems)
+            turn = _whose_turn(found, session.rng) if len(sources) == 2 else 0
+            choices = sources[turn].propose()
+            if choices is None:
+                del sources[turn], found[turn]
+                continue
+            trial = evaluate(session, choices)
+            found[turn].append(-np.inf if trial is None else trial.quality.accuracy)
 
-    def _learn(
-        self, session: SearchSession, network: PolicyNetwork, optimizer: torch.optim.Optimizer, problems: Problems
+
+def _whose_turn(found: list[list[float]], rng: np.random.Generator) -> int:
+    """The source whose last proposals were better, mostly; in turn while there are few."""
+    counts = [len(accuracies) for accuracies in found]
+    if min(counts) < _FIRST_TURNS:
+        return int(np.argmin(counts))
+    better = int(np.argmax([np.mean(accuracies[-_MEMORY:]) for accuracies in found]))
+    return better if rng.random() < _BETTER_SHARE else 1 - better
+
+
+class _Solver:
+    """Proposes what the exact solver finds best by the proxy, as the trials correct it."""
+
+    def __init__(self, session: SearchSession) -> None:
+        self._session = session
+        terms = Terms(prior(session, get_proxies("kl")[0]), None)
+        self._first: list[npt.NDArray[np.int64]] = good_starts(session, terms.single)[:1]
+        self._candidates, self._model = Candidates(session, terms), Calibration([terms])
+        self._evidence = Evidence(session)
+
+    def propose(self) -> npt.NDArray[np.int64] | None:
+        """The next choices (L,), or None if there are no more."""
+        while len(found := self._first or self._best()):
+            self._first = []
+            for choices in found:
+                self._candidates.use(choices)
+                if self._session.task.allocation(choices) not in self._session.asked:
+                    return choices
+        return None
+
+    def _best(self) -> list[npt.NDArray[np.int64]]:
+        return list(most_promising(self._session, self._candidates, self._model, self._evidence))
+
+
+class _Sampler:
+    """Proposes samples of a policy, which learns from the trials of the search."""
+
+    def __init__(
+        self, session: SearchSession, network: PolicyNetwork, batch: int, updates: int, learning_rate: float
     ) -> None:
-        task = session.task
-        choices = torch.from_numpy(np.stack([task.choices(trial.allocation) for trial in session.trials]))[None]
+        self._session, self._network, self._batch, self._updates = session, network.train(), batch, updates
+        self._problems = Problems.of([problem_of(session.task)])
+        self._optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        self._generator = torch.Generator().manual_seed(int(session.rng.integers(2**31)))
+        self._temperature, self._learnt = 1.0, 0
+
+    def propose(self) -> npt.NDArray[np.int64] | None:
+        """The next choices (L,), or None if as good as everything within the budgets is known."""
+        session = self._session
+        if self._updates and len(session.trials) - self._learnt >= self._batch:
+            self._learnt = len(session.trials)
+            session.say(f"learning from {self._learnt} trials, temperature {self._temperature:.2f}")
+            self._learn()
+        fruitless = 0
+        while self._temperature <= _HOTTEST:
+            with torch.no_grad():
+                rollouts = self._network.rollout(self._problems, _SAMPLES, self._generator, self._temperature)
+            order = rollouts.log_probability[0].argsort(descending=True, stable=True)
+            for choices in rollouts.choices[0][order].numpy():
+                allocation = session.task.allocation(choices)
+                if allocation not in session.asked and session.feasible(allocation):
+                    return np.asarray(choices)
+            session.check()
+            fruitless += 1
+            if fruitless >= _PATIENCE:
+                self._temperature, fruitless = self._temperature * 1.3, 0
+        return None
+
+    def _learn(self) -> None:
+        session = self._session
+        choices = torch.from_numpy(np.stack([session.task.choices(trial.allocation) for trial in session.trials]))[None]
         losses = np.asarray([trial.quality.loss for trial in session.trials])
         accuracies = np.asarray([trial.quality.accuracy for trial in session.trials])
         order = np.lexsort((losses, -accuracies))
@@ -117,22 +174,12 @@ class PolicyAgent(Agent):
         weights = torch.from_numpy(np.exp(-ranks / max(len(ranks) / 10, 1.0))).float()
         weights = weights / weights.sum()
         for _ in range(self._updates):
-            rollouts = network.rollout(problems, choices.shape[1], given=choices)
+            rollouts = self._network.rollout(self._problems, choices.shape[1], given=choices)
             loss = -(weights * rollouts.log_probability[0].clamp(min=-60)).sum() - 0.02 * rollouts.entropy.mean()
-            optimizer.zero_grad()
+            self._optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-
-
-def _proxy_optimum(task: Task) -> npt.NDArray[np.int64] | None:
-    """The allocation of the least predicted loss within the budgets, where costs add up."""
-    if not all(metric in task.costs for metric in task.limits):
-        return None
-    limits = np.asarray(list(task.limits.values()))
-    return cheapest_choices(
-        np.stack([task.costs[metric] for metric in task.limits]), limits, task.predicted_loss, task.choosable
-    )
+            torch.nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
+            self._optimizer.step()
 
 
 def _within(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
