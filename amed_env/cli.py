@@ -17,8 +17,9 @@ from typer.core import TyperGroup
 import amed_env._version as version
 from amed_env.commands import bench_cli, hardware_cli
 from amed_env.commands.options import (
-    DEFAULT_AGENT,
+    AGENT_WITHOUT_BUDGET,
     DEFAULT_DEVICE,
+    POLICY_AGENT,
     ActivationBitsOption,
     AllocationOption,
     BitsOption,
@@ -164,7 +165,7 @@ def search(
             "-a",
             metavar="NAME|MODULE:CLASS",
             help="A name from [b]amed agents[/b], package.module:Class, or a recipe (agents/dqn.yaml); "
-            f"{DEFAULT_AGENT} by default.",
+            f"by default {POLICY_AGENT} (an answer at once, then search), or {AGENT_WITHOUT_BUDGET} without a budget.",
         ),
     ] = None,
     policy: Annotated[
@@ -245,7 +246,7 @@ def search(
             task=task,
             network=network,
             device=device,
-            agent=chosen_agent(agent, policy),
+            agent=chosen_agent(agent, policy, budget or []),
             evaluations=evaluations,
             seed=seed,
             bits=bits,

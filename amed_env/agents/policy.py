@@ -79,7 +79,9 @@ class PolicyAgent(Agent):
         """See `Agent.explore`."""
         task = session.task
         session.say("asking the policy")
-        evaluate(session, self.answer(task))
+        first = evaluate(session, self.answer(task))
+        if first is not None:
+            session.say(f"the policy's answer reaches {100 * first.quality.accuracy:.2f} %; searching on")
         sampler = _Sampler(session, copy.deepcopy(self._network), self._batch, self._updates, self._learning_rate)
         solver = _Solver(session)
         sources: list[_Sampler | _Solver] = [solver, sampler]

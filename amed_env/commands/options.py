@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 DEFAULT_DEVICE = "bitfusion"
-DEFAULT_AGENT = "maskable-ppo"
-POLICY_AGENT = "policy"
+POLICY_AGENT, AGENT_WITHOUT_BUDGET = "policy", "maskable-ppo"
+"""What `amed search` takes by default: a policy is asked for a budget."""
 WIDTHS = "Bit-widths, 1 to 16; 32 stands for float."
 DEVICE_FORMS = (
     "A name from [b]amed devices[/b], a device file (.yaml), a table (.csv, .npy), package.module:Class, or a program: "

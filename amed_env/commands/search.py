@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from amed_env.agents.registry import make_agent
 from amed_env.agents.result import SearchResult
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
 from amed_env.commands.interrupts import Interrupts
-from amed_env.commands.options import DEFAULT_AGENT, POLICY_AGENT
+from amed_env.commands.options import AGENT_WITHOUT_BUDGET, POLICY_AGENT
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error
 from amed_env.commands.parsing import check_complete, default_threads, load_task, one_of, parse_bits, parse_options
 from amed_env.commands.preparing import note_slow_layers, prepare
@@ -56,17 +57,17 @@ class SearchRequest:
     max_faults: int = MAX_CONSECUTIVE_FAULTS
 
 
-def chosen_agent(agent: str | None, policy: Path | None) -> str:
-    """The agent of `--agent` and `--policy`.
+def chosen_agent(agent: str | None, policy: Path | None, budgets: Sequence[str]) -> str:
+    """The agent of `--agent` and `--policy`; without either the shipped policy, where there is a budget to ask for.
 
     Raises:
         InputError: If both are given and do not go together.
     """
-    if policy is None:
-        return DEFAULT_AGENT if agent is None else agent
-    if agent not in (None, POLICY_AGENT):
+    if policy is not None and agent not in (None, POLICY_AGENT):
         raise InputError(f"--policy {policy} goes with --agent {POLICY_AGENT}, but --agent {agent} is given.")
-    return POLICY_AGENT
+    if agent is not None:
+        return agent
+    return POLICY_AGENT if policy is not None or budgets else AGENT_WITHOUT_BUDGET
 
 
 def search(output: Output, request: SearchRequest) -> int:

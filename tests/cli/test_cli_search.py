@@ -57,6 +57,22 @@ def test_own_network_device_file_and_class_agent(amed, networks, tmp_path):
     assert answer.code == 2 and "other settings: device" in answer.err and answer.out == ""
 
 
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ([], "maskable-ppo"),
+        (["--budget", "latency=0.5"], "policy"),
+        (["--budget", "latency=0.5", "--agent", "random"], "random"),
+        (["--agent", "random"], "random"),
+    ],
+)
+def test_the_agent_is_the_shipped_policy_where_there_is_a_budget(amed, given, chosen):
+    document = amed("search", "tabular/digits-cnn", *given, "--evaluations", 2, "--out", "run", "--json").json
+    assert document["agent"] == chosen
+    if chosen == "policy":
+        assert document["best"] is not None  # the first answer is within the budget already
+
+
 def test_no_budget_is_warned_about(amed):
     arguments = [part for part in RANDOM if part not in ("--budget", "latency=0.5")]
     answer = amed(*arguments, "--evaluations", 2)
