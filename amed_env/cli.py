@@ -149,7 +149,7 @@ def agents(as_json: JsonOption = False) -> None:
     from amed_env.commands import listing
 
     with Output(as_json) as output:
-        listing.show_rows(output, "agents", listing.agent_rows())
+        listing.show_agents(output)
 
 
 @app.command()

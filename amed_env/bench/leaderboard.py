@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,24 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
             reason = (verdict.problems or verdict.unchecked)[0].replace(str(verdict.path), verdict.path.name)
             lines.append(f"* `{verdict.path.name}` is {verdict.word}: {reason}")
     return "\n".join(lines) + "\n"
+
+
+def leaderboard_figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """What `amed agents` says of each agent: the ranked regrets with their intervals, and what they were measured on.
+
+    Args:
+        verdicts: As for `leaderboard_text`.
+    """
+    valid = [verdict.result for verdict in verdicts if verdict.valid and verdict.result is not None]
+    suite, cells = _common(valid)
+    header = valid[0].header
+    agents = {
+        row.header.agent: [round(float(number), 3) for number in (row.regret.value, row.regret.low, row.regret.high)]
+        for row in _rows(valid, cells)
+        if not row.header.agent.startswith(CONTROL_PREFIX)
+    }
+    facts = {"suite": suite, "cells": len(cells), "seeds": header.seeds, "evaluations": header.evaluations}
+    return {**facts, "agents": agents}
 
 
 def _common(results: Sequence[ResultFile]) -> tuple[str, list[Cell]]:

@@ -190,6 +190,9 @@ def leaderboard(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The Markdown file.")] = Path(
         "benchmarks/LEADERBOARD.md"
     ),
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="FILE", help="Write the ranked regrets as JSON too.")
+    ] = None,
     replay: ReplayOption = "1",
     workers: WorkersOption = 1,
     as_json: JsonOption = False,
@@ -202,7 +205,7 @@ def leaderboard(
     with Output(as_json) as output:
         with output.status("starting"):
             from amed_env.commands.bench_results import leaderboard as run
-        code = run(output, results, out, replays, workers)
+        code = run(output, results, out, replays, workers, figures)
     raise typer.Exit(code)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from amed_env.bench.leaderboard import leaderboard_text
+from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
 from amed_env.bench.result_file import SUFFIX
 from amed_env.bench.validation import Verdict
 from amed_env.bench.validation import validate as check
@@ -28,8 +29,10 @@ def validate(output: Output, files: Sequence[Path], replays: int | None, workers
     return 0 if all(verdict.valid for verdict in verdicts) else 1
 
 
-def leaderboard(output: Output, results: Path, out: Path, replays: int | None, workers: int) -> int:
-    """Write the leaderboard.
+def leaderboard(
+    output: Output, results: Path, out: Path, replays: int | None, workers: int, figures: Path | None = None
+) -> int:
+    """Write the leaderboard, and its figures as JSON.
 
     Returns:
         0 if all files are valid, else 1.
@@ -47,6 +50,9 @@ def leaderboard(output: Output, results: Path, out: Path, replays: int | None, w
     text = leaderboard_text(verdicts)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text)
+    if figures is not None:
+        figures.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(figures, json.dumps(leaderboard_figures(verdicts), indent=1, sort_keys=True) + "\n")
     valid = sum(verdict.valid for verdict in verdicts)
     output.show(f"{out}: {valid} of {len(verdicts)} files are valid.")
     output.document({"leaderboard": str(out), "files": [_json(verdict) for verdict in verdicts]})

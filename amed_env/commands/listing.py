@@ -37,19 +37,34 @@ def device_rows() -> list[Row]:
 
 
 def agent_rows() -> list[Row]:
-    """Every agent with `name`, `family`, `description`, `source`, and `problem` or None."""
+    """Every agent with `name`, `family`, `regret` or None, `description`, `source`, and `problem` or None."""
+    from amed_env.agents.measured import measured_regret
     from amed_env.agents.registry import list_agents
+
+    measured = measured_regret()
+    regrets = {} if measured is None else measured.agents
 
     return [
         {
             "name": i.name,
             "family": i.family,
+            "regret": regrets[i.name][0] if i.name in regrets else None,
             "description": i.description,
             "source": i.source,
             "problem": i.error,
         }
         for i in list_agents().values()
     ]
+
+
+def show_agents(output: Output) -> None:
+    """Print the agents, and what their regrets are."""
+    from amed_env.agents.measured import measured_regret
+
+    show_rows(output, "agents", agent_rows())
+    measured = measured_regret()
+    if measured is not None:
+        output.note(measured.conditions)
 
 
 def show_rows(output: Output, kind: str, rows: list[Row]) -> None:
@@ -63,6 +78,6 @@ def show_rows(output: Output, kind: str, rows: list[Row]) -> None:
         text = Text(row["description"])
         if row["problem"]:
             text.append(f"{'; ' if row['description'] else ''}{row['problem']}", style="yellow")
-        table.add_row(*(Text(str(row[column])) for column in columns), text)
+        table.add_row(*(Text("–" if row[column] is None else str(row[column])) for column in columns), text)
     output.show(table)
     output.document({kind: rows})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from bench_suite import EVALUATIONS, SUITE
 
-from amed_env.bench.leaderboard import leaderboard_text
+from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
 from amed_env.bench.result_file import read_result
 from amed_env.bench.scores import best_accuracy, regret_after, regrets
 from amed_env.bench.suites import cell_task
@@ -72,6 +72,15 @@ def test_ranks_are_those_of_the_interquartile_mean(good):
     assert "Not ranked" not in text
 
 
+def test_figures_are_those_of_the_page(good):
+    verdicts = [validate(path, 0) for path in good.values()]
+    figures, rows = leaderboard_figures(verdicts), table_rows(leaderboard_text(verdicts), "# Leaderboard of `unit`")
+    shown = {row[1].strip("`"): row[3] for row in rows[1:]}
+    agents = figures["agents"].items()
+    assert {name: f"{value:.3f} ({low:.3f}–{high:.3f})" for name, (value, low, high) in agents} == shown
+    assert (figures["suite"], figures["cells"], figures["evaluations"]) == ("unit", len(SUITE.cells()), EVALUATIONS)
+
+
 def test_it_does_not_change_from_call_to_call(good):
     texts = {leaderboard_text([validate(path, 0) for path in good.values()]) for _ in range(2)}
     assert len(texts) == 1
@@ -112,3 +121,5 @@ def test_the_committed_leaderboard_is_that_of_the_committed_results():
     verdicts = [validate(path, 0) for path in files]
     assert [verdict.problems for verdict in verdicts] == [[]] * len(files)
     assert (ROOT / "benchmarks/LEADERBOARD.md").read_text(encoding="utf-8") == leaderboard_text(verdicts)
+    shipped = json.loads((ROOT / "amed_env/agents/measured_regret.json").read_text(encoding="utf-8"))
+    assert shipped == leaderboard_figures(verdicts)

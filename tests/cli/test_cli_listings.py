@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from amed_env.agents.measured import MeasuredRegret
 from amed_env.hardware import HardwareBackend
 from amed_env.hardware.registry import DEVICES
 from amed_env.task_registry import TASKS
@@ -14,6 +15,15 @@ def test_listing(amed, command, name):
     rows = amed(command, "--json").json[command]
     assert name in [row["name"] for row in rows]
     assert all(set(row) >= {"name", "description", "problem"} for row in rows)
+
+
+def test_agents_show_their_measured_regret(amed, monkeypatch):
+    measured = MeasuredRegret("regret: in points", {"greedy": (0.25, 0.2, 0.3)})
+    monkeypatch.setattr("amed_env.agents.measured.measured_regret", lambda: measured)
+    regrets = {row["name"]: row["regret"] for row in amed("agents", "--json").json["agents"]}
+    assert regrets["greedy"] == 0.25 and regrets["random"] is None
+    answer = amed("agents")
+    assert "0.25" in answer.out and "regret: in points" in answer.err
 
 
 def test_tasks_say_what_is_missing(amed, tmp_path, monkeypatch):
