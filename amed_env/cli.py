@@ -195,6 +195,12 @@ def search(
     separate: Annotated[
         bool, typer.Option("--separate", help="Choose the widths of weights and activations apart.")
     ] = False,
+    activation_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--activation-bits", metavar="N", help="One width for all activations; only weights are searched."
+        ),
+    ] = None,
     pin: PinOption = None,
     option: Annotated[
         list[str] | None,
@@ -251,6 +257,7 @@ def search(
             seed=seed,
             bits=bits,
             separate=separate,
+            activation_bits=activation_bits,
             out=out,
             resume=resume,
             threads=threads,

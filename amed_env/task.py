@@ -52,12 +52,14 @@ class Task:
         backend: The device.
         bits: Widths to choose from.
         separate: Whether weights and activations are chosen apart; otherwise both get the same width.
+        activation_bits: One width for all activations, so that those of weights alone are chosen; 32 leaves activations
+            in float.
         budgets: Limits on the cost.
         pins: Layers that keep a width; see `pins.parse_pins`.
 
     Attributes:
         free_bits: Widths that layers choose from which are not pinned.
-        bits: These and the widths of pinned layers.
+        bits: These, the widths of pinned layers, and that of all activations.
         pins: Precision by pinned layer.
         device_faults: Counts the failing calls of the device; shared by the copies that `with_budget` makes.
 
@@ -76,6 +78,7 @@ class Task:
         bits: Sequence[int] = DEFAULT_BITS,
         *,
         separate: bool = False,
+        activation_bits: int | None = None,
         budgets: Iterable[Budget] = (),
         pins: Mapping[str, Any] | Iterable[str] | None = None,
     ) -> None:
@@ -83,7 +86,10 @@ class Task:
         self._searching = False
         self.free_bits = _check_widths(bits)
         self.pins = parse_pins(pins, self.workload.layer_names)
-        self.bits = tuple(sorted({*self.free_bits, *(width for pinned in self.pins.values() for width in pinned)}))
+        self.activation_bits = _check_activation_bits(activation_bits, separate)
+        others = [width for pinned in self.pins.values() for width in pinned]
+        others += [] if self.activation_bits is None else [self.activation_bits]
+        self.bits = tuple(sorted({*self.free_bits, *others}))
         self.separate = separate
         self.capabilities = backend_capabilities(backend)
         self.device_faults = FaultLog()
@@ -107,13 +113,18 @@ class Task:
         """The P choices, narrow ones first; with separate widths, activations vary fastest. See `choosable`."""
         if self.separate:
             return tuple(Precision(w, a) for w in self.bits for a in self.bits)
-        return tuple(sorted({*(Precision(b, b) for b in self.free_bits), *self.pins.values()}))
+        return tuple(sorted({*map(self._precision, self.free_bits), *self.pins.values()}))
+
+    def _precision(self, bits: int) -> Precision:
+        """A width of weights, with the width of activations that goes with it where they are not chosen apart."""
+        return Precision(bits, bits if self.activation_bits is None else self.activation_bits)
 
     @cached_property
     def free_choices(self) -> npt.NDArray[np.int64]:
         """The numbers of the precisions from which layers that are not pinned choose, narrow ones first."""
-        free = [(self.separate or w == a) and {w, a} <= set(self.free_bits) for w, a in self.precisions]
-        return np.flatnonzero(free)
+        widths = self.free_bits
+        free = {Precision(w, a) for w in widths for a in widths} if self.separate else set(map(self._precision, widths))
+        return np.flatnonzero([precision in free for precision in self.precisions])
 
     @cached_property
     def choosable(self) -> npt.NDArray[np.bool_]:
@@ -193,8 +204,8 @@ class Task:
         return self.evaluator.evaluate(allocation, split)
 
     def uniform(self, bits: int) -> BitAllocation:
-        """The same width for every layer that is not pinned."""
-        return self.workload.uniform(bits).replace(self.pins)
+        """The same width for every layer that is not pinned, with the task's width of activations if it has one."""
+        return self.workload.uniform(bits, self.activation_bits).replace(self.pins)
 
     def uniform_choices(self, choice: int) -> npt.NDArray[np.int64]:
         """The same precision number for every layer that is not pinned: int64 (L,)."""
@@ -424,6 +435,12 @@ class Task:
         budgets = ", ".join(map(str, self.budgets)) or "none"
         pinned = f", pinned: {pins_text(self.pins)}" if self.pins else ""
         return f"Task({self.network!r}, device={self.device!r}, bits={self.free_bits}, budgets: {budgets}{pinned})"
+
+
+def _check_activation_bits(bits: int | None, separate: bool) -> int | None:
+    if bits is not None and separate:
+        raise AllocationError("activation_bits is one width for all activations; leave it out, or leave separate out.")
+    return None if bits is None else check_bits(bits, "activation_bits")
 
 
 def _check_widths(bits: Sequence[int]) -> tuple[int, ...]:

@@ -52,6 +52,7 @@ def make_task(
     device: str | Path | HardwareBackend | type[HardwareBackend] = DEFAULT_DEVICE,
     bits: Sequence[int] | None = None,
     separate: bool = False,
+    activation_bits: int | None = None,
     budget: Mapping[str, str | float] | Iterable[str] | None = None,
     pin: Mapping[str, Any] | Iterable[str] | None = None,
     threads: int | None = None,
@@ -74,6 +75,7 @@ def make_task(
         device: A device name, a device file, `package.module:Class`, or a backend.
         bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
         separate: Whether weights and activations get widths of their own.
+        activation_bits: One width for all activations (32: float), so that only the weights' widths are chosen.
         budget: Limits, `{"latency": 0.6}` (relative to uniform 8 bit) or `{"memory": "96KiB"}`.
         pin: Layers that keep a width, by name, `first` or `last`: `{"first": 8, "last": 8}`; `(8, 4)` for weights and
             activations apart.
@@ -116,7 +118,11 @@ def make_task(
             )
         entry = named_network(name)
         if entry.table is not None:
-            return _tabular_task(name, entry.table(), backend, bits, separate, budgets, pin, recipe, engine)
+            if separate or activation_bits is not None:
+                raise InputError(
+                    f"task {name!r} is a table of one width a layer; leave separate and activation_bits out."
+                )
+            return _tabular_task(name, entry.table(), backend, bits, budgets, pin, recipe, engine)
         evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, options)
         return Task(
             name,
@@ -124,6 +130,7 @@ def make_task(
             backend,
             DEFAULT_BITS if bits is None else bits,
             separate=separate,
+            activation_bits=activation_bits,
             budgets=budgets,
             pins=pin,
         )
@@ -144,7 +151,14 @@ def make_task(
     name = name or type(network).__name__
     evaluator = _evaluator(network, example_input, splits, name, recipe, options)
     return Task(
-        name, evaluator, backend, DEFAULT_BITS if bits is None else bits, separate=separate, budgets=budgets, pins=pin
+        name,
+        evaluator,
+        backend,
+        DEFAULT_BITS if bits is None else bits,
+        separate=separate,
+        activation_bits=activation_bits,
+        budgets=budgets,
+        pins=pin,
     )
 
 
@@ -153,7 +167,6 @@ def _tabular_task(
     evaluator: TableEvaluator,
     backend: HardwareBackend,
     bits: Sequence[int] | None,
-    separate: bool,
     budgets: tuple[Budget, ...],
     pin: Mapping[str, Any] | Iterable[str] | None,
     recipe: str | Recipe | None,
@@ -167,8 +180,6 @@ def _tabular_task(
             f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
             f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
         )
-    if separate:
-        raise InputError(f"task {name!r} is a table of one width a layer; weights and activations cannot be separate.")
     widths = [precision.weight_bits for precision in evaluator.table.precisions]
     unknown = sorted(set(bits or ()).difference(widths))
     if unknown:

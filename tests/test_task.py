@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_task import SharedBuffer, all_choices, formula_task
+from small_task import FormulaEvaluator, SharedBuffer, all_choices, formula_task
 from torch import nn
 
 import amed_env
+from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import (
     AllocationError,
     BudgetError,
@@ -20,7 +21,10 @@ from amed_env.errors import (
     UnknownNameError,
     UnsupportedPrecisionError,
 )
+from amed_env.hardware import load_device
+from amed_env.objective import parse_budgets
 from amed_env.repair import repair
+from amed_env.task import Task
 from amed_env.task_registry import TASKS, import_task, import_workload, named_workload
 
 
@@ -115,6 +119,33 @@ def test_choices_and_allocations_are_inverse():
         assert list(task.choices(task.allocation(choices))) == list(choices)
     with pytest.raises(AllocationError, match="w3a3"):
         task.choices(task.workload.uniform(3))
+
+
+@pytest.mark.parametrize("activation_bits", [8, 32])
+def test_weights_alone_are_chosen_where_activations_have_one_width(activation_bits):
+    evaluator, budgets = FormulaEvaluator(5), parse_budgets({"memory": 0.5})
+    backend = load_device("memory")
+    task = Task("formula", evaluator, backend, (2, 3, 4, 8), activation_bits=activation_bits, budgets=budgets)
+    assert [tuple(precision) for precision in task.precisions] == [(b, activation_bits) for b in (2, 3, 4, 8)]
+    assert task.choosable.all() and task.uniform(3) == task.workload.uniform(3, activation_bits)
+    for agent in ("random", "greedy", "milp", "tpe", "local", "evolution", "annealing", "amed"):
+        result = amed_env.make_agent(agent).search(task, 12, 0)
+        assert {precision.activation_bits for t in result.trials for precision in t.allocation.values()} == {
+            activation_bits
+        }
+        assert task.feasible(result.best.costs) and result.to_json()["activation_bits"] == activation_bits
+    env = LayerWiseEnv(task)
+    env.reset(seed=0)
+    for _ in range(5):
+        *_, info = env.step(int(np.flatnonzero(env.action_masks())[-1]))
+    assert info["costs"]["weight_kib"] <= task.limits["weight_kib"] * (1 + 1e-9)
+
+
+def test_one_width_of_activations_does_not_go_with_separate_widths():
+    with pytest.raises(AllocationError, match="leave separate out"):
+        Task("formula", FormulaEvaluator(), load_device("memory"), activation_bits=8, separate=True)
+    with pytest.raises(InputError, match="one width a layer"):
+        amed_env.make_task("tabular/digits-cnn", activation_bits=8)
 
 
 def test_costs_of_the_table_are_those_of_the_device():

@@ -154,6 +154,7 @@ def walk_task(agent: str, task: Task, options: AmedOptions) -> Task:
         task.backend,
         task.free_bits,
         separate=task.separate,
+        activation_bits=task.activation_bits,
         budgets=task.budgets,
         pins=pins,
     )

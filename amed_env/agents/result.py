@@ -97,6 +97,7 @@ class SearchResult:
             "bits": list(task.free_bits),
             "pins": pins_json(task.pins),
             "separate": task.separate,
+            **({} if task.activation_bits is None else {"activation_bits": task.activation_bits}),
             "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
             "limits": dict(task.limits),
             "agent": self.agent,

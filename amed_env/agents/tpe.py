@@ -107,8 +107,10 @@ class TPEAgent(Agent):
         positions = {tuple(precision): number for number, precision in enumerate(task.precisions)}
         for layer, name in enumerate(task.workload.layer_names):
             if name not in task.pins:
-                parts = ("w", "a") if task.separate else ("wa", "wa")
-                weight, activation = (task.free_bits[params[f"{name} {part}"]] for part in parts)
+                if not task.separate:
+                    choices[layer] = task.free_choices[params[f"{name} wa"]]
+                    continue
+                weight, activation = (task.free_bits[params[f"{name} {part}"]] for part in ("w", "a"))
                 choices[layer] = positions[weight, activation]
         return choices
 
@@ -116,6 +118,9 @@ class TPEAgent(Agent):
         params: dict[str, int] = {}
         for name, choice in zip(task.workload.layer_names, choices, strict=True):
             if name not in task.pins:
+                if not task.separate:
+                    params[f"{name} wa"] = int(np.flatnonzero(task.free_choices == choice)[0])
+                    continue
                 weight, activation = (task.free_bits.index(bits) for bits in task.precisions[int(choice)])
-                params |= {f"{name} w": weight, f"{name} a": activation} if task.separate else {f"{name} wa": weight}
+                params |= {f"{name} w": weight, f"{name} a": activation}
         return params

@@ -52,6 +52,7 @@ class SearchRequest:
     budgets: list[str] = field(default_factory=list)
     pins: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
+    activation_bits: int | None = None
     device_timeout: float | None = None
     device_retries: int | None = None
     max_faults: int = MAX_CONSECUTIVE_FAULTS
@@ -101,6 +102,7 @@ def search(output: Output, request: SearchRequest) -> int:
                     device=backend,
                     bits=bits,
                     separate=request.separate,
+                    activation_bits=request.activation_bits,
                     budget=request.budgets,
                     pin=request.pins,
                     threads=threads,
@@ -248,6 +250,7 @@ def _settings(
         # Left out without pins, so that searches of earlier versions can be resumed.
         **({"pins": pins_json(task.pins)} if task.pins else {}),
         "separate": task.separate,
+        **({} if task.activation_bits is None else {"activation_bits": task.activation_bits}),
         "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
         "agent": request.agent,
         "agent_options": options,

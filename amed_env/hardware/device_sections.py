@@ -255,7 +255,7 @@ class ProxySection(Section):
     metric: Literal["bops", "memory"]
     per_ms: Annotated[float, Field(strict=True, gt=0, le=1e15, allow_inf_nan=False)]
     weight_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
-    activation_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    activation_bits: Annotated[tuple[Bits | Literal[32], ...], Field(min_length=1)]  # 32: left in float
 
     @field_validator("weight_bits", "activation_bits")
     @classmethod
