@@ -26,6 +26,8 @@ from amed_env.task import Task
 _SAMPLES = 64
 _PATIENCE = 20
 """Draws without anything new after which it draws more widely."""
+_IMITATED = 64
+"""Best trials that it learns from."""
 _HOTTEST = 100.0
 """Temperature at which all choices are equally probable."""
 _FIRST_TURNS, _MEMORY, _BETTER_SHARE = 5, 10, 0.75
@@ -57,7 +59,7 @@ class PolicyAgent(Agent):
     description = "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples"
 
     def __init__(
-        self, policy: str | Path | None = None, batch: int = 10, updates: int = 10, learning_rate: float = 1e-3
+        self, policy: str | Path | None = None, batch: int = 20, updates: int = 10, learning_rate: float = 1e-3
     ) -> None:
         if batch < 1 or updates < 0 or not 0 < learning_rate < 1:
             raise InputError("policy: give a batch of at least 1, updates of at least 0, a learning_rate from 0 to 1.")
@@ -165,15 +167,14 @@ class _Sampler:
         return None
 
     def _learn(self) -> None:
-        session = self._session
-        choices = torch.from_numpy(np.stack([session.task.choices(trial.allocation) for trial in session.trials]))[None]
-        losses = np.asarray([trial.quality.loss for trial in session.trials])
-        accuracies = np.asarray([trial.quality.accuracy for trial in session.trials])
-        order = np.lexsort((losses, -accuracies))
-        ranks = np.empty(len(order))
-        ranks[order] = np.arange(len(order))
+        trials = self._session.trials
+        losses = np.asarray([trial.quality.loss for trial in trials])
+        accuracies = np.asarray([trial.quality.accuracy for trial in trials])
+        best = np.lexsort((losses, -accuracies))[:_IMITATED]
+        task = self._session.task
+        choices = torch.from_numpy(np.stack([task.choices(trials[number].allocation) for number in best]))[None]
         # The better a trial's rank, the more it is imitated; the best tenth has most of the weight.
-        weights = torch.from_numpy(np.exp(-ranks / max(len(ranks) / 10, 1.0))).float()
+        weights = torch.exp(-torch.arange(len(best)) / max(len(trials) / 10, 1.0))
         weights = weights / weights.sum()
         for _ in range(self._updates):
             rollouts = self._network.rollout(self._problems, choices.shape[1], given=choices)
