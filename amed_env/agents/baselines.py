@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.moves import evaluate, feasible_uniform, random_choices, spend_slack, tolerant
+from amed_env.agents.moves import all_within, evaluate, feasible_uniform, random_choices, spend_slack, tolerant
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.repair import repair
@@ -14,6 +14,8 @@ from amed_env.task import Task
 __all__ = ["GreedyAgent", "RandomAgent", "UniformAgent", "random_choices"]
 
 _MOST_REPEATS = 2_000  # random draws in a row that bring nothing new before the space counts as exhausted
+_REPEATS_BEFORE_LISTING = 10
+_MOST_LISTED = 100_000
 
 
 class UniformAgent(Agent):
@@ -28,20 +30,31 @@ class UniformAgent(Agent):
 
 
 class RandomAgent(Agent):
-    """Evaluates random allocations within the budget: every layer draws among what leaves the budget reachable."""
+    """Evaluates random allocations within the budget: every layer draws among what leaves the budget reachable.
+
+    Each is evaluated once. Where draws mostly repeat what is known, few allocations are left; these are then listed, if
+    costs add up, and follow in a random order, each as likely as any other to be next.
+    """
 
     name = "random"
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
-        repeats = 0
+        repeats, listed = 0, False
         while repeats < _MOST_REPEATS:
-            choices = tolerant(session, lambda: random_choices(session.task, session.rng))
-            if choices is None or session.knows(session.task.allocation(choices)):
+            if repeats == _REPEATS_BEFORE_LISTING and not listed:
+                listed = True
+                left = all_within(session.task, _MOST_LISTED)
+                if left is not None:
+                    for choices in session.rng.permutation(left):
+                        evaluate(session, choices)
+                    return
+            drawn = tolerant(session, lambda: random_choices(session.task, session.rng))
+            if drawn is None or session.knows(session.task.allocation(drawn)):
                 repeats += 1
                 continue
             repeats = 0
-            evaluate(session, choices)
+            evaluate(session, drawn)
 
 
 class GreedyAgent(Agent):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
+from amed_env.agents.noise import WidthNoise
 from amed_env.agents.sb3 import SB3Agent
-from amed_env.agents.session import SearchSession
-from amed_env.envs.continuous import ContinuousWidths
-from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.agents.vec_continuous import ContinuousVecEnv
+from amed_env.agents.vec_env import LayerWiseVecEnv
 from amed_env.errors import AgentError
 from amed_env.task import Task
 
@@ -32,15 +29,17 @@ class ContinuousAgent(SB3Agent):
 
     default_masks = False
     default_noise: ClassVar[float] = 0.5
-    default_warm_start_steps = 4_000
+    default_warm_start_steps = 12_000
+    default_environments = 16
+    default_practice_environments = 64
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-3,
         "buffer_size": 50_000,
         "learning_starts": 100,
-        "batch_size": 64,
-        "train_freq": 2,
+        "batch_size": 256,
+        "train_freq": 1,
         "gradient_steps": 1,
-        "policy_kwargs": {"net_arch": [64, 64]},
+        "policy_kwargs": {"net_arch": [64, 64], "optimizer_kwargs": {"fused": True}},
     }
 
     def __init__(self, *, noise: float | None = None, **options: Any) -> None:
@@ -50,16 +49,9 @@ class ContinuousAgent(SB3Agent):
         super().__init__(**options)
         self.noise = float(noise)
 
-    def environment(self, session: SearchSession) -> gym.Env[Any, Any]:
-        """See `SB3Agent.environment`."""
-        inner = super().environment(session)
-        assert isinstance(inner, LayerWiseEnv)
-        return ContinuousWidths(inner)
-
-    def practice(self, task: Task) -> tuple[VecEnv, gym.Env[Any, Any]]:
-        """See `SB3Agent.practice`."""
-        env = ContinuousWidths(LayerWiseEnv(task, reward="predicted", gamma=self.gamma))
-        return DummyVecEnv([lambda: Monitor(env)]), env
+    def acting(self, environments: LayerWiseVecEnv) -> VecEnv:
+        """See `SB3Agent.acting`."""
+        return ContinuousVecEnv(environments)
 
     def episode_steps(self, task: Task) -> int:
         """See `SB3Agent.episode_steps`."""
@@ -67,8 +59,7 @@ class ContinuousAgent(SB3Agent):
 
     def _sized(self, steps: int, environments: int) -> dict[str, Any]:
         sized = super()._sized(steps, environments)
-        if self.noise and "action_noise" not in sized:
-            sized["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, self.noise))
+        sized.setdefault("action_noise", WidthNoise(self.noise))
         return sized
 
 

@@ -9,21 +9,24 @@ from amed_env.agents.session import SearchSession
 from amed_env.errors import AgentError
 from amed_env.task import Task
 
+_FUSED: dict[str, Any] = {"optimizer_kwargs": {"fused": True}}
+"""Adam in one call for all weights."""
+
 
 class _OnPolicyAgent(SB3Agent):
     """Learners that collect whole episodes before each update."""
 
-    default_warm_start_steps = 40_000
-    episodes_per_update: ClassVar[int] = 16
-    has_batches: ClassVar[bool] = True
+    default_warm_start_steps = 30_000
+    default_environments = 16
+    default_practice_environments = 64
+    minibatches: ClassVar[int] = 2
+    """Parts that the episodes of an update are divided into; 0 for an algorithm that does not divide them."""
 
     def _sized(self, steps: int, environments: int) -> dict[str, Any]:
         sized = super()._sized(steps, environments)
-        if "n_steps" not in sized:
-            # Practice has many environments of a few episodes each, the search one environment of as many.
-            sized["n_steps"] = steps * (4 if environments > 1 else self.episodes_per_update)
-        if self.has_batches:
-            sized.setdefault("batch_size", max(2, sized["n_steps"] * environments // 4))
+        sized.setdefault("n_steps", steps)  # an episode in every environment
+        if self.minibatches:
+            sized.setdefault("batch_size", max(2, sized["n_steps"] * environments // self.minibatches))
         return sized
 
 
@@ -35,10 +38,11 @@ class PPOAgent(_OnPolicyAgent):
     default_masks = False
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-3,
-        "n_epochs": 8,
+        "n_epochs": 4,
         "gae_lambda": 0.95,
         "ent_coef": 0.005,
         "max_grad_norm": 0.5,
+        "policy_kwargs": {"optimizer_kwargs": {"fused": True, "eps": 1e-5}},
     }
 
 
@@ -56,14 +60,16 @@ class A2CAgent(_OnPolicyAgent):
     name = "a2c"
     algorithm = "stable_baselines3:A2C"
     default_masks = True
-    episodes_per_update = 4
-    has_batches = False
+    default_environments = 8
+    default_practice_environments = 32
+    minibatches = 0
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 2e-3,
         "gae_lambda": 0.95,
         "ent_coef": 0.005,
         "use_rms_prop": False,
         "normalize_advantage": True,
+        "policy_kwargs": {"optimizer_kwargs": {"fused": True, "eps": 1e-5}},
     }
 
 
@@ -73,18 +79,21 @@ class DQNAgent(SB3Agent):
     name = "dqn"
     algorithm = "stable_baselines3:DQN"
     default_masks = True
-    default_warm_start_steps = 25_000  # a step of DQN costs several times one of PPO
+    default_warm_start_steps = 20_000
+    default_environments = 16
+    default_practice_environments = 64
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 5e-4,
         "buffer_size": 50_000,
         "learning_starts": 100,
-        "batch_size": 64,
-        "train_freq": 4,
+        "batch_size": 256,
+        "train_freq": 1,
         "gradient_steps": 1,
         "target_update_interval": 500,
         "exploration_initial_eps": 0.3,
         "exploration_fraction": 0.5,
         "exploration_final_eps": 0.1,
+        "policy_kwargs": _FUSED,
     }
 
     def explore(self, session: SearchSession) -> None:
@@ -102,7 +111,7 @@ class QRDQNAgent(DQNAgent):
 
     name = "qr-dqn"
     algorithm = "sb3_contrib:QRDQN"
-    defaults: ClassVar[dict[str, Any]] = {**DQNAgent.defaults, "policy_kwargs": {"n_quantiles": 25}}
+    defaults: ClassVar[dict[str, Any]] = {**DQNAgent.defaults, "policy_kwargs": {"n_quantiles": 25, **_FUSED}}
 
 
 def _require_one_action(agent: str, task: Task) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from amed_env.agents.calibration import Calibration, Evidence, Terms
 from amed_env.agents.milp import positive_whole
 from amed_env.agents.moves import evaluate, fits_many, fresh_choices, good_starts, prior, quality_order, within_budget
 from amed_env.agents.neighbours import IntArray, neighbours, random_neighbour
@@ -17,8 +18,9 @@ from amed_env.proxies import get_proxies
 class LocalAgent(Agent):
     """Moves to the best of a few neighbours while that is an improvement, then starts again near the best of all.
 
-    Neighbours within the budget are ordered by the proxy; a round evaluates the first `width` of them that are not
-    known, those that share most first layers one after the other. Where none is better, the next ones follow. After
+    Neighbours within the budget are ordered by the proxy, as the trials so far have corrected it (`Calibration`); a
+    round evaluates the first `width` of them that are not known, those that share most first layers one after the
+    other. Where none is better, the next ones follow. After
     `patience` rounds in vain, `kick` random moves away from the best allocation make a new start, and the time after
     that the search goes on with the neighbours of the best that are left. Where nothing is new, a random allocation
     follows.
@@ -36,7 +38,7 @@ class LocalAgent(Agent):
 
     name = "local"
 
-    def __init__(self, proxy: str = "kl", width: int = 12, patience: int = 2, kick: int = 3) -> None:
+    def __init__(self, proxy: str = "kl", width: int = 6, patience: int = 2, kick: int = 3) -> None:
         self.proxy = get_proxies(proxy)[0]
         self.width, self.kick = positive_whole("width", width), positive_whole("kick", kick)
         self.patience = positive_whole("patience", patience)
@@ -44,28 +46,27 @@ class LocalAgent(Agent):
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
         table = prior(session, self.proxy)
+        order = _Order(session, table)
         start: IntArray | None = next(iter(good_starts(session, table)), None)
         turn = fruitless = 0
         while start is not None:
             before = session.evaluations
-            self._climb(session, table, start, evaluate(session, start))
+            self._climb(session, order, start, evaluate(session, start))
             fruitless = 0 if session.evaluations > before else fruitless + 1
             turn += 1
             start = self._next_start(session, turn) if fruitless < 2 else None
             start = fresh_choices(session) if start is None else start
 
-    def _climb(
-        self, session: SearchSession, table: npt.NDArray[np.float64], current: IntArray, trial: Trial | None
-    ) -> None:
-        rows = np.arange(len(current))
+    def _climb(self, session: SearchSession, order: _Order, current: IntArray, trial: Trial | None) -> None:
         while True:
             around = neighbours(session.task, current)
             around = around[fits_many(session, around)]
-            around = around[np.argsort(table[rows, around].sum(axis=1), kind="stable")]
-            better, position, rounds = None, 0, 0
-            while position < len(around) and better is None and rounds < self.patience:
+            better, rounds = None, 0
+            while len(around) and better is None and rounds < self.patience:
                 rounds += 1
-                position, found = self._round(session, around, position)
+                around = order.sort(around)
+                position, found = self._round(session, around)
+                around = around[position:]
                 best = min(found, key=quality_order, default=None)
                 if best is not None and (trial is None or quality_order(best) < quality_order(trial)):
                     better = best
@@ -73,14 +74,14 @@ class LocalAgent(Agent):
                 return
             current, trial = session.task.choices(better.allocation), better
 
-    def _round(self, session: SearchSession, around: IntArray, position: int) -> tuple[int, list[Trial]]:
-        """Evaluate from a position on until `width` neighbours were new; known ones are free.
+    def _round(self, session: SearchSession, around: IntArray) -> tuple[int, list[Trial]]:
+        """Evaluate neighbours until `width` of them were new; known ones are free.
 
         Returns:
-            The next position, and the trials.
+            How many neighbours that were, and the trials.
         """
         taken: list[IntArray] = []
-        new = 0
+        position = new = 0
         while position < len(around) and new < self.width:
             taken.append(around[position])
             new += not session.knows(session.task.allocation(around[position]))
@@ -100,3 +101,26 @@ class LocalAgent(Agent):
         for _ in range(self.kick):
             choices = random_neighbour(session.task, choices, session.rng)
         return within_budget(session, choices)
+
+
+class _Order:
+    """Orders allocations by the proxy, as the trials have corrected it so far.
+
+    Args:
+        session: The search.
+        table: The proxy: float64 (L, P).
+    """
+
+    def __init__(self, session: SearchSession, table: npt.NDArray[np.float64]) -> None:
+        self._table, self._rows = table, np.arange(len(table))
+        self._evidence, self._model = Evidence(session), Calibration([Terms(table, None)])
+        self._fitted = 0
+
+    def sort(self, choices: IntArray) -> IntArray:
+        """Allocations (N, L), the most promising first."""
+        self._evidence.update()
+        count = len(self._evidence.targets)
+        if count > self._fitted:
+            self._fitted = count
+            self._table = self._model.fit(self._evidence.choices, self._evidence.targets).single
+        return choices[np.argsort(self._table[self._rows, choices].sum(axis=1), kind="stable")]

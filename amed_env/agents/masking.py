@@ -134,19 +134,31 @@ class MaskedActorCriticPolicy(MaskableActorCriticPolicy):
         return super().get_distribution(obs, self._mask(obs).numpy())
 
 
-class _MaskedExploration:
-    """What a value-based algorithm does by chance, restricted to what may be done."""
+class MaskedExploration:
+    """What a value-based algorithm does by chance, restricted to what may be done.
+
+    Attributes:
+        least_exploration: Share of random actions below which the algorithm's own schedule does not bring it.
+    """
+
+    least_exploration = 0.0
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[npt.NDArray[Any], Any]:
         """See `DQN.predict`."""
         algorithm = cast(Any, self)
-        if not deterministic and np.random.rand() < algorithm.exploration_rate:
-            chosen = self._random_actions(np.atleast_2d(observation))
-            return (chosen if algorithm.policy.is_vectorized_observation(observation) else chosen[0]), state
         found: tuple[npt.NDArray[Any], Any] = algorithm.policy.predict(observation, state, episode_start, deterministic)
-        return found
+        chosen, state = found
+        # Each environment by itself: those that are at the same layer would otherwise all do the same.
+        rate = max(algorithm.exploration_rate, self.least_exploration)
+        by_chance = np.random.rand(len(np.atleast_2d(observation))) < rate
+        if deterministic or not by_chance.any():
+            return chosen, state
+        random = self._random_actions(np.atleast_2d(observation))
+        if algorithm.policy.is_vectorized_observation(observation):
+            return np.where(by_chance, random, chosen), state
+        return random[0], state
 
     def _sample_action(
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
@@ -165,8 +177,8 @@ class _MaskedExploration:
 
 
 _POLICIES: dict[type[Any], tuple[tuple[type[Any], ...], type[Any]]] = {
-    DQN: ((_MaskedExploration,), MaskedDQNPolicy),
-    QRDQN: ((_MaskedExploration,), MaskedQRDQNPolicy),
+    DQN: ((MaskedExploration,), MaskedDQNPolicy),
+    QRDQN: ((MaskedExploration,), MaskedQRDQNPolicy),
     A2C: ((), MaskedActorCriticPolicy),
     PPO: ((), MaskedActorCriticPolicy),
 }

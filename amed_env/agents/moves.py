@@ -159,6 +159,33 @@ def random_choices(task: Task, rng: np.random.Generator) -> IntArray | None:
     return repair(task, choices, task.limits)
 
 
+def all_within(task: Task, most: int) -> IntArray | None:
+    """Every allocation within the budgets, where their costs add up.
+
+    Layers are added one after the other, and what the cheapest rest cannot bring within a budget is left out.
+
+    Args:
+        task: The task.
+        most: Beginnings of allocations that are kept at once.
+
+    Returns:
+        int64 (N, L); None if there are more than `most`, or costs do not add up.
+    """
+    if not all(metric in task.costs for metric in task.limits):
+        return None
+    costs, limits = additive_limits(task)
+    rest, tolerant_limits = least_rest(costs, task.choosable), limits * (1 + TOLERANCE)
+    found, used = np.zeros((1, 0), dtype=np.int64), np.zeros((1, len(limits)))
+    for layer in range(len(task.workload)):
+        choices = np.flatnonzero(task.choosable[layer])
+        total = used[:, None] + costs[:, layer, choices].T
+        rows, columns = np.nonzero((total + rest[:, layer + 1] <= tolerant_limits).all(axis=2))
+        if len(rows) > most:
+            return None
+        found, used = np.column_stack([found[rows], choices[columns]]), total[rows, columns]
+    return found
+
+
 def spend_slack(session: SearchSession, choices: IntArray, loss: FloatArray | None = None) -> IntArray:
     """Change again what still fits into the budget, most loss avoided first.
 

@@ -11,16 +11,18 @@ import copy
 import inspect
 from typing import Any, ClassVar
 
-import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from amed_env.agents.callbacks import SayProgress, UntilEnded
 from amed_env.agents.masking import ObservedMask, masked, masks_itself
+from amed_env.agents.milp import positive_whole
 from amed_env.agents.protocol import Agent, check_options
 from amed_env.agents.session import SearchSession
 from amed_env.agents.vec_env import LayerWiseVecEnv
@@ -28,10 +30,15 @@ from amed_env.envs.layer_wise import LayerWiseEnv, RewardKind
 from amed_env.errors import AgentError
 from amed_env.registry import import_object
 from amed_env.task import Task
-from amed_env.threads import torch_threads
+from amed_env.threads import torch_threads, unchecked_distributions
 
 _GIVEN = {"env", "policy", "seed", "gamma", "tensorboard_log", "verbose", "self", "_init_setup_model", "device"}
 """Arguments of an algorithm's constructor that are not for recipes to set."""
+
+
+_OWN_OPTIONS = (
+    "policy", "warm_start_steps", "reward", "masks", "gamma", "environments", "practice_environments",
+)  # fmt: skip
 
 
 class SB3Agent(Agent):
@@ -44,6 +51,8 @@ class SB3Agent(Agent):
         reward: Reward of the true environment, `shaped` or `terminal`.
         masks: Whether forbidden actions are masked; otherwise the environment replaces them. None masks where it can.
         gamma: Discount of learner and shaping.
+        environments: Episodes that are played side by side; None for the class's own number.
+        practice_environments: The same for the practice.
         **hyperparameters: Arguments of the algorithm's constructor, in place of this class's `defaults`.
 
     Raises:
@@ -56,6 +65,8 @@ class SB3Agent(Agent):
     defaults: ClassVar[dict[str, Any]] = {}
     default_masks: ClassVar[bool | None] = None
     default_warm_start_steps: ClassVar[int] = 0
+    default_environments: ClassVar[int] = 1
+    default_practice_environments: ClassVar[int] = 1
     model: BaseAlgorithm | None = None  # the learner of the last search
 
     def __init__(
@@ -67,6 +78,8 @@ class SB3Agent(Agent):
         reward: RewardKind = "shaped",
         masks: bool | None = None,
         gamma: float = 1.0,
+        environments: int | None = None,
+        practice_environments: int | None = None,
         **hyperparameters: Any,
     ) -> None:
         if warm_start_steps is None:
@@ -81,10 +94,14 @@ class SB3Agent(Agent):
             raise AgentError(f"{given!r} is no algorithm; expected a subclass of stable-baselines3's BaseAlgorithm.")
         if not isinstance(policy, str):
             raise AgentError(f"policy is {policy!r}; give the name of one, for example MlpPolicy.")
-        known = ["policy", "warm_start_steps", "reward", "masks", "gamma", *_constructor_options(self._class)]
-        check_options(self.name, hyperparameters, known)
+        check_options(self.name, hyperparameters, [*_OWN_OPTIONS, *_constructor_options(self._class)])
         self.warm_start_steps, self.reward_kind, self.gamma, self.policy = warm_start_steps, reward, gamma, policy
         self.masks = self._masked(self.default_masks if masks is None else masks)
+        given_numbers = (environments, self.default_environments), (practice_environments, self.default_practice_environments)
+        self.environments, self.practice_environments = (
+            positive_whole(name, default if number is None else number)
+            for name, (number, default) in zip(("environments", "practice_environments"), given_numbers, strict=True)
+        )
         self.hyperparameters = {**self.defaults, **hyperparameters}
 
     def _masked(self, wanted: bool | None) -> bool:
@@ -110,9 +127,8 @@ class SB3Agent(Agent):
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
-        with torch_threads(1):
-            env = self.environment(session)
-            model = self._model(DummyVecEnv([lambda: Monitor(env)]), env, session)
+        with torch_threads(1), unchecked_distributions():
+            model = self._model(self.environment(session, self.environments), session)
             if self.warm_start_steps:
                 self._practise(model, session)
             if self.folder is not None:
@@ -124,31 +140,43 @@ class SB3Agent(Agent):
             while not session.ended and not callback.stalled:
                 model.learn(steps, callback=callback, reset_num_timesteps=False, log_interval=1)
 
-    def environment(self, session: SearchSession) -> gym.Env[Any, Any]:
-        """The environment with the true reward, evaluated through a session."""
-        return LayerWiseEnv(session.task, reward=self.reward_kind, gamma=self.gamma, measure=session.evaluate)
+    def environment(self, session: SearchSession, count: int) -> VecEnv:
+        """Environments with the true reward, evaluated through a session."""
+        env = LayerWiseEnv(session.task, reward=self.reward_kind, gamma=self.gamma, measure=session.evaluate)
 
-    def practice(self, task: Task) -> tuple[VecEnv, gym.Env[Any, Any]]:
-        """Environments with the predicted reward, and one that they are like."""
-        env = LayerWiseEnv(task, reward="predicted", gamma=self.gamma)
-        return LayerWiseVecEnv(self._practice_environments, env), env
+        def rewards(choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+            limits = vector.batch.limits()
+            rows = range(len(choices))
+            return np.asarray([env.true_reward(choices[i], {m: float(v[i]) for m, v in limits.items()}) for i in rows])
+
+        vector = LayerWiseVecEnv(count, env, reward_of=rewards)
+        return self.acting(vector)
+
+    def practice(self, task: Task) -> VecEnv:
+        """Environments with the predicted reward, shaped as the true one is."""
+        env = LayerWiseEnv(task, reward=self.reward_kind, gamma=self.gamma)
+        layers = np.arange(len(task.workload))
+
+        def rewards(choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+            return np.asarray(-np.log1p(task.predicted_loss[layers, choices].sum(axis=1)))
+
+        return self.acting(LayerWiseVecEnv(self.practice_environments, env, reward_of=rewards))
+
+    def acting(self, environments: LayerWiseVecEnv) -> VecEnv:
+        """Environments as the algorithm acts in them."""
+        return environments
 
     def episode_steps(self, task: Task) -> int:
         """Steps that an episode has."""
         return len(task.workload)
 
-    @property
-    def _practice_environments(self) -> int:
-        """On-policy learners practise in many environments of a few episodes each."""
-        return 16 if issubclass(self._class, OnPolicyAlgorithm) else 1
-
-    def _model(self, environments: VecEnv, env: gym.Env[Any, Any], session: SearchSession) -> BaseAlgorithm:
+    def _model(self, environments: VecEnv, session: SearchSession) -> BaseAlgorithm:
         if not issubclass(self._class, OffPolicyAlgorithm | OnPolicyAlgorithm):
             raise AgentError(f"{self._class.__name__} is neither an on-policy nor an off-policy algorithm.")
         sized = self._sized(self.episode_steps(session.task), environments.num_envs)
         if self.masks and not masks_itself(self._class):
-            assert isinstance(env, LayerWiseEnv)
-            sized["policy_kwargs"] = {**(sized.get("policy_kwargs") or {}), "mask": ObservedMask.of(env)}
+            assert isinstance(environments, LayerWiseVecEnv)
+            sized["policy_kwargs"] = {**(sized.get("policy_kwargs") or {}), "mask": ObservedMask.of(environments.single)}
         try:
             model: BaseAlgorithm = self._class(
                 self.policy, environments, seed=session.seed, gamma=self.gamma, device="cpu", **sized
@@ -165,10 +193,20 @@ class SB3Agent(Agent):
 
     def _practise(self, model: BaseAlgorithm, session: SearchSession) -> None:
         """Train a copy on the predicted reward and take over its weights; its optimiser and memory are left behind."""
-        practised = self._model(*self.practice(session.task), session)
+        practised = self._model(self.practice(session.task), session)
         practised.learn(self.warm_start_steps, callback=SayProgress(session, self.warm_start_steps))
         model.policy.load_state_dict(practised.policy.state_dict())
         session.say("")
+        self._answer(practised, session)
+
+    def _answer(self, practised: BaseAlgorithm, session: SearchSession) -> None:
+        """Evaluate what the practised policy does without any chance."""
+        environments = self.environment(session, 1)
+        observations = environments.reset()
+        for _ in range(self.episode_steps(session.task)):
+            masks = {"action_masks": get_action_masks(environments)} if masks_itself(self._class) else {}
+            actions, _ = practised.predict(observations, deterministic=True, **masks)
+            observations, _, _, _ = environments.step(actions)
 
 
 def _constructor_options(algorithm: type[Any]) -> list[str]:

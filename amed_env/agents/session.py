@@ -82,6 +82,8 @@ class SearchSession:
         self.note = ""
         self.started = perf_counter()
         self._seen: dict[BitAllocation, Trial | None] = {}
+        self._best: Trial | None = None
+        self._compared = 0  # trials that `_best` is the best of
         self._consecutive_faults = 0
         self._consecutive_repeats = 0
         self._store = TrialStore() if store is None else store
@@ -200,8 +202,11 @@ class SearchSession:
 
     def best(self) -> Trial | None:
         """The feasible trial of the highest accuracy; ties go to the lower loss, then to the earlier one."""
-        complete = [trial for trial in self.trials if not trial.quality.partial]
-        return best_trial([trial for trial in complete if self.task.feasible(trial.costs)])
+        new = [trial for trial in self.trials[self._compared :] if not trial.quality.partial]
+        fitting = [trial for trial in new if self.task.feasible(trial.costs)]
+        self._best = best_trial(fitting if self._best is None else [self._best, *fitting])
+        self._compared = len(self.trials)
+        return self._best
 
     def _changed(self) -> None:
         if self._on_change is not None:

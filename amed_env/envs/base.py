@@ -152,6 +152,16 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         names = [known.name for known in self.task.budgets] or list(self.ranges)
         return parse_budgets({names[0]: budget})
 
+    def true_reward(self, choices: Sequence[int], limits: Mapping[str, float]) -> float:
+        """The reward of a whole allocation, evaluated as at the end of an episode; `FAULT_REWARD` after a fault.
+
+        Args:
+            choices: (L,) numbers of precisions.
+            limits: Limits of that episode, by metric.
+        """
+        self._limits = dict(limits)
+        return self._finish(choices, {})[0]
+
     def _finish(self, wanted: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
         """The true reward of a whole allocation, and whether a fault cut the episode off; `info` gets the details."""
         try:

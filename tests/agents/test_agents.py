@@ -5,7 +5,8 @@ import pytest
 from small_task import SharedBuffer, all_choices, formula_task
 
 import amed_env
-from amed_env.agents import Agent, agent_names, list_agents, make_agent
+from amed_env.agents import Agent, agent_names, baselines, list_agents, make_agent
+from amed_env.agents.moves import all_within
 from amed_env.agents.registry import AGENTS
 from amed_env.envs import base
 from amed_env.envs.layer_wise import LayerWiseEnv
@@ -86,6 +87,46 @@ def test_random_ends_when_every_allocation_is_known():
     assert result.evaluations == 9
 
 
+def feasible_keys(task):
+    every = all_choices(task)
+    table = task.costs["latency_ms"]
+    costs = table[np.arange(every.shape[1]), every].sum(axis=1)
+    return {task.allocation(c).key() for c in every[costs <= task.limits["latency_ms"] * (1 + 1e-9)]}
+
+
+def test_random_finds_everything_with_few_draws_where_little_is_feasible(monkeypatch):
+    draws = []
+    true_draw = baselines.random_choices
+    monkeypatch.setattr(baselines, "random_choices", lambda *given: draws.append(1) or true_draw(*given))
+    task = formula_task(7, {"latency": 0.38})
+    feasible = feasible_keys(task)
+    result = make_agent("random").search(task, 2_000)
+    assert {trial.allocation.key() for trial in result.trials} == feasible and 20 < len(feasible) < 200
+    assert len(draws) < 4 * len(feasible)
+
+
+def test_what_random_lists_is_in_no_order_and_every_allocation_as_likely_as_any_other(monkeypatch):
+    monkeypatch.setattr(baselines, "random_choices", lambda *_: None)  # so that all is listed
+    task = formula_task(3, {"latency": 0.45})
+    feasible = sorted(feasible_keys(task))
+    searches = 60 * len(feasible)
+    first = [make_agent("random").search(task, 1, seed).trials[0].allocation.key() for seed in range(searches)]
+    counts = np.array([first.count(key) for key in feasible])
+    assert counts.sum() == searches
+    # Pearson's statistic of equal shares; its 99.9 % quantile is below this for 3 to 20 classes.
+    assert ((counts - 60) ** 2 / 60).sum() < 46
+    assert len(set(make_agent("random").search(task, 50, s).trials[0].allocation.key() for s in range(40))) > 1
+
+
+def test_what_is_listed_is_what_is_within_all_budgets():
+    task = formula_task(4, {"latency": 0.5, "memory": 0.6})
+    listed = all_within(task, 10_000)
+    fitting = [c for c in all_choices(task) if task.feasible(task.cost(task.allocation(c)).metrics)]
+    assert sorted(map(tuple, listed.tolist())) == sorted(tuple(c.tolist()) for c in fitting)
+    assert all_within(task, 3) is None
+    assert all_within(formula_task(4, {"latency": 0.5}, device=SharedBuffer()), 10_000) is None
+
+
 LESSON = {"budget": {"latency": 0.7}, "bits": (2, 4, 8), "harms": [3.0, 0.0, 3.0, 0.0, 0.0]}
 """Layers 0 and 2 need many bits, the others none."""
 
@@ -103,12 +144,20 @@ def policy_accuracy(agent, task):
     return info["accuracy"], np.mean([t.quality.accuracy for t in random.trials])
 
 
+def what_is_learned(name, **options):
+    """`policy_accuracy`, the mean of three seeds: by chance a single policy may be good without having learned."""
+    found = []
+    for seed in range(3):
+        task = formula_task(5, **LESSON)
+        agent = make_agent(name, warm_start_steps=0, **options)
+        agent.search(task, 120, seed)
+        found.append(policy_accuracy(agent, task))
+    return np.mean(found, axis=0)
+
+
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learners_learn_from_true_rewards_alone(name):
-    task = formula_task(5, **LESSON)
-    agent = make_agent(name, warm_start_steps=0)
-    agent.search(task, 120, 0)
-    learned, random = policy_accuracy(agent, task)
+    learned, random = what_is_learned(name)
     assert learned > 0.75 and learned > random + 0.15
 
 
@@ -117,10 +166,7 @@ def test_a_learner_with_meaningless_rewards_does_not_learn(name, monkeypatch):
     """The negative control of the test above."""
     generator = np.random.default_rng(0)
     monkeypatch.setattr(base, "final_reward", lambda *_: float(generator.normal()))
-    task = formula_task(5, **LESSON)
-    agent = make_agent(name, warm_start_steps=0, reward="terminal")
-    agent.search(task, 120, 0)
-    learned, random = policy_accuracy(agent, task)
+    learned, random = what_is_learned(name, reward="terminal")
     assert not (learned > 0.75 and learned > random + 0.15)
 
 

@@ -258,7 +258,7 @@ def test_local_ends_in_an_allocation_without_a_better_neighbour():
     assert result.best.quality.correct == best > result.trials[0].quality.correct
 
 
-@pytest.mark.parametrize("name", [name for name in SEARCHERS if name != "local"])
+@pytest.mark.parametrize("name", SEARCHERS)
 def test_searchers_beat_random_where_layers_interact_and_tie_where_nothing_matters(name):
     def median(agent):
         return np.median(

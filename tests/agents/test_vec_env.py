@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from small_task import SharedBuffer, formula_task
 from stable_baselines3.common.monitor import Monitor
 
+from amed_env.agents import make_agent
+from amed_env.agents.session import SearchSession
 from amed_env.agents.vec_env import LayerWiseVecEnv
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import InputError
+from amed_env.objective import FAULT_REWARD
 
 OPTIONS = {"task": "tabular/digits-cnn", "budget": {"latency": 0.5}}
 
@@ -75,3 +79,24 @@ def test_seeds_draw_equal_budgets():
 
     np.testing.assert_array_equal(drawn(1), drawn(1))
     assert not np.array_equal(drawn(1), drawn(2))
+
+@pytest.mark.parametrize("device", [None, SharedBuffer()])
+def test_rewards_of_whole_allocations_are_those_of_the_single_environment(device):
+    """What a learner of a search is rewarded with, faults of the evaluator included."""
+    task = formula_task(4, {"latency": 0.6}, device=device)
+    task.evaluator.fail_on = {task.workload.uniform(2)}
+    session = SearchSession(task, 100)
+    vector = make_agent("dqn").environment(session, 3)
+    single = LayerWiseEnv(formula_task(4, {"latency": 0.6}, device=device))
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        vector.reset()
+        actions = np.vstack([rng.integers(0, 3, (2, 4)), np.zeros((1, 4), dtype=np.int64)])
+        actions[:2, 0] = 1
+        totals = sum(vector.step(actions[:, layer])[1] for layer in range(4))
+        for row in range(2):
+            single.reset()
+            total = sum(single.step(int(action))[1] for action in actions[row])
+            assert totals[row] == pytest.approx(total, abs=1e-5)
+        assert totals[2] == pytest.approx(FAULT_REWARD, abs=1e-5)
+    assert session.failed(task.workload.uniform(2)) and all("2/2 2/2 2/2 2/2" in fault for fault in session.faults)
