@@ -189,3 +189,32 @@ def shaken(network, seed=0):
             module.running_mean.normal_(std=0.2, generator=generator)
             module.running_var.uniform_(0.5, 2.0, generator=generator)
     return network.eval()
+
+
+class Head(nn.Module):
+    """A feature extractor, then class scores by averaging over all positions."""
+
+    def __init__(self, *features):
+        super().__init__()
+        self.body = nn.Sequential(*features)
+
+    def forward(self, inputs):
+        return self.body(inputs).flatten(2).mean(dim=2)
+
+
+def shake(network, seed=0):
+    """Weights and statistics as if it were trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                if tensor is not None:
+                    tensor.data.normal_(generator=generator)
+            if module.running_var is not None:
+                module.running_var.uniform_(0.2, 3, generator=generator)
+    return network.eval()
+
+
+def norms(traced):
+    """The batch norms that a traced network still has."""
+    return [module for module in traced.module.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]

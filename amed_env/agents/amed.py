@@ -53,12 +53,12 @@ class AmedOptions(BaseModel):
     latency_weight: NotNegative = 0.1
     accuracy_threshold: Fraction | Literal["float"] | None = "float"
     accuracy_penalty: NotNegative = 100.0
-    temperature: Annotated[float, Field(gt=0, le=1e3)] = 0.05
+    temperature: Annotated[float, Field(gt=0, le=1e3)] = 0.1
     learning_rate: Rate = 0.3
     reference_rate: Rate = 0.1
     moves: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
     proposal: Proposal = "uniform"
-    reheating: Annotated[float, Field(ge=1, le=10)] = 1.05
+    reheating: Annotated[float, Field(ge=1, le=10)] = 1.2
     budgets: Literal["filter", "penalty"] = "filter"
     budget_penalty: NotNegative = 10.0
     pin_ends: bool = False

@@ -37,7 +37,7 @@ class PPOAgent(_OnPolicyAgent):
     algorithm = "stable_baselines3:PPO"
     default_masks = False
     defaults: ClassVar[dict[str, Any]] = {
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3,
         "n_epochs": 4,
         "gae_lambda": 0.95,
         "ent_coef": 0.005,
@@ -83,7 +83,7 @@ class DQNAgent(SB3Agent):
     default_environments = 16
     default_practice_environments = 64
     defaults: ClassVar[dict[str, Any]] = {
-        "learning_rate": 5e-4,
+        "learning_rate": 2e-3,
         "buffer_size": 50_000,
         "learning_starts": 100,
         "batch_size": 256,

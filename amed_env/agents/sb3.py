@@ -97,11 +97,12 @@ class SB3Agent(Agent):
         check_options(self.name, hyperparameters, [*_OWN_OPTIONS, *_constructor_options(self._class)])
         self.warm_start_steps, self.reward_kind, self.gamma, self.policy = warm_start_steps, reward, gamma, policy
         self.masks = self._masked(self.default_masks if masks is None else masks)
-        given_numbers = (environments, self.default_environments), (practice_environments, self.default_practice_environments)
-        self.environments, self.practice_environments = (
-            positive_whole(name, default if number is None else number)
-            for name, (number, default) in zip(("environments", "practice_environments"), given_numbers, strict=True)
+        self.environments = positive_whole(
+            "environments", self.default_environments if environments is None else environments
         )
+        if practice_environments is None:
+            practice_environments = self.default_practice_environments
+        self.practice_environments = positive_whole("practice_environments", practice_environments)
         self.hyperparameters = {**self.defaults, **hyperparameters}
 
     def _masked(self, wanted: bool | None) -> bool:
@@ -176,7 +177,10 @@ class SB3Agent(Agent):
         sized = self._sized(self.episode_steps(session.task), environments.num_envs)
         if self.masks and not masks_itself(self._class):
             assert isinstance(environments, LayerWiseVecEnv)
-            sized["policy_kwargs"] = {**(sized.get("policy_kwargs") or {}), "mask": ObservedMask.of(environments.single)}
+            sized["policy_kwargs"] = {
+                **(sized.get("policy_kwargs") or {}),
+                "mask": ObservedMask.of(environments.single),
+            }
         try:
             model: BaseAlgorithm = self._class(
                 self.policy, environments, seed=session.seed, gamma=self.gamma, device="cpu", **sized
@@ -202,9 +206,11 @@ class SB3Agent(Agent):
     def _answer(self, practised: BaseAlgorithm, session: SearchSession) -> None:
         """Evaluate what the practised policy does without any chance."""
         environments = self.environment(session, 1)
-        observations = environments.reset()
+        observations: Any = environments.reset()
         for _ in range(self.episode_steps(session.task)):
-            masks = {"action_masks": get_action_masks(environments)} if masks_itself(self._class) else {}
+            masks: dict[str, Any] = (
+                {"action_masks": get_action_masks(environments)} if masks_itself(self._class) else {}
+            )
             actions, _ = practised.predict(observations, deterministic=True, **masks)
             observations, _, _, _ = environments.step(actions)
 

@@ -102,8 +102,8 @@ def load_device(spec: str | Path | HardwareBackend | type[HardwareBackend]) -> H
     Raises:
         UnknownNameError: If there is no device of that name; the message has the nearest names.
         DeviceError: If a device file cannot be read or is malformed.
-        PluginError: If a class or a plug-in cannot be imported or instantiated.
-        InputError: If `spec` is something else.
+        PluginError: If a plug-in cannot be imported, a class not be instantiated, or a plug-in is no device.
+        InputError: If a class cannot be imported or is no device, or `spec` is something else.
     """
     try:
         return isolated(_load(spec))
@@ -173,7 +173,9 @@ def _instantiate(found: object, what: str, name: str | None) -> HardwareBackend:
     if isinstance(found, type) and issubclass(found, HardwareBackend):
         found = call_into_plugin(f"creating {what}", found)
     if not isinstance(found, HardwareBackend):
-        raise PluginError(f"{what} is {found!r}; expected a subclass of HardwareBackend, or an instance of one.")
+        # Without a name it is what the user wrote, otherwise what a plug-in registered.
+        kind = InputError if name is None else PluginError
+        raise kind(f"{what} is {found!r}; expected a subclass of HardwareBackend, or an instance of one.")
     if name is not None:
         found.name = name
     elif found.name == HardwareBackend.name:

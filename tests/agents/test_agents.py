@@ -115,7 +115,7 @@ def test_what_random_lists_is_in_no_order_and_every_allocation_as_likely_as_any_
     assert counts.sum() == searches
     # Pearson's statistic of equal shares; its 99.9 % quantile is below this for 3 to 20 classes.
     assert ((counts - 60) ** 2 / 60).sum() < 46
-    assert len(set(make_agent("random").search(task, 50, s).trials[0].allocation.key() for s in range(40))) > 1
+    assert len({make_agent("random").search(task, 50, s).trials[0].allocation.key() for s in range(40)}) > 1
 
 
 def test_what_is_listed_is_what_is_within_all_budgets():

@@ -80,6 +80,7 @@ def test_seeds_draw_equal_budgets():
     np.testing.assert_array_equal(drawn(1), drawn(1))
     assert not np.array_equal(drawn(1), drawn(2))
 
+
 @pytest.mark.parametrize("device", [None, SharedBuffer()])
 def test_rewards_of_whole_allocations_are_those_of_the_single_environment(device):
     """What a learner of a search is rewarded with, faults of the evaluator included."""

@@ -109,8 +109,9 @@ def test_a_device_is_given_in_many_ways(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_device("my_hardware_module:Fast").name == "Fast"
     assert isinstance(load_device("my_hardware_module:ready"), HardwareBackend)
-    with pytest.raises(PluginError, match="is 3; expected a subclass"):
+    with pytest.raises(InputError, match="is 3; expected a subclass") as caught:
         load_device("my_hardware_module:number")
+    assert caught.value.exit_code == 2
     with pytest.raises(UnknownNameError, match="'Fast'"):
         load_device("my_hardware_module:Fastt")
     with pytest.raises(InputError, match="cannot import"):
@@ -135,7 +136,7 @@ def test_files_and_classes_that_do_not_work_say_why(tmp_path):
         load_device(tmp_path / "none.yaml")
     with pytest.raises(PluginError, match="port"):
         load_device(NeedsArguments)
-    with pytest.raises(PluginError, match="expected a subclass of HardwareBackend"):
+    with pytest.raises(InputError, match="expected a subclass of HardwareBackend"):
         load_device(dict)
 
 

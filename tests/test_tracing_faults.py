@@ -1,0 +1,144 @@
+"""Networks that cannot be traced, or only in part: what is wrong is named."""
+
+import pytest
+import torch
+import torch.fx
+from torch import nn
+
+from amed_env.errors import NetworkError, NonFiniteError
+from amed_env.tracing import trace
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.matrix = nn.Linear(4, 4), nn.Parameter(torch.zeros(4, 3))
+
+    def forward(self, inputs):
+        return self.fc(inputs) @ self.matrix
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 2, 1), nn.ConvTranspose2d(2, 2, 2)), r"1 \(ConvTranspose2d\)"),
+        (nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), r"1 \(LSTM\)"),
+        (nn.ModuleDict({"fc": nn.Linear(4, 4), "att": nn.MultiheadAttention(4, 2)}), r"att \(MultiheadAttention\)"),
+        (nn.Sequential(nn.Conv3d(1, 2, 1)), r"0 \(Conv3d\)"),
+        (nn.Sequential(nn.Linear(4, 4), nn.GRUCell(4, 4)), r"1 \(GRUCell\)"),
+        (Bare(), r"matrix \(a parameter of Bare\)"),
+    ],
+    ids=["transposed", "lstm", "attention", "conv3d", "cell", "bare"],
+)
+def test_products_that_would_be_missed_are_named(network, named):
+    with pytest.raises(NetworkError, match=named) as caught:
+        trace(network, torch.zeros(1, 4))
+    assert "Supported are Conv1d, Conv2d" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "message"),
+    [
+        (nn.Sequential(nn.ReLU()), torch.zeros(1, 4), "no layer to quantize"),
+        (nn.Linear(4, 2), torch.zeros(1, 5), r"does not run on an input of shape \(1, 5\)"),
+        (nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 5, 5), r"class scores of shape \(1, classes\)"),
+        (nn.Linear(4, 2), torch.zeros(4), "at least one sample"),
+        (nn.Linear(4, 2), torch.zeros(0, 4), "at least one sample"),
+        (nn.Linear(4, 2), [[0.0] * 4], "must be a tensor"),
+        (lambda inputs: inputs, torch.zeros(1, 4), "must be a torch.nn.Module"),
+    ],
+    ids=["no layers", "wrong input", "feature maps", "no batch", "empty batch", "a list", "a function"],
+)
+def test_networks_that_cannot_be_used(network, inputs, message):
+    with pytest.raises(NetworkError, match=message):
+        trace(network, inputs, "mine")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["0.weight", "1.bias", "1.running_var", "3.bias"])
+def test_weights_that_are_no_numbers_are_named(value, key):
+    network = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 2))
+    network.state_dict()[key].view(-1)[1] = value
+    with pytest.raises(NonFiniteError, match=rf"NaN or infinite weights in {key};"):
+        trace(network, torch.ones(1, 4))
+
+
+def test_a_mask_may_be_infinite():
+    network = nn.Linear(4, 2)
+    network.register_buffer("mask", torch.tensor([float("-inf")]))
+    assert len(trace(network, torch.ones(1, 4)).workload) == 1
+
+
+class Logarithm(nn.Module):
+    def forward(self, inputs):
+        return torch.log(inputs)
+
+
+class Overflow(nn.Module):
+    """A function, and no module, makes infinity."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, inputs):
+        return self.fc(inputs) / 0.0
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), Logarithm()), nn.Linear(3, 2)),
+            r"'1.1' \(Logarithm\)",
+        ),
+        (Overflow(), "a function outside of its modules"),
+    ],
+)
+def test_activations_that_are_no_numbers_are_named(network, named):
+    for parameter in network.parameters():
+        parameter.data.fill_(-1.0)
+    with pytest.raises(NonFiniteError, match=named):
+        trace(network, torch.ones(1, 4))
+
+
+class Restless(nn.Module):
+    """Changes between calls in the way that it is told."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.fc, self.way, self.calls = nn.Linear(4, 2), way, 0
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, inputs):
+        self.calls += 1
+        if self.way == "counts":
+            return self.fc(inputs) * self.calls
+        if self.way == "draws":
+            return self.fc(nn.functional.dropout(inputs, 0.5, training=True))
+        if self.way == "learns":
+            self.seen += inputs.mean()
+        if self.way == "grows":
+            return self.fc(inputs).repeat(self.calls, 1)
+        return self.fc(inputs)
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("counts", "answers differently when it is called again"),
+        ("draws", "draws random numbers"),
+        ("learns", "changes seen when it is called"),
+        ("grows", "by another shape"),
+    ],
+)
+def test_a_module_that_changes_between_calls_is_refused(way, message):
+    torch.manual_seed(0)
+    with pytest.raises(NetworkError, match=message):
+        trace(Restless(way), torch.ones(3, 4))
+
+
+def test_dropout_and_batch_norm_do_not_count_as_changes():
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2)).train()
+    assert len(trace(network, torch.ones(3, 4)).workload) == 2
