@@ -38,7 +38,7 @@ DQN = [
     {"learning_rate": 2e-3, "gradient_steps": 1},
     {"learning_rate": 2e-3, "gradient_steps": 2},
 ]
-TD3 = [{"learning_rate": 1e-3, "noise": 0.5}, {"learning_rate": 3e-3, "noise": 0.5}]
+TD3 = [{"learning_rate": 1e-3, "noise": 0.5, "environments": count} for count in (16, 32)]
 CANDIDATES = {
     "maskable-ppo": PPO,
     "dqn": DQN,
@@ -53,8 +53,8 @@ CANDIDATES = {
         {"learning_rate": 4e-3, "ent_coef": 0.005},
     ],
     "ppo": PPO[1:2],
-    "qr-dqn": DQN[1:2],
-    "ddpg": TD3,
+    "qr-dqn": [{**DQN[1], "environments": count} for count in (16, 32)],
+    "ddpg": TD3[1:],
     "amed": [
         {"temperature": 0.05, "learning_rate": 0.3, "latency_weight": 0.1},
         {"temperature": 0.02, "learning_rate": 0.3, "latency_weight": 0.1},
@@ -65,9 +65,11 @@ CANDIDATES = {
         {"temperature": 0.05, "learning_rate": 0.3, "latency_weight": 0.1, "reheating": 1.2},
         {"temperature": 0.1, "learning_rate": 0.3, "latency_weight": 0.1, "reheating": 1.2},
         {"temperature": 0.1, "learning_rate": 0.3, "latency_weight": 0.1, "reheating": 1.5},
+        {"temperature": 0.1, "learning_rate": 0.3, "latency_weight": 0.1, "reheating": 1.2, "proposal": "scores"},
+        {"temperature": 0.1, "learning_rate": 0.3, "latency_weight": 0.1, "reheating": 1.2, "accuracy_threshold": None},
     ],
 }
-"""Options that are tried; `ppo` and `qr-dqn` take what is best for their relatives."""
+"""Options that are tried; `ppo`, `qr-dqn` and `ddpg` take what is best for their relatives."""
 
 
 def cells(table):

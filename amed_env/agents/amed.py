@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from amed_env.agents.metropolis import Proposal, ScoreTable
 from amed_env.agents.options import parse_agent_options
-from amed_env.agents.protocol import Agent
+from amed_env.agents.protocol import DEVELOPMENT_CELLS, Agent
 from amed_env.agents.session import SearchSession
 from amed_env.agents.walk import AllocationWalk, WalkSettings
 from amed_env.errors import AgentError
@@ -104,16 +104,7 @@ class AmedAgent(Agent):
     """
 
     name = "amed"
-    saw = tuple(
-        f"digits-cnn on {cell}"
-        for cell in (
-            "bitfusion latency=0.4",
-            "bit-serial energy=0.4",
-            "mpic latency=0.5",
-            "systolic-32 energy=0.6",
-            "bops latency=0.15",
-        )
-    )
+    saw = DEVELOPMENT_CELLS
 
     def __init__(self, **options: Any) -> None:
         self.options = parse_agent_options(self.name, AmedOptions, options)

@@ -8,6 +8,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from amed_env.agents.noise import WidthNoise
+from amed_env.agents.protocol import DEVELOPMENT_CELLS
 from amed_env.agents.sb3 import SB3Agent
 from amed_env.agents.vec_continuous import ContinuousVecEnv
 from amed_env.agents.vec_env import LayerWiseVecEnv
@@ -27,10 +28,11 @@ class ContinuousAgent(SB3Agent):
         AgentError: If the noise is out of range, or masks are asked for: the environment projects instead.
     """
 
+    saw = DEVELOPMENT_CELLS
     default_masks = False
     default_noise: ClassVar[float] = 0.5
     default_warm_start_steps = 12_000
-    default_environments = 16
+    default_environments = 32
     default_practice_environments = 64
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-3,
@@ -78,8 +80,10 @@ class TD3Agent(ContinuousAgent):
 
 
 class SACAgent(ContinuousAgent):
-    """SAC; its own entropy explores, so there is no further noise."""
+    """SAC; its own entropy explores, and noise is added only while it repeats itself."""
 
     name = "sac"
     algorithm = "stable_baselines3:SAC"
     default_noise = 0.0
+    default_environments = 16
+    defaults: ClassVar[dict[str, Any]] = {**ContinuousAgent.defaults, "learning_rate": 3e-3}

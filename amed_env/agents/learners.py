@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from amed_env.agents.protocol import DEVELOPMENT_CELLS
 from amed_env.agents.sb3 import SB3Agent
 from amed_env.agents.session import SearchSession
 from amed_env.errors import AgentError
@@ -34,6 +35,7 @@ class PPOAgent(_OnPolicyAgent):
     """PPO; forbidden actions are clamped by the environment unless `masks` is set."""
 
     name = "ppo"
+    saw = DEVELOPMENT_CELLS
     algorithm = "stable_baselines3:PPO"
     default_masks = False
     defaults: ClassVar[dict[str, Any]] = {
@@ -50,6 +52,7 @@ class MaskablePPOAgent(_OnPolicyAgent):
     """PPO whose policy never proposes what would break the budget."""
 
     name = "maskable-ppo"
+    saw = DEVELOPMENT_CELLS
     algorithm = "sb3_contrib:MaskablePPO"
     defaults: ClassVar[dict[str, Any]] = PPOAgent.defaults
 
@@ -58,6 +61,7 @@ class A2CAgent(_OnPolicyAgent):
     """A2C with a masked policy."""
 
     name = "a2c"
+    saw = DEVELOPMENT_CELLS
     algorithm = "stable_baselines3:A2C"
     default_masks = True
     default_environments = 8
@@ -77,6 +81,7 @@ class DQNAgent(SB3Agent):
     """DQN with masked behaviour and target. One width for weights and activations only."""
 
     name = "dqn"
+    saw = DEVELOPMENT_CELLS
     algorithm = "stable_baselines3:DQN"
     default_masks = True
     default_warm_start_steps = 20_000
@@ -110,7 +115,9 @@ class QRDQNAgent(DQNAgent):
     """QR-DQN (quantile regression) with masked behaviour and target."""
 
     name = "qr-dqn"
+    saw = DEVELOPMENT_CELLS
     algorithm = "sb3_contrib:QRDQN"
+    default_environments = 32
     defaults: ClassVar[dict[str, Any]] = {**DQNAgent.defaults, "policy_kwargs": {"n_quantiles": 25, **_FUSED}}
 
 
