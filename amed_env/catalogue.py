@@ -237,5 +237,10 @@ _add_table(
     "digits-cnn", "8 layers, all 65,536 allocations of digits-cnn in a table: no data, no network, known optimum"
 )
 _add_table(
+    "cifar10-resnet8",
+    "8 groups of layers, all 65,536 allocations of cifar10-resnet8 in a table; shortcuts share a width with their "
+    "blocks: no data, no network",
+)
+_add_table(
     "kws-dscnn", "10 layers, all 59,049 allocations of kws-dscnn at 2, 4 and 8 bits in a table: no data, no network"
 )

@@ -93,7 +93,7 @@ class DQNAgent(SB3Agent):
         "learning_starts": 100,
         "batch_size": 256,
         "train_freq": 1,
-        "gradient_steps": 1,
+        "gradient_steps": 4,
         "target_update_interval": 500,
         "exploration_initial_eps": 0.3,
         "exploration_fraction": 0.5,
@@ -117,7 +117,7 @@ class QRDQNAgent(DQNAgent):
     name = "qr-dqn"
     saw = DEVELOPMENT_CELLS
     algorithm = "sb3_contrib:QRDQN"
-    default_environments = 32
+    default_environments = 16
     defaults: ClassVar[dict[str, Any]] = {**DQNAgent.defaults, "policy_kwargs": {"n_quantiles": 25, **_FUSED}}
 
 

@@ -127,8 +127,9 @@ def test_what_is_listed_is_what_is_within_all_budgets():
     assert all_within(formula_task(4, {"latency": 0.5}, device=SharedBuffer()), 10_000) is None
 
 
-LESSON = {"budget": {"latency": 0.7}, "bits": (2, 4, 8), "harms": [3.0, 0.0, 3.0, 0.0, 0.0]}
-"""Layers 0 and 2 need many bits, the others none."""
+LESSON = {"budget": {"latency": 0.6}, "bits": (2, 4, 8), "harms": [0.0, 0.0, 3.0, 0.0, 3.0]}
+"""Layers 2 and 4 need many bits, the others none. Who always takes the widest has nothing left for the last (0.37), who
+always takes the middle one reaches 0.65: no constant policy passes for one that has learned."""
 
 
 def policy_accuracy(agent, task):

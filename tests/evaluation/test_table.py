@@ -61,6 +61,8 @@ def test_200_rows_of_the_shipped_table_are_what_the_network_gives(real, tabular,
     [
         pytest.param("kws-dscnn", "search", 200, 400, marks=pytest.mark.data("kws-dscnn")),
         pytest.param("kws-dscnn", "test", 200, 400, marks=pytest.mark.data("kws-dscnn")),
+        pytest.param("cifar10-resnet8", "search", 50, 2_000, marks=pytest.mark.data("cifar10-resnet8")),
+        pytest.param("cifar10-resnet8", "test", 10, 8_000, marks=pytest.mark.data("cifar10-resnet8")),
     ],
 )
 def test_200_rows_of_tables_of_real_data_are_what_the_network_gives(name, split, prefixes, samples):
