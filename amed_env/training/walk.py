@@ -38,8 +38,8 @@ class TrainingWalk:
         epochs: How long it walks.
         every: Steps of the optimizer between two moves of the whole allocation.
         seed: Of its moves.
-        options: Options of the agent `amed`; without an accuracy threshold by default, as accuracy under augmentation is
-            not comparable with that of the float network.
+        options: Options of the agent `amed`; without an accuracy threshold by default, as accuracy under augmentation
+            is not comparable with that of the float network.
 
     Attributes:
         task: The task, with pinned ends if the options say so.
