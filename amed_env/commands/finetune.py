@@ -73,7 +73,7 @@ def finetune(output: Output, request: FinetuneRequest) -> int:
         The exit code: 0, or 128 + the signal that ended it.
     """
     settings = TrainingSettings.of(request.settings)
-    _check_choice(request)
+    _check_choice(request, settings)
     options = parse_options(request.options)
     backend = load_device(request.device)
     training_data = _training_data(request.task)
@@ -109,7 +109,7 @@ def finetune(output: Output, request: FinetuneRequest) -> int:
         ) from error
 
 
-def _check_choice(request: FinetuneRequest) -> None:
+def _check_choice(request: FinetuneRequest, settings: TrainingSettings) -> None:
     """Check that an allocation or a walk is asked for, and not both.
 
     Raises:
@@ -117,6 +117,11 @@ def _check_choice(request: FinetuneRequest) -> None:
     """
     if request.walk and (request.allocation is not None or request.activation_bits is not None):
         raise InputError("--walk finds the allocation itself; leave --allocation and --activation-bits out.")
+    if request.walk and request.walk_epochs >= settings.epochs:
+        raise InputError(
+            f"a walk of {request.walk_epochs} epochs leaves none of {settings.epochs} for what it chooses; give more "
+            "epochs, or fewer with --walk-epochs."
+        )
     if not request.walk and (request.budgets or request.options):
         raise InputError("--budget and --option belong to --walk; an allocation costs what it costs.")
 

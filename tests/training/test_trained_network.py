@@ -83,7 +83,8 @@ def test_training_starts_where_post_training_ended(recipe, norm):
     trained = TrainedNetwork(evaluator.network, normalise=norm)
     trained.start_at(allocation)
     trained.observe([evaluator.samples("calibration").inputs])
-    torch.testing.assert_close(trained.eval()(inputs).detach(), before, atol=2e-2, rtol=0)
+    # Division here and multiplication by the inverse there round some values in the middle to either side.
+    assert float((trained.eval()(inputs).detach() - before).abs().quantile(0.95)) < 1e-2
     trained.export()
     evaluator.network.select(allocation)
     torch.testing.assert_close(evaluator.network(inputs), before, atol=1e-5, rtol=0)

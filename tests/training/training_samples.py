@@ -1,5 +1,7 @@
 """A small network with signed activations and a residual sum, and images that it can learn."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -49,9 +51,23 @@ def samples(count, seed, name):
     return Samples(*images(count, seed), name)
 
 
-def make_evaluator(recipe="nearest"):
+@lru_cache
+def float_network():
+    """Trained for a moment."""
     torch.manual_seed(0)
-    network = Bottleneck().eval()
+    network = Bottleneck()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    inputs, labels = images(96, 4)
+    for _ in range(40):
+        loss = F.cross_entropy(network(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def make_evaluator(recipe="nearest"):
+    network = float_network()
     splits = Splits(samples(48, 1, "calibration"), samples(60, 2, "search"), samples(60, 3, "test"))
     traced = trace(network, splits.calibration.example(), "bottleneck")
     return PostTrainingEvaluator(traced, splits, recipe, threads=1)
