@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_SECONDS = 60.0
+NORM_SAMPLES = 1_024
+"""Calibration samples whose statistics batch norms have when they are folded."""
 _BEST = "best/"
 
 
@@ -213,19 +215,24 @@ class Finetuning:
 
     def _choose(self, walk: TrainingWalk) -> None:
         """End the walk with the candidate that validates best, and count from there."""
-        walk.choose({candidate: self._validate_anew(candidate) for candidate in walk.candidates()})
-        quality = self._validate_anew(walk.allocation)
+        walk.choose({candidate: self._validate_at(candidate) for candidate in walk.candidates()})
+        quality = self._validate_at(walk.allocation)
         key = walk.allocation.key()
         self._keep_if_better(Epoch(self.trainer.epoch, self.trainer.step, None, None, quality, key, self.seconds))
 
-    def _validate_anew(self, allocation: BitAllocation) -> Quality:
-        """Quality on the validation split after batch norms have met an allocation."""
+    def _validate_at(self, allocation: BitAllocation) -> Quality:
+        """Quality on the validation split under another allocation."""
         self.trained.select(allocation)
-        self.trained.refresh_norms(self._calibration[:1_024].split(self.network.batch_size))
         return self.validate()
 
     def validate(self) -> Quality:
-        """Quality of what is trained now on the validation split, evaluated as the search and test splits are."""
+        """Quality of what is trained now on the validation split, evaluated as the search and test splits are.
+
+        Weights that oscillate between two integers corrupt running statistics of batch norms, so these are measured
+        anew (Nagel et al., Overcoming Oscillations in Quantization-Aware Training, ICML 2022, arXiv 2203.11086).
+        """
+        if self.trainer.step:
+            self.trained.refresh_norms(self._calibration[:NORM_SAMPLES].split(self.network.batch_size))
         self.trained.export()
         return quality_of(self.network, self.allocation, self.data.validation)
 
