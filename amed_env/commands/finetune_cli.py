@@ -29,8 +29,8 @@ class Optimizer(StrEnum):
 class BatchNorm(StrEnum):
     """Whether convolutions are followed by a batch norm while they are trained."""
 
-    INSERTED = "inserted"
     FOLDED = "folded"
+    INSERTED = "inserted"
 
 
 def finetune(
@@ -80,9 +80,9 @@ def finetune(
         BatchNorm,
         typer.Option(
             "--batch-norm",
-            help="Follow convolutions with a batch norm while they are trained, or train the folded weights alone.",
+            help="Train the weights with batch norms folded, or follow convolutions with a new one meanwhile.",
         ),
-    ] = BatchNorm.INSERTED,
+    ] = BatchNorm.FOLDED,
     patience: Annotated[
         int | None,
         typer.Option("--patience", min=1, metavar="N", help="Stop after N epochs without a better validation."),

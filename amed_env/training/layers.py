@@ -19,8 +19,9 @@ EPSILON = 1e-5
 """Added to variances of batch norms."""
 NORM_MOMENTUM = 0.1
 """How far running means and variances go to those of a batch."""
-CELL = 0.45
-"""How far from the middle of its cell, in steps, a weight starts at the most, so that it rounds as it did before."""
+CELL = 0.25
+"""How far from the middle of its cell, in steps, a weight starts at the most, so that it rounds as it did before and a
+little noise does not change that."""
 LEAST_STEP = 1e-2
 """No step size falls below this part of its first value: at zero it would divide by zero."""
 

@@ -26,8 +26,8 @@ class TrainingSettings(BaseModel):
         distill: Part of the loss that is the divergence from the float network's class probabilities; 0 for none.
         temperature: That the probabilities are softened by.
         per_channel: Whether every output channel of a weight has a step size of its own.
-        batch_norm: `inserted` follows every convolution with a batch norm, which is folded in the end; `folded` trains
-            the folded weights as they are.
+        batch_norm: `folded` trains the weights with their batch norms folded; `inserted` follows every convolution with
+            a batch norm meanwhile, which is folded in the end.
         patience: Epochs without a better validation after which training ends; None for no early stop.
         seed: Of order and augmentation.
     """
@@ -42,7 +42,7 @@ class TrainingSettings(BaseModel):
     distill: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     per_channel: bool = True
-    batch_norm: Literal["inserted", "folded"] = "inserted"
+    batch_norm: Literal["folded", "inserted"] = "folded"
     patience: Whole | None = None
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
 
