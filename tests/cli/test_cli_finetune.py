@@ -45,29 +45,34 @@ def test_from_an_allocation_to_trained_weights(amed, tmp_path):
     mean = (others * 2 + sum(count * bits for count, bits in elements.values())) / 24_160
     assert document["mean_weight_bits"] == pytest.approx(mean)
     # The existing evaluator says the same of what lies in the folder.
-    for split in ("search", "test"):
-        arguments = ["evaluate", "digits-cnn", "--finetuned", "run", "--recipe", "nearest", "--split", split, "--json"]
-        assert amed(*arguments).json["correct"] == document["after"][split]["correct"]
+    arguments = ["evaluate", "digits-cnn", "--finetuned", "run", "--recipe", "nearest", "--split", "all", "--json"]
+    correct = sum(document["after"][split]["correct"] for split in ("search", "test"))
+    assert amed(*arguments).json["correct"] == correct
     assert "fine-tuned" in amed(*TUNE, "--allocation", "mine.json", "--epochs", 3, "--resume").out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_a_checkpoint_and_resume_ends_alike(amed, tmp_path, monkeypatch, number):
-    step = Trainer.train_step
+def interrupt_at(monkeypatch, step, number):
+    train_step = Trainer.train_step
 
     def interrupted(self):
-        if self.step == 5:
+        if self.step == step:
             signal.raise_signal(number)
-        return step(self)
+        return train_step(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        answer = amed(*SHORT)
-    assert answer.code == 128 + number and "step 6 of 8" in answer.err and "--resume" in answer.err
-    assert (tmp_path / "run" / "checkpoint.safetensors").exists() and not (tmp_path / "run" / "result.json").exists()
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+
+
+def test_a_signal_keeps_a_checkpoint_and_resume_ends_alike(amed, tmp_path, monkeypatch):
+    for number, step in ((signal.SIGINT, 2), (signal.SIGTERM, 5)):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, step, number)
+            answer = amed(*SHORT, "--resume")
+        assert answer.code == 128 + number and f"step {step + 1} of 8" in answer.err and "--resume" in answer.err
+        assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+        assert not (tmp_path / "run" / "result.json").exists()
     answer = amed(*SHORT, "--resume", "--json")
     assert "continuing after step 6 of 8" in answer.err
-    whole = amed(*SHORT[:-6], *SHORT[-4:], "--out", "whole", "--json")
+    whole = amed(*SHORT, "--out", "whole", "--json")
     assert without_times(answer.json) == without_times(whole.json)
 
 
