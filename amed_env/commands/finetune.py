@@ -85,6 +85,7 @@ def finetune(output: Output, request: FinetuneRequest) -> int:
                     None,
                     device=backend,
                     bits=None if request.bits is None or not request.walk else parse_bits(request.bits),
+                    activation_bits=request.activation_bits if request.walk else None,
                     budget=request.budgets,
                     pin=request.pins if request.walk else None,
                     threads=request.threads or default_threads(),
@@ -115,8 +116,8 @@ def _check_choice(request: FinetuneRequest, settings: TrainingSettings) -> None:
     Raises:
         InputError: If not.
     """
-    if request.walk and (request.allocation is not None or request.activation_bits is not None):
-        raise InputError("--walk finds the allocation itself; leave --allocation and --activation-bits out.")
+    if request.walk and request.allocation is not None:
+        raise InputError("--walk finds the allocation itself; leave --allocation out.")
     if request.walk and request.walk_epochs >= settings.epochs:
         raise InputError(
             f"a walk of {request.walk_epochs} epochs leaves none of {settings.epochs} for what it chooses; give more "
@@ -186,6 +187,7 @@ def _settings(
         chosen = {
             "walk": {"epochs": target.epochs, "every": target.every, "options": options},
             "bits": list(task.free_bits),
+            "activation_bits": task.activation_bits,
             "pins": pins_json(target.task.pins),
             "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
             "device": task.device,

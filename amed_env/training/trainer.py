@@ -22,7 +22,7 @@ from amed_env.training.settings import TrainingSettings
 MOMENTUM = 0.9
 SLOW = 0.1
 """Part of the learning rate at which Adam moves step sizes, biases and batch norms, relative to their size."""
-WARM_UP = 0.02
+WARM_UP = 0.05
 """Part of all steps in which the learning rate rises to its value."""
 OBSERVED_SAMPLES = 1_024
 

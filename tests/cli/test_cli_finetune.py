@@ -78,15 +78,16 @@ def test_a_signal_keeps_a_checkpoint_and_resume_ends_alike(amed, tmp_path, monke
 
 def test_the_walk_chooses_an_allocation_within_its_budget(amed, tmp_path):
     walk = [*TUNE, "--walk", "--budget", "memory=0.5", "--walk-epochs", 2, "--walk-every", 1, "--epochs", 3]
-    answer = amed(*walk, "--bits", "2,4,8", "--pin", "first=8", "--json")
+    answer = amed(*walk, "--bits", "2,4,8", "--pin", "first=8", "--activation-bits", 8, "--json")
     document = answer.json
     assert answer.code == 0 and document["walk"] == {"moves": 8, "every": 1}
     allocation = BitAllocation.from_json(document["allocation"])
     assert allocation["stem"] == (8, 8) and {p.weight_bits for p in allocation.values()} <= {2, 4, 8}
+    assert {p.activation_bits for p in allocation.values()} == {8}
     assert document["relative_costs"]["memory"] <= 0.5 + 1e-9
     assert BitAllocation.load(tmp_path / "run" / "allocation.json") == allocation
     answer = amed(*walk, "--bits", "2,4,8", "--resume")
-    assert answer.code == 2 and "other settings: pins" in answer.err
+    assert answer.code == 2 and "pins (there" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,7 @@ def test_the_walk_chooses_an_allocation_within_its_budget(amed, tmp_path):
         (["digits-cnn", "--allocation", "absent.json"], "absent.json"),
         (["digits-cnn", "--bits", 3, "--budget", "latency=0.5"], "belong to --walk"),
         (["digits-cnn", "--walk"], "needs a --budget"),
+        (["digits-cnn", "--walk", "--budget", "memory=0.5", "--allocation", "lacking.json"], "leave --allocation out"),
         (["digits-cnn", "--walk", "--budget", "memory=0.1"], "smallest reachable"),
         (["digits-cnn", "--walk", "--budget", "memory=0.5", "--epochs", 2], "give more epochs"),
         (["digits-cnn", "--walk", "--budget", "memory=0.5", "--option", "temprature=1"], "temperature"),

@@ -76,13 +76,13 @@ def test_training_learns():
 
 
 def test_the_learning_rate_rises_then_stays_and_falls_along_a_cosine():
-    trainer = trainer_of(epochs=100)  # 300 steps, 6 of which rise
+    trainer = trainer_of(epochs=100)  # 300 steps, 15 of which rise
     trainer.steady_steps = 100
     found = {}
-    for step in (0, 5, 50, 99, 100, 200, 300):
+    for step in (0, 14, 50, 99, 100, 200, 300):
         trainer.step = step
         found[step] = trainer.decay
-    assert found == pytest.approx({0: 1 / 6, 5: 1, 50: 1, 99: 1, 100: 1, 200: 0.5, 300: 0}, abs=1e-12)
+    assert found == pytest.approx({0: 1 / 15, 14: 1, 50: 1, 99: 1, 100: 1, 200: 0.5, 300: 0}, abs=1e-12)
 
 
 def test_distillation_is_the_divergence_of_softened_probabilities():
