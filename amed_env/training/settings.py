@@ -20,7 +20,7 @@ class TrainingSettings(BaseModel):
         epochs: Passes over the training images.
         batch_size: Images of a step.
         learning_rate: At the start; it falls to zero along a cosine. With `adam` it is a part of a tensor's own size:
-            0.01 moves weights by about a hundredth of their root mean square.
+            0.01 moves weights by about a hundredth of their root mean square in a step.
         optimizer: `adam`, or `sgd` with Nesterov momentum, for which step sizes rely on LSQ's gradient scale.
         weight_decay: Decoupled (AdamW) or as in SGD; of weights alone.
         distill: Part of the loss that is the divergence from the float network's class probabilities; 0 for none.
@@ -36,7 +36,7 @@ class TrainingSettings(BaseModel):
 
     epochs: Whole = 10
     batch_size: Whole = 128
-    learning_rate: Positive = 0.01
+    learning_rate: Positive = 0.003
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     distill: Annotated[float, Field(ge=0, le=1)] = 0.0

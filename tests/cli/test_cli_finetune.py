@@ -10,7 +10,7 @@ import torch
 from amed_env.allocation import BitAllocation
 from amed_env.training.trainer import Trainer
 
-TUNE = ["finetune", "digits-cnn", "--recipe", "nearest", "--out", "run"]
+TUNE = ["finetune", "digits-cnn", "--recipe", "nearest", "--learning-rate", 0.01, "--out", "run"]
 SHORT = [*TUNE, "--bits", 2, "--epochs", 2]
 
 
