@@ -54,7 +54,7 @@ def finetune(
         typer.Option(
             "--learning-rate",
             metavar="RATE",
-            help="At the start; it falls along a cosine. With adam a part of a tensor's own size (0.003 by default), "
+            help="At the start; it falls along a cosine. With adam a part of a tensor's own size (0.01 by default), "
             "with sgd absolute (0.02).",
         ),
     ] = None,
@@ -173,4 +173,4 @@ def finetune(
     raise typer.Exit(code)
 
 
-DEFAULT_RATES = {Optimizer.ADAM: 0.003, Optimizer.SGD: 0.02}
+DEFAULT_RATES = {Optimizer.ADAM: 0.01, Optimizer.SGD: 0.02}

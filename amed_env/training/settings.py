@@ -36,7 +36,7 @@ class TrainingSettings(BaseModel):
 
     epochs: Whole = 10
     batch_size: Whole = 128
-    learning_rate: Positive = 0.003
+    learning_rate: Positive = 0.01
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     distill: Annotated[float, Field(ge=0, le=1)] = 0.0
