@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from amed_env.datasets import Splits
+    from amed_env.datasets.training import TrainingData
     from amed_env.evaluation.table import TableEvaluator
     from amed_env.tracing import Inputs
     from amed_env.workload import Workload
@@ -36,6 +37,7 @@ class NamedNetwork:
         missing: Says what is missing on this machine, or None if the task can run.
         fetch: For a task of a plug-in: downloads what is missing; the files of this package are in `datasets.fetch`.
         table: Loads the quality table of a tabular task, which is then all that the task needs.
+        training: Loads what the network can be trained on; None if there is nothing.
     """
 
     description: str
@@ -46,6 +48,7 @@ class NamedNetwork:
     missing: Callable[[], str | None]
     fetch: Callable[[], object] | None = None
     table: Callable[[], TableEvaluator] | None = None
+    training: Callable[[], TrainingData] | None = None
 
     def zeros(self) -> Inputs:
         """A sample of zeros, enough for tracing."""
@@ -107,6 +110,7 @@ def _add(
     trained: str,
     splits: str,
     files: tuple[str, ...] = (),
+    training: str | None = None,
 ) -> None:
     """Register a task of this package.
 
@@ -118,6 +122,7 @@ def _add(
         trained: The same of the trained network.
         splits: `module:function` below `amed_env.datasets`.
         files: `module:constant` below `amed_env`; each a file, or a tuple of files, relative to the data folder.
+        training: `module:function` below `amed_env.datasets`, if there is a training set.
     """
     TASKS.register(
         name,
@@ -128,6 +133,7 @@ def _add(
             _lazy(f"amed_env.networks.{trained}"),
             _lazy(f"amed_env.datasets.{splits}"),
             lambda: _missing_files(name, files),
+            training=None if training is None else _lazy(f"amed_env.datasets.{training}"),
         ),
     )
 
@@ -140,7 +146,8 @@ def _add_table(name: str, description: str) -> None:
 
         return shipped_table(name)
 
-    TASKS.register(f"{TABULAR_PREFIX}{name}", replace(TASKS.get(name), description=description, table=load))
+    entry = replace(TASKS.get(name), description=description, table=load, training=None)
+    TASKS.register(f"{TABULAR_PREFIX}{name}", entry)
 
 
 def _imported(path: str) -> Any:
@@ -179,6 +186,7 @@ _add(
     architecture="digits_cnn:DigitsCNN",
     trained="digits_cnn:pretrained_digits_cnn",
     splits="digits:digits_splits",
+    training="digits:digits_training",
 )
 _add(
     "fashion-cnn",
@@ -187,6 +195,7 @@ _add(
     architecture="fashion_cnn:fashion_cnn",
     trained="fashion_cnn:pretrained_fashion_cnn",
     splits="fashion_mnist:fashion_mnist_splits",
+    training="fashion_mnist:fashion_mnist_training_data",
     files=("datasets.fashion_mnist:FILES",),
 )
 _add(
@@ -196,6 +205,7 @@ _add(
     architecture="mlperf_tiny:resnet8",
     trained="mlperf_tiny:pretrained_resnet8",
     splits="cifar10:cifar10_raw_splits",
+    training="cifar10:cifar10_raw_training",
     files=("datasets.cifar10:FILES", "networks.mlperf_tiny:RESNET8_WEIGHTS"),
 )
 _add(
@@ -205,6 +215,7 @@ _add(
     architecture="resnet_cifar:resnet20",
     trained="resnet_cifar:pretrained_resnet20",
     splits="cifar10:cifar10_splits",
+    training="cifar10:cifar10_training",
     files=("datasets.cifar10:FILES", "networks.resnet_cifar:RESNET20_WEIGHTS"),
 )
 _add(
@@ -214,6 +225,7 @@ _add(
     architecture="resnet_cifar:resnet56",
     trained="resnet_cifar:pretrained_resnet56",
     splits="cifar10:cifar10_splits",
+    training="cifar10:cifar10_training",
     files=("datasets.cifar10:FILES", "networks.resnet_cifar:RESNET56_WEIGHTS"),
 )
 _add(

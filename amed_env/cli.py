@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import amed_env._version as version
-from amed_env.commands import bench_cli, hardware_cli
+from amed_env.commands import bench_cli, finetune_cli, hardware_cli
 from amed_env.commands.options import (
     AGENT_WITHOUT_BUDGET,
     DEFAULT_DEVICE,
@@ -288,6 +288,10 @@ def evaluate(
     device: DeviceOption = DEFAULT_DEVICE,
     threads: ThreadsOption = None,
     recipe: RecipeOption = None,
+    finetuned: Annotated[
+        Path | None,
+        typer.Option("--finetuned", metavar="DIR", help="What [b]amed finetune[/b] trained there, at its allocation."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the accuracy of a network under an allocation, and its cost where the device has those widths.
@@ -302,9 +306,10 @@ def evaluate(
         from amed_env.commands.evaluate import evaluate as run
 
         chosen = (allocation, bits, activation_bits, pin)
-        run(output, task, network, device, chosen, split.value, threads, recipe)
+        run(output, task, network, device, chosen, split.value, threads, recipe, finetuned)
 
 
+app.command()(finetune_cli.finetune)
 app.command()(hardware_cli.simulate)
 app.command()(hardware_cli.table)
 

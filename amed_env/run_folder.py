@@ -1,4 +1,4 @@
-"""The folder of one search: its lock, its settings, its trials, and the files that it leaves behind."""
+"""The folder of one search or training: its lock, its settings, its trials, and the files that it leaves behind."""
 
 from __future__ import annotations
 
@@ -89,14 +89,15 @@ class RunFolder:
     Args:
         path: The folder; it is made if it does not exist.
         resume: Whether a search that it holds may be continued.
+        kind: What it holds, for messages.
 
     Raises:
         RunFolderError: On entering, if another process uses it, it holds a search and `resume` is false, or it holds
             something else.
     """
 
-    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
-        self.path, self.resume = Path(path), resume
+    def __init__(self, path: str | Path, *, resume: bool = False, kind: str = "search") -> None:
+        self.path, self.resume, self.kind = Path(path), resume, kind
         self.store: TrialStore | None = None
         self._lock = filelock.FileLock(self.path / _LOCK, timeout=0)
         self._made = False
@@ -149,8 +150,8 @@ class RunFolder:
         if (self.path / _CONFIG).exists():
             if not self.resume:
                 raise RunFolderError(
-                    f"{self.path} holds a search already; continue it with --resume, or choose another folder with "
-                    "--out."
+                    f"{self.path} holds a {self.kind} already; continue it with --resume, or choose another folder "
+                    "with --out."
                 )
             return
         # Hidden files are our own lock and unfinished writes, or a file manager's.
@@ -172,12 +173,7 @@ class RunFolder:
     def start(
         self, settings: Mapping[str, Any], command: Sequence[str], extra: Mapping[str, Any] | None = None
     ) -> TrialStore:
-        """Record a search, or check that it is the one that the folder holds; then open its trials.
-
-        Args:
-            settings: What determines the search, JSON values only. All must be as before, but `evaluations` may grow.
-            command: The command line.
-            extra: What is recorded beside it, and may change.
+        """Record a search, or check that it is the one that the folder holds (see `record`); then open its trials.
 
         Raises:
             RunFolderError: If the folder holds a search of other settings; what differs is named.
@@ -185,6 +181,28 @@ class RunFolder:
         """
         from amed_env.evaluation.store import TrialStore
 
+        if self.record(settings, command, extra):
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)  # a resumed learner takes the same way again
+        if self.store is None:
+            self.store = TrialStore(self.path / _STORE)
+        return self.store
+
+    def record(
+        self, settings: Mapping[str, Any], command: Sequence[str], extra: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Record a run, or check that it is the one that the folder holds.
+
+        Args:
+            settings: What determines the search, JSON values only. All must be as before, but `evaluations` may grow.
+            command: The command line.
+            extra: What is recorded beside it, and may change.
+
+        Returns:
+            Whether the folder held it already.
+
+        Raises:
+            RunFolderError: If the folder holds a run of other settings; what differs is named.
+        """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         settings = json.loads(json_text(settings))
         created, commands = now, [list(command)]
@@ -192,7 +210,6 @@ class RunFolder:
         if known is not None:
             self._check_same(known["settings"], settings)
             created, commands = known.get("created", now), [*known.get("commands", []), list(command)]
-            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)  # a resumed learner takes the same way again
         document = {
             "format": FORMAT,
             "created": created,
@@ -204,9 +221,7 @@ class RunFolder:
             **(extra or {}),
         }
         write_atomically(self.path / _CONFIG, json_text(document))
-        if self.store is None:
-            self.store = TrialStore(self.path / _STORE)
-        return self.store
+        return known is not None
 
     def _read_config(self) -> dict[str, Any] | None:
         path = self.path / _CONFIG
@@ -232,9 +247,10 @@ class RunFolder:
             if old != new and not grown:
                 differing.append(f"{name} (there {_brief(old)}, now {_brief(new)})")
         if differing:
+            may_grow = " (evaluations may grow)" if self.kind == "search" else ""
             raise RunFolderError(
-                f"{self.path} holds a search with other settings: {'; '.join(differing)}. Give the same ones to "
-                "continue it (evaluations may grow), or choose another folder with --out."
+                f"{self.path} holds a {self.kind} with other settings: {'; '.join(differing)}. Give the same ones to "
+                f"continue it{may_grow}, or choose another folder with --out."
             )
 
     def write_result(self, result: SearchResult) -> list[Path]:

@@ -80,7 +80,7 @@ class AllocationWalk:
 
     def run(self) -> None:
         """Walk until nothing new turns up any more; the session ends it when the evaluations are used up."""
-        if not self._enter_budgets():
+        if not self.enter_budgets():
             return
         repeats, last_good = 0, self.choices.copy()
         while repeats < _MOST_REPEATS:
@@ -95,7 +95,7 @@ class AllocationWalk:
             repeats = 0 if self.session.evaluations > known else repeats + 1
             self.move(min(self.settings.reheating**repeats, _MOST_HEAT))
 
-    def _enter_budgets(self) -> bool:
+    def enter_budgets(self) -> bool:
         """Go down to the budgets; whether a way was found."""
         excess = self._filter.violation(self.choices)
         while excess > 0:

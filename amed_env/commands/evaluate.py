@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from amed_env.allocation import BitAllocation
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import ChosenAllocation, chosen_allocation, default_threads, load_task
@@ -24,6 +26,7 @@ def evaluate(
     split: str,
     threads: int | None,
     recipe: str | None = None,
+    finetuned: Path | None = None,
 ) -> None:
     """Print quality and cost of a network; see `amed evaluate --help`."""
     if split not in (*SPLITS, "all"):
@@ -32,8 +35,11 @@ def evaluate(
     with output.status(f"preparing {name or network}") as say:
         # The task's own device does not matter here: the one that was asked for may lack widths of the task.
         task = load_task(name, network, threads=threads or default_threads(), recipe=recipe)
-        chosen = chosen_allocation(task.workload, *given)
+        if finetuned is None:
+            chosen = chosen_allocation(task.workload, *given)
         prepare(task, say)
+        if finetuned is not None:
+            chosen = _trained(task, finetuned, given)
     with output.status(f"evaluating {task.network} on the {split} split"):
         quality = _quality(task, chosen, split)
     costs, missing = _costs(backend, task.workload, chosen)
@@ -55,6 +61,22 @@ def evaluate(
             "allocation": chosen.to_json(task.network),
         }
     )
+
+
+def _trained(task: Task, folder: Path, given: ChosenAllocation) -> BitAllocation:
+    """The allocation of a folder of `amed finetune`, whose weights the task's evaluator uses from now on.
+
+    Raises:
+        InputError: If another allocation is given, or the folder does not fit the task.
+    """
+    from amed_env.evaluation.post_training import PostTrainingEvaluator
+    from amed_env.training.checkpoint import use_trained
+
+    if any(given):
+        raise InputError("--finetuned brings its own allocation; leave --allocation, --bits and --pin out.")
+    if not isinstance(task.evaluator, PostTrainingEvaluator):
+        raise InputError(f"task {task.network!r} is a table; --finetuned needs the task of the network itself.")
+    return use_trained(folder, task.evaluator)
 
 
 def _quality(task: Task, allocation: BitAllocation, split: str) -> Quality:

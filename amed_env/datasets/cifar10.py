@@ -15,6 +15,7 @@ import torch
 
 from amed_env.datasets.location import DATA_DIR_VARIABLE, data_dir
 from amed_env.datasets.samples import Samples, Splits, balanced_order
+from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
 
 FOLDER = "cifar-10-batches-bin"
@@ -29,6 +30,9 @@ RECORDS_PER_FILE = 10_000
 
 SEARCH_SAMPLES = 2_000
 CALIBRATION_SAMPLES = 8_192
+VALIDATION_SAMPLES = 5_000
+SHIFT = 4
+"""Pixels by which training images move at the most."""
 
 # The statistics of ImageNet, not those of CIFAR-10: the pretrained ResNets were trained with them.
 MEAN = (0.485, 0.456, 0.406)
@@ -78,14 +82,52 @@ def cifar10_calibration(
     Raises:
         DataError: If a file is missing or damaged, or there are not as many training images.
     """
+    files, order = _ordered_train_files(folder)
+    if not 1 <= samples <= len(order):
+        raise DataError(f"cifar10: {samples} calibration samples asked for; choose 1 to {len(order)}.")
+    return _samples(_records(files, order[:samples]), "cifar10/calibration", raw)
+
+
+def cifar10_training(folder: Path | None = None, *, raw: bool = False) -> TrainingData:
+    """45,000 training images to train on, mirrored and moved by up to four pixels, and 5,000 to validate by.
+
+    The pretrained networks saw all of them. Calibration images are among those that are trained on; validation images
+    are the last of the same order. Pixels that come in at the border are black.
+
+    Raises:
+        DataError: If a file is missing or damaged.
+    """
+    files, order = _ordered_train_files(folder)
+    records = _records(files, order[:-VALIDATION_SAMPLES])
+    scale, offset = np.ones(len(MEAN)), np.zeros(len(MEAN))
+    if not raw:
+        scale, offset = 1 / (255 * np.asarray(STD)), -np.asarray(MEAN) / np.asarray(STD)
+    return TrainingData(
+        torch.from_numpy(records[:, 1:].reshape(-1, *IMAGE_SHAPE)),
+        torch.from_numpy(records[:, 0].astype(np.int64)),
+        _samples(_records(files, order[-VALIDATION_SAMPLES:]), "cifar10/validation", raw),
+        shift=SHIFT,
+        mirrored=True,
+        scale=torch.from_numpy(scale.astype(np.float32)),
+        offset=torch.from_numpy(offset.astype(np.float32)),
+    )
+
+
+def cifar10_raw_training() -> TrainingData:
+    """The same as `cifar10_training` with pixels from 0 to 255."""
+    return cifar10_training(raw=True)
+
+
+def _ordered_train_files(folder: Path | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """The records of all training files, and the fixed, class-balanced order of their images."""
     files = [open_records(name, folder) for name in TRAIN_FILES]
     labels = np.concatenate([records[:, 0] for records in files])
-    if not 1 <= samples <= len(labels):
-        raise DataError(f"cifar10: {samples} calibration samples asked for; choose 1 to {len(labels)}.")
-    chosen = balanced_order(labels, _CALIBRATION_SALT)[:samples]
+    return files, balanced_order(labels, _CALIBRATION_SALT)
+
+
+def _records(files: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
     per_file = len(files[0])
-    records = np.stack([files[index // per_file][index % per_file] for index in chosen])
-    return _samples(records, "cifar10/calibration", raw)
+    return np.stack([files[index // per_file][index % per_file] for index in chosen])
 
 
 def cifar10_raw_splits() -> Splits:

@@ -12,12 +12,14 @@ import torch
 from sklearn.datasets import load_digits
 
 from amed_env.datasets.samples import Samples, Splits, balanced_order
+from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
 
 CLASSES = 10
 SEARCH_SAMPLES = 500
 TEST_SAMPLES = 500
 CALIBRATION_SAMPLES = 797
+VALIDATION_SAMPLES = 200
 _SALT = "amed/digits/1"  # another text would deal the images anew and make all published figures void
 _LARGEST_PIXEL = 16.0
 
@@ -26,6 +28,17 @@ def digits_train() -> Samples:
     """The 797 training images, class-balanced as far as they go; calibration images are the first of them."""
     samples, order = _all_in_order()
     return samples.subset(order[SEARCH_SAMPLES + TEST_SAMPLES :], "digits/train")
+
+
+def digits_training() -> TrainingData:
+    """597 of the training images to train on, moved by up to one pixel, and the last 200 to validate by.
+
+    Both were seen by the pretrained network, and calibration uses them too.
+    """
+    train = digits_train()
+    kept = len(train) - VALIDATION_SAMPLES
+    validation = train.subset(range(kept, len(train)), "digits/validation")
+    return TrainingData(train.inputs[:kept], train.labels[:kept], validation, shift=1)
 
 
 def digits_splits(calibration_samples: int = CALIBRATION_SAMPLES) -> Splits:

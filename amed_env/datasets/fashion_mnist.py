@@ -15,6 +15,7 @@ import torch
 
 from amed_env.datasets.location import DATA_DIR_VARIABLE, data_dir
 from amed_env.datasets.samples import Samples, Splits, balanced_order
+from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
 
 FOLDER = "FashionMNIST/raw"
@@ -83,6 +84,23 @@ def fashion_mnist_training(folder: Path | None = None) -> tuple[Samples, Samples
     return (
         _samples(images, labels, training, "fashion-mnist/training"),
         _samples(images, labels, validation, "fashion-mnist/validation"),
+    )
+
+
+def fashion_mnist_training_data(folder: Path | None = None) -> TrainingData:
+    """The same parts for fine-tuning: images mirrored and moved by up to one pixel, as the network was trained.
+
+    Raises:
+        DataError: If a file is missing or damaged.
+    """
+    images, labels, (training, validation) = _dealt_train_file(folder)
+    return TrainingData(
+        torch.from_numpy(images[training]).reshape(-1, *IMAGE_SHAPE),
+        torch.from_numpy(labels[training].astype(np.int64)),
+        _samples(images, labels, validation, "fashion-mnist/validation"),
+        shift=1,
+        mirrored=True,
+        scale=torch.full((1,), 1 / 255),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,11 +18,12 @@ from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, NonFiniteError
 from amed_env.evaluation.divergences import measure_divergences, measure_pairs
 from amed_env.evaluation.early_decision import EarlyDecision
-from amed_env.evaluation.preparation import Progress, prepare_network
+from amed_env.evaluation.preparation import Progress, prepare_network, prepared_digest
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
 from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.evaluation.workers import Workers, in_parts
 from amed_env.finite import first_non_finite
+from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
 from amed_env.threads import torch_threads
@@ -122,6 +123,20 @@ class PostTrainingEvaluator(Evaluator):
             inputs = self._splits.calibration.inputs
             self._prepared = prepare_network(self.network, self.recipe, inputs, self.made_of, self.threads, progress)
 
+    def adopt(self, widths: Mapping[tuple[str, int], PreparedWidth], stored_scales: Sequence[float]) -> None:
+        """Evaluate with weights and scales that were found elsewhere, by training for example.
+
+        Args:
+            widths: By layer and width.
+            stored_scales: Of the results that are kept at 8 bits, in their order.
+        """
+        self.prepare()
+        for (layer, bits), width in widths.items():
+            self.network.use(layer, bits, width)
+        for number, scale in enumerate(stored_scales):
+            self.network.use_stored(number, scale)
+        self._prepared = f"{self._prepared} {prepared_digest(widths)} {list(stored_scales)}"
+
     @property
     def made_of(self) -> str:
         """Text that changes with the network and the calibration samples: what a preparation depends on."""
@@ -154,7 +169,7 @@ class PostTrainingEvaluator(Evaluator):
     def _evaluate(self, allocation: BitAllocation, split: Split, early: EarlyDecision | None) -> Quality:
         samples = self.samples(split)
         self.prepare()
-        tally = _Tally()
+        tally = Tally()
         with torch_threads(self.threads):
             self.network.select(allocation)
             try:
@@ -217,7 +232,7 @@ class PostTrainingEvaluator(Evaluator):
         """Qualities of allocations in a good order."""
         samples = self.samples(split)
         batches = list(samples.batches(self.batch_size))
-        tallies = [_Tally() for _ in allocations]
+        tallies = [Tally() for _ in allocations]
         with torch_threads(self.threads):
             try:
                 for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
@@ -306,19 +321,25 @@ class PostTrainingEvaluator(Evaluator):
         return {**self.__dict__, "_workers": None}
 
 
-class _Tally:
+class Tally:
     """Counts what is right."""
 
     def __init__(self) -> None:
         self.correct, self.samples, self.loss = 0, 0, 0.0
 
     def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take in the class scores (N, classes) of samples."""
         scores = scores.cpu()
         self.correct += int((scores.argmax(dim=1) == labels).sum())
         self.loss += float(F.cross_entropy(scores, labels, reduction="sum"))
         self.samples += len(labels)
 
-    def quality(self, allocation: BitAllocation, split: Split, samples: int) -> Quality:
+    def quality(self, allocation: BitAllocation, split: str, samples: int) -> Quality:
+        """The quality on what was counted, partial if that are fewer than `samples`.
+
+        Raises:
+            NonFiniteError: If the network returned NaN or infinity.
+        """
         if not np.isfinite(self.loss):
             raise NonFiniteError(
                 f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}."

@@ -79,7 +79,7 @@ def prepare_network(
         _keep(prepared, kept_path(name), {"recipe": recipe.fingerprint(), "network": network.workload.name})
     for (layer, bits), width in prepared.items():
         network.use(layer, bits, width)
-    return _digest(prepared)
+    return prepared_digest(prepared)
 
 
 def _make(
@@ -169,7 +169,7 @@ def _shipped(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], Prep
     if not resource.is_file():
         return None
     with as_file(resource) as path:
-        return _read(network, path)
+        return read_prepared(network, path)
 
 
 def _cached(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], PreparedWidth] | None:
@@ -177,13 +177,18 @@ def _cached(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], Prepa
     if not path.exists():
         return None
     try:
-        return _read(network, path)
+        return read_prepared(network, path)
     except AmedError as error:
         logger.warning("%s; it is made anew", error)
         return None
 
 
-def _read(network: QuantizedNetwork, path: Path) -> dict[tuple[str, int], PreparedWidth]:
+def read_prepared(network: QuantizedNetwork, path: Path) -> dict[tuple[str, int], PreparedWidth]:
+    """Read what a safetensors file has of a network's layers at some widths.
+
+    Raises:
+        AmedError: If it cannot be read, is another kind of file, or does not fit the network.
+    """
     try:
         with safe_open(path, "pt") as stream:
             if (stream.metadata() or {}).get("format") != FORMAT:
@@ -206,7 +211,8 @@ def _read(network: QuantizedNetwork, path: Path) -> dict[tuple[str, int], Prepar
     return prepared
 
 
-def _tensors(prepared: Mapping[tuple[str, int], PreparedWidth]) -> dict[str, torch.Tensor]:
+def prepared_tensors(prepared: Mapping[tuple[str, int], PreparedWidth]) -> dict[str, torch.Tensor]:
+    """What was prepared as the named tensors of a file."""
     tensors = {}
     for (layer, bits), width in prepared.items():
         where = f"{layer}/{bits}"
@@ -218,9 +224,10 @@ def _tensors(prepared: Mapping[tuple[str, int], PreparedWidth]) -> dict[str, tor
     return tensors
 
 
-def _digest(prepared: Mapping[tuple[str, int], PreparedWidth]) -> str:
+def prepared_digest(prepared: Mapping[tuple[str, int], PreparedWidth]) -> str:
+    """A digest (hex) of everything that was prepared."""
     digest = hashlib.sha256()
-    for key, tensor in sorted(_tensors(prepared).items()):
+    for key, tensor in sorted(prepared_tensors(prepared).items()):
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
@@ -229,7 +236,7 @@ def _digest(prepared: Mapping[tuple[str, int], PreparedWidth]) -> str:
 def prepared_file(prepared: Mapping[tuple[str, int], PreparedWidth], facts: Mapping[str, str]) -> bytes:
     """A safetensors file of what was prepared; one entry of metadata, so that equal contents make equal files."""
     made = json.dumps({"amed_env": __version__, "widths": list(LEARNED_WIDTHS), **facts}, sort_keys=True)
-    return save(_tensors(prepared), {"format": FORMAT, "made": made})
+    return save(prepared_tensors(prepared), {"format": FORMAT, "made": made})
 
 
 def _keep(prepared: Mapping[tuple[str, int], PreparedWidth], path: Path, facts: Mapping[str, str]) -> None:

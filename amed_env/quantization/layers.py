@@ -200,6 +200,10 @@ class StoredTensor(nn.Module):
             self._scale = self.statistics.scale(STORED_BITS)
         return self._scale
 
+    def use(self, scale: float) -> None:
+        """Use a scale that was found elsewhere."""
+        self._scale = scale
+
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """The values, rounded if it is active: float, of the same shape."""
         if self.recording_share is not None:

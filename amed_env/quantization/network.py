@@ -151,6 +151,17 @@ class QuantizedNetwork:
         self._plan = None
         self.memory.clear()
 
+    def use_stored(self, number: int, scale: float) -> None:
+        """Let a result that is kept at 8 bits use a scale that was found elsewhere.
+
+        Args:
+            number: Its position in `stored`.
+            scale: Value of one step, with 16 significant bits (`quantization.statistics.short_scale`).
+        """
+        self.stored[number].use(scale)
+        self._plan = None
+        self.memory.clear()
+
     def select(self, allocation: BitAllocation) -> None:
         """Switch every layer to its precision in `allocation`.
 
@@ -291,7 +302,8 @@ class QuantizedNetwork:
         # Graphs and the kernels' packed weights cannot be pickled; both are made again from what can.
         made = ("_reuse", "_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
-        state["calibrated"] = [layer.statistics for layer in self._layers.values()], [s.statistics for s in self.stored]
+        stored = [(stored.statistics, stored.scale) for stored in self.stored]
+        state["calibrated"] = [layer.statistics for layer in self._layers.values()], stored
         state["prepared"] = {name: dict(layer.prepared) for name, layer in self._layers.items()}
         return state
 
@@ -303,8 +315,9 @@ class QuantizedNetwork:
         for layer, statistics in zip(self._layers.values(), of_layers, strict=True):
             layer.statistics = statistics
             layer.prepared = prepared[layer.name]
-        for stored, statistics in zip(self.stored, of_stored, strict=True):
+        for stored, (statistics, scale) in zip(self.stored, of_stored, strict=True):
             stored.statistics = statistics
+            stored.use(scale)
 
 
 @dataclass(frozen=True)

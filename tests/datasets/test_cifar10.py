@@ -148,3 +148,21 @@ def test_real_records_agree_with_a_reading_byte_by_byte(amed_data_dir):
     for index, channel, row, column in np.random.default_rng(2).integers(0, (20, 3, 32, 32), (200, 4)):
         expected = read_pixel(data, index, channel, row, column)
         assert samples.inputs[index, channel, row, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_training_images_are_those_that_neither_validate_nor_test(small_set, monkeypatch, raw):
+    monkeypatch.setattr(cifar10, "VALIDATION_SAMPLES", 40)
+    data = cifar10.cifar10_training(small_set, raw=raw)
+    inputs = data.images * data.scale.view(3, 1, 1) + data.offset.view(3, 1, 1)
+    trained = {tuple(image.flatten()[:64].round(decimals=3).tolist()) for image in inputs}
+
+    def shared(samples):
+        return sum(tuple(image.flatten()[:64].round(decimals=3).tolist()) in trained for image in samples.inputs)
+
+    splits = cifar10.cifar10_splits(small_set, calibration_samples=60, raw=raw)
+    assert len(data) == len(trained) == 210 and len(data.validation) == 40
+    # Calibration images are among those that are trained on, and look the same there.
+    assert shared(splits.calibration) == 60
+    assert shared(data.validation) == shared(splits.search) == shared(splits.test) == 0
+    assert data.images.dtype == torch.uint8 and (data.shift, data.mirrored) == (4, True)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from amed_env.datasets.digits import digits_splits, digits_train
+from amed_env.datasets.digits import digits_splits, digits_train, digits_training
 from amed_env.errors import DataError
 
 # Published figures hold for exactly these samples.
@@ -67,3 +67,11 @@ def test_calibration_size_is_a_prefix(splits):
     for size in (0, 798):
         with pytest.raises(DataError, match="choose 1 to 797"):
             digits_splits(calibration_samples=size)
+
+
+def test_training_data_share_nothing_with_other_parts():
+    data, splits = digits_training(), digits_splits()
+    trained = {image.numpy().tobytes() for image in data.images}
+    assert len(data) == 597 and len(data.validation) == 200
+    for part in (data.validation, splits.search, splits.test):
+        assert not trained & {image.numpy().tobytes() for image in part.inputs}

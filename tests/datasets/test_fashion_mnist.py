@@ -96,3 +96,11 @@ def test_no_real_image_is_in_two_files(amed_data_dir):
     assert [len(part) for part in (training, validation, splits.search, splits.test)] == [54_000, 6_000, 2_000, 8_000]
     hashes = [set(part.sample_hashes()) for part in (training, validation, splits.search, splits.test)]
     assert len(set.union(*hashes)) == sum(map(len, hashes)) == 70_000
+
+
+def test_training_data_are_the_training_part(small_set):
+    data = fashion_mnist.fashion_mnist_training_data(small_set)
+    training, validation = fashion_mnist.fashion_mnist_training(small_set)
+    torch.testing.assert_close(data.images * data.scale, training.inputs, atol=1e-6, rtol=0)
+    assert torch.equal(data.labels, training.labels)
+    assert data.validation.fingerprint() == validation.fingerprint()
