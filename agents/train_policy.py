@@ -1,6 +1,6 @@
 """Train a goal-conditioned policy on tables of every allocation, and write it with its card.
 
-    python agents/train_policy.py --out runs/policy                 # about six minutes on one core
+    python agents/train_policy.py --out runs/policy                 # about eleven minutes on one core
     python agents/train_policy.py --out runs/without --no-conditioned --steps 2000
 
 The policy that the package ships was made by the first line. Devices and budgets of the held-out cells of the suite
@@ -38,7 +38,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the policy")],
     tasks: Annotated[str, typer.Option(help="names with commas")] = ",".join(SUITES["tiny"].tasks),
     devices: Annotated[str, typer.Option(help="names with commas")] = ",".join(DEVICES),
-    steps: int = 8_000,
+    steps: int = 16_000,
     imitation_steps: int = 400,
     imitation: float = TrainingOptions.imitation,
     random_devices: float = 0.5,

@@ -28,7 +28,7 @@ def run(arguments, folder, timeout=240):
 
 
 def test_there_is_something_to_run():
-    assert len(PYTHON) == 4 and len(COMMANDS) == 8
+    assert len(PYTHON) == 4 and len(COMMANDS) == 9
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=["own-network", "train", "benchmark", "device"])
