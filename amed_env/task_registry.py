@@ -97,6 +97,8 @@ def make_task(
 
     backend = load_device(device)
     budgets = parse_budgets(budget)
+    choice: dict[str, Any] = {"bits": DEFAULT_BITS if bits is None else bits, "separate": separate}
+    choice |= {"activation_bits": activation_bits, "budgets": budgets, "pins": pin}
     options: dict[str, Any] = {"threads": threads, "engine": engine, "device": evaluation_device}
     if reuse_mib is not None:
         options["reuse_mib"] = reuse_mib
@@ -124,16 +126,7 @@ def make_task(
                 )
             return _tabular_task(name, entry.table(), backend, bits, budgets, pin, recipe, engine)
         evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, options)
-        return Task(
-            name,
-            evaluator,
-            backend,
-            DEFAULT_BITS if bits is None else bits,
-            separate=separate,
-            activation_bits=activation_bits,
-            budgets=budgets,
-            pins=pin,
-        )
+        return Task(name, evaluator, backend, **choice)
 
     absent = [
         key for key, value in {"calibration": calibration, "search": search, "test": test}.items() if value is None
@@ -150,16 +143,7 @@ def make_task(
     )
     name = name or type(network).__name__
     evaluator = _evaluator(network, example_input, splits, name, recipe, options)
-    return Task(
-        name,
-        evaluator,
-        backend,
-        DEFAULT_BITS if bits is None else bits,
-        separate=separate,
-        activation_bits=activation_bits,
-        budgets=budgets,
-        pins=pin,
-    )
+    return Task(name, evaluator, backend, **choice)
 
 
 def _tabular_task(
