@@ -39,6 +39,10 @@ DQN = [
     {"learning_rate": 2e-3, "gradient_steps": 2},
     {"learning_rate": 2e-3, "gradient_steps": 4},
 ]
+QR_DQN = [
+    {**DQN[3], "environments": 16},
+    {"learning_rate": 2e-3, "gradient_steps": 3, "batch_size": 128},
+]
 TD3 = [{"learning_rate": 1e-3, "noise": 0.5, "environments": count} for count in (16, 32)]
 CANDIDATES = {
     "maskable-ppo": PPO,
@@ -54,7 +58,7 @@ CANDIDATES = {
         {"learning_rate": 4e-3, "ent_coef": 0.005},
     ],
     "ppo": PPO[1:2],
-    "qr-dqn": [*({**DQN[1], "environments": count} for count in (16, 32)), {**DQN[3], "environments": 16}],
+    "qr-dqn": [*({**DQN[1], "environments": count} for count in (16, 32)), *QR_DQN],
     "ddpg": TD3[1:],
     "amed": [
         {"temperature": 0.05, "learning_rate": 0.3, "latency_weight": 0.1},

@@ -118,7 +118,12 @@ class QRDQNAgent(DQNAgent):
     saw = DEVELOPMENT_CELLS
     algorithm = "sb3_contrib:QRDQN"
     default_environments = 16
-    defaults: ClassVar[dict[str, Any]] = {**DQNAgent.defaults, "policy_kwargs": {"n_quantiles": 25, **_FUSED}}
+    defaults: ClassVar[dict[str, Any]] = {
+        **DQNAgent.defaults,
+        "batch_size": 128,
+        "gradient_steps": 3,
+        "policy_kwargs": {"n_quantiles": 25, **_FUSED},
+    }
 
 
 def _require_one_action(agent: str, task: Task) -> None:
