@@ -146,9 +146,12 @@ class SB3Agent(Agent):
         env = LayerWiseEnv(session.task, reward=self.reward_kind, gamma=self.gamma, measure=session.evaluate)
 
         def rewards(choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-            limits = vector.batch.limits()
-            rows = range(len(choices))
-            return np.asarray([env.true_reward(choices[i], {m: float(v[i]) for m, v in limits.items()}) for i in rows])
+            limits, found = vector.batch.limits(), []
+            for row, chosen in enumerate(choices):
+                if session.faulty:
+                    session.check()  # a dead device is not asked for the other episodes
+                found.append(env.true_reward(chosen, {metric: float(of[row]) for metric, of in limits.items()}))
+            return np.asarray(found)
 
         vector = LayerWiseVecEnv(count, env, reward_of=rewards)
         return self.acting(vector)
