@@ -10,9 +10,9 @@ the mean over the held-out cells of the suite `tiny`.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from time import thread_time
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from kept_results import KeptResults
 from rich.console import Console
 
 from amed_env.agents.policy import PolicyAgent
@@ -31,7 +32,7 @@ from amed_env.policies.saved import Card, Configuration, save_policy
 from amed_env.policies.sources import TableSource
 from amed_env.policies.training import TrainingOptions, train
 
-RESULTS = Path(__file__).resolve().parent / "results" / "ablations.json"
+RESULTS = KeptResults(Path(__file__).resolve().parent / "results" / "ablations.json")
 DEVICES, METRICS = ("bops", "memory", "mpic", "eyeriss", "edge-tpu-like", "systolic-32"), ("latency", "energy")
 AFTER = (1, 20, 100)
 POLICIES: dict[str, dict[str, Any]] = {
@@ -53,15 +54,9 @@ app = typer.Typer(add_completion=False, help=__doc__)
 console = Console(width=160)
 
 
-def read() -> dict[str, Any]:
-    """All results."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-
-
 def keep(key: str, found: dict[str, Any]) -> None:
-    """Add a result to the file."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**read(), key: found}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    """Add a result to the file, and say it."""
+    RESULTS.keep(key, found)
     console.print(key, found)
 
 
@@ -89,12 +84,12 @@ def policies(
     wanted = [name for name in only.split(",") if name] or list(POLICIES)
     for variant in wanted:
         key = f"policy {variant}"
-        if key not in read():
+        if key not in RESULTS.read():
             options = TrainingOptions(**{"steps": steps, **POLICIES[variant]})
             keep(key, _trained(names, names, options))
     for name in names if leave_out else []:
         key = f"policy that never saw {name}"
-        if key not in read():
+        if key not in RESULTS.read():
             keep(key, _trained([other for other in names if other != name], [name], TrainingOptions(steps=steps)))
 
 
@@ -111,7 +106,7 @@ def _trained(seen: list[str], asked: list[str], options: TrainingOptions) -> dic
         devices=DEVICES,
         random_devices=True,
         training=asdict(options),
-        made="2000-01-01",
+        made=datetime.now(UTC).date().isoformat(),
     )
     with tempfile.TemporaryDirectory() as folder:
         save_policy(Path(folder), network, card)
@@ -125,7 +120,7 @@ def learners(seeds: int = 2) -> None:
     torch.set_num_threads(1)
     names = usable_tasks(SUITES["tiny"])[0]
     for variant, (agent, options) in LEARNERS.items():
-        if variant not in read():
+        if variant not in RESULTS.read():
             start = thread_time()
             found = {name: regrets(agent, options, [name], seeds, AFTER) for name in names}
             keep(variant, {"after": AFTER, "regret": found, "seeds": seeds, "seconds": round(thread_time() - start)})
@@ -134,7 +129,7 @@ def learners(seeds: int = 2) -> None:
 @app.command()
 def table() -> None:
     """Print the results as a Markdown table."""
-    results = read()
+    results = RESULTS.read()
     names = sorted({name for found in results.values() for name in found["regret"]})
     print(f"| variant | {' | '.join(f'`{name}`' for name in names)} |")
     print(f"|---|{'---|' * len(names)}")

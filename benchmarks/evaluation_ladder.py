@@ -11,7 +11,6 @@ allocations.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from kept_results import KeptResults
 from rich.console import Console
 from scipy.stats import spearmanr
 
@@ -30,21 +30,10 @@ from amed_env.quantization.recipe import RECIPES
 from amed_env.task_registry import make_task
 from amed_env.threads import available_cores
 
-RESULTS = Path(__file__).resolve().parent / "results" / "evaluation_ladder.json"
+RESULTS = KeptResults(Path(__file__).resolve().parent / "results" / "evaluation_ladder.json")
 PRECISIONS = [(8, 8), (4, 4), (3, 3), (2, 2), (4, 32), (3, 32), (2, 32)]
 app = typer.Typer(add_completion=False, help=__doc__)
 console = Console(width=160)
-
-
-def read() -> dict[str, Any]:
-    """All results."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-
-
-def keep(key: str, found: dict[str, Any]) -> None:
-    """Add a result to the file."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**read(), key: found}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def evaluator_of(task: str, recipe: str) -> PostTrainingEvaluator:
@@ -64,7 +53,7 @@ def on_all_samples(evaluator: PostTrainingEvaluator, allocation: BitAllocation) 
 def run(task: str, recipes: Annotated[str, typer.Option(help="names with commas")] = ",".join(RECIPES)) -> None:
     """Measure a task with some recipes."""
     for recipe in recipes.split(","):
-        if f"{task} {recipe}" in read():
+        if f"{task} {recipe}" in RESULTS.read():
             continue
         evaluator = evaluator_of(task, recipe)
         start = perf_counter()
@@ -74,7 +63,7 @@ def run(task: str, recipes: Annotated[str, typer.Option(help="names with commas"
         for weight_bits, activation_bits in PRECISIONS:
             quality = on_all_samples(evaluator, evaluator.workload.uniform(weight_bits, activation_bits))
             found[f"{weight_bits}/{activation_bits}"] = 100 * quality.accuracy
-        keep(f"{task} {recipe}", found)
+        RESULTS.keep(f"{task} {recipe}", found)
         console.print(task, recipe, found)
 
 
@@ -103,14 +92,14 @@ def finalists(task: str, recipe: str = "network", allocations: int = 20, samples
         "mean_gain": float(np.mean(accuracies[1]) - np.mean(accuracies[0])),
         "allocations": allocations,
     }
-    keep(f"{task} {recipe} finalists", found)
+    RESULTS.keep(f"{task} {recipe} finalists", found)
     console.print(found)
 
 
 @app.command()
 def table() -> None:
     """Print all results in Markdown."""
-    results = read()
+    results = RESULTS.read()
     for task in dict.fromkeys(key.split()[0] for key in results):
         rows = [
             (key.split()[1], found) for key, found in results.items() if key.startswith(f"{task} ") and "float" in found

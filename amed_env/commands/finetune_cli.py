@@ -122,8 +122,9 @@ def finetune(
 ) -> None:
     """Train a network for an allocation (quantization-aware, learned step sizes), from its post-training state on.
 
-    It trains on the training set alone, and keeps the epoch that is best on a part of it that is held out. Ctrl-C keeps
-    a checkpoint; --resume continues it, whatever stopped the training.
+    It trains on the training set alone, and keeps the epoch that is best on a part of it that is held out.
+
+    Ctrl-C keeps a checkpoint; --resume continues it, whatever stopped the training.
 
     [b]Examples:[/b]
 
