@@ -143,12 +143,9 @@ def probability_of_improvement(first: npt.ArrayLike, second: npt.ArrayLike) -> F
         InputError: If the numbers of tasks differ.
     """
     one, other = _checked(first), _checked(second)
-    if one.shape[-1] != other.shape[-1]:
-        raise InputError(
-            f"the agents ran on {one.shape[-1]} and {other.shape[-1]} tasks; compare them on the same ones."
-        )
-    difference = one[..., :, None, :] - other[..., None, :, :]
-    wins = (difference > 0) + 0.5 * (difference == 0)
+    _check_tasks(one, other)
+    gap = one[..., :, None, :] - other[..., None, :, :]
+    wins = (gap > 0) + 0.5 * (gap == 0)
     return np.asarray(wins.mean(axis=(-3, -2)).mean(axis=-1))
 
 
@@ -171,6 +168,40 @@ def improvement(
     return _estimate(value, np.concatenate(drawn), confidence)
 
 
+def difference(
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    statistic: Statistic = mean_score,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """How much more the first agent has than the second by a statistic, with the interval of that difference.
+
+    The runs of both agents are drawn anew, independently. Two agents differ where the interval excludes zero; that is
+    a sharper question than whether their own intervals overlap.
+
+    Args:
+        first: (R1, T).
+        second: (R2, T), of the same tasks.
+        statistic: As for `bootstrap`.
+        resamples: As for `bootstrap`.
+        confidence: As for `bootstrap`.
+        seed: As for `bootstrap`.
+
+    Raises:
+        InputError: If the numbers of tasks differ, or as for `bootstrap`.
+    """
+    one, other = _matrix(first), _matrix(second)
+    _check_tasks(one, other)
+    rng = _generator(resamples, confidence, seed)
+    drawn = []
+    for count in _counts(resamples, max(1, _AT_ONCE // max(one.size, other.size))):
+        drawn.append(statistic(_drawn(one, count, rng)) - statistic(_drawn(other, count, rng)))
+    return _estimate(statistic(one) - statistic(other), np.concatenate(drawn), confidence)
+
+
 def _checked(scores: npt.ArrayLike) -> FloatArray:
     try:
         array = np.asarray(scores, dtype=np.float64)
@@ -181,6 +212,13 @@ def _checked(scores: npt.ArrayLike) -> FloatArray:
     if not np.isfinite(array).all():
         raise InputError("scores have values that are NaN or infinite; decide what a failed run is worth.")
     return array
+
+
+def _check_tasks(one: FloatArray, other: FloatArray) -> None:
+    if one.shape[-1] != other.shape[-1]:
+        raise InputError(
+            f"the agents ran on {one.shape[-1]} and {other.shape[-1]} tasks; compare them on the same ones."
+        )
 
 
 def _matrix(scores: npt.ArrayLike) -> FloatArray:

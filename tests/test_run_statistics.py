@@ -9,6 +9,7 @@ from scipy import stats
 from amed_env.errors import InputError
 from amed_env.run_statistics import (
     bootstrap,
+    difference,
     improvement,
     interquartile_mean,
     mean_score,
@@ -77,6 +78,23 @@ def test_a_bootstrap_of_two_runs_against_all_draws():
     found = bootstrap(values, mean_score, resamples=20_000, confidence=0.8, seed=3)
     assert found.value == 10.25
     assert (found.low, found.high) == tuple(np.percentile(exact, [10, 90], method="inverted_cdf"))
+
+
+def test_the_interval_of_a_difference_covers_it_and_excludes_zero_where_agents_differ():
+    rng = np.random.default_rng(7)
+    hits = 0
+    for trial in range(200):
+        first, second = rng.normal(1.0, 1.0, (20, 3)), rng.normal(0.4, 2.0, (25, 3))
+        found = difference(first, second, resamples=200, confidence=0.9, seed=trial)
+        assert found.value == pytest.approx(first.mean(axis=0).mean() - second.mean(axis=0).mean())
+        hits += bool(found.low <= 0.6 <= found.high)
+    assert 0.8 < hits / 200 < 0.97
+    low, high = scores(8, 3), scores(8, 3) + 100
+    assert difference(high, low).low > 99 and difference(low, high).high < -99
+    same = difference(low, low, interquartile_mean)
+    assert same.low < same.value == 0 < same.high
+    with pytest.raises(InputError, match="same ones"):
+        difference([[1.0, 2.0]], [[1.0]])
 
 
 def test_strata_are_kept_apart():

@@ -14,7 +14,7 @@ from amed_env.bench.scores import FloatArray, best_accuracy, optimum_on_test, re
 from amed_env.bench.suites import Cell, Cells, find_suite, is_tabular
 from amed_env.bench.validation import Verdict
 from amed_env.errors import InputError
-from amed_env.run_statistics import Estimate, bootstrap, improvement, interquartile_mean
+from amed_env.run_statistics import Estimate, bootstrap, difference, improvement, interquartile_mean, mean_score
 
 BASELINE = "greedy"
 MOMENTS = (1, 10, 100)
@@ -26,6 +26,8 @@ class _Row:
     header: Header
     regret: Estimate
     test: Estimate
+    mean: Estimate
+    behind: Estimate | None
     after: tuple[float, ...]
     improvement: Estimate | None
     seconds: float
@@ -56,7 +58,9 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
         "quality in a run. Regret is in points of accuracy below the exact optimum of the cell, as the interquartile "
         "mean over all runs with its 95 % interval (stratified bootstrap). The allocation is always chosen by the "
         "search split; on the test split it is compared with the optimum of that split, from which the "
-        "exact optimum of the search split differs too. *Better than greedy*: "
+        "exact optimum of the search split differs too. *Mean*: over all runs, where the interquartile mean leaves out "
+        "the hardest cells; *behind the first*: by how much that mean exceeds that of the agent in rank 1, an interval "
+        "without zero being a difference. *Better than greedy*: "
         "probability that a run beats one of greedy in the same cell, ties counting half.",
         "",
         _line(
@@ -64,20 +68,22 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
             "agent",
             "kind",
             f"regret after {header.evaluations}",
+            "mean",
+            "behind the first",
             *(f"after {moment}" for moment in moments),
             "regret on test",
             "better than greedy",
             "seconds a run",
             "failed runs",
         ),
-        _line(*["---"] * (8 + len(moments))),
+        _line(*["---"] * (10 + len(moments))),
     ]
-    nothing = [_number(0.0)] * (1 + len(moments))
+    nothing = [_number(0.0), _number(0.0), "", *[_number(0.0)] * len(moments)]
     chosen = np.asarray([[optimum_on_test(cell) for cell in cells]])
     lines.append(_line("", "*exact optimum*", "table", *nothing, _number(_regret(chosen)), "", "", ""))
     rank = 0
     for row in rows:
-        control = row.header.agent.startswith(CONTROL_PREFIX)
+        control = _is_control(row.header.agent)
         rank += not control
         lines.append(
             _line(
@@ -85,6 +91,8 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
                 f"`{row.header.agent}`",
                 row.header.family,
                 _interval(row.regret),
+                _interval(row.mean),
+                "" if row.behind is None else _interval(row.behind),
                 *map(_number, row.after),
                 _interval(row.test),
                 "" if row.improvement is None else _interval(row.improvement, 2),
@@ -119,7 +127,7 @@ def leaderboard_figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     agents = {
         row.header.agent: [round(float(number), 3) for number in (row.regret.value, row.regret.low, row.regret.high)]
         for row in _rows(valid, cells)
-        if not row.header.agent.startswith(CONTROL_PREFIX)
+        if not _is_control(row.header.agent)
     }
     facts = {"suite": suite, "cells": len(cells), "seeds": header.seeds, "evaluations": header.evaluations}
     return {**facts, "agents": agents}
@@ -144,32 +152,46 @@ def _common(results: Sequence[ResultFile]) -> tuple[str, list[Cell]]:
 
 
 def _rows(results: Sequence[ResultFile], cells: Sequence[Cell]) -> list[_Row]:
+    """Of the least regret first, controls among the others."""
     last = results[0].header.evaluations
     final = {result.header.agent: regrets(result, cells, last) for result in results}
+    test = {result.header.agent: regrets(result, cells, last, "test") for result in results}
+    ordered = sorted(
+        results,
+        key=lambda result: (
+            _regret(final[result.header.agent]),
+            _regret(test[result.header.agent]),
+            result.header.agent,
+        ),
+    )
     baseline = final.get(BASELINE)
+    leader = next((name for result in ordered if not _is_control(name := result.header.agent)), None)
     rows = []
-    for result in results:
-        mine = final[result.header.agent]
+    for result in ordered:
+        name = result.header.agent
+        mine = final[name]
         rows.append(
             _Row(
                 result.header,
-                _estimate(mine),
-                _estimate(regrets(result, cells, last, "test")),
+                bootstrap(mine),
+                bootstrap(test[name]),
+                bootstrap(mine, mean_score),
+                None if leader in (None, name) else difference(mine, final[leader]),
                 tuple(_regret(regrets(result, cells, moment)) for moment in MOMENTS if moment < last),
-                None if baseline is None or result.header.agent == BASELINE else improvement(-mine, -baseline),
+                None if baseline is None or name == BASELINE else improvement(-mine, -baseline),
                 float(np.mean([run.seconds for run in result.runs])),
                 sum(run.note is not None for run in result.runs),
             )
         )
-    return sorted(rows, key=lambda row: (float(row.regret.value), float(row.test.value), row.header.agent))
+    return rows
+
+
+def _is_control(agent: str) -> bool:
+    return agent.startswith(CONTROL_PREFIX)
 
 
 def _regret(values: FloatArray) -> float:
     return float(interquartile_mean(values))
-
-
-def _estimate(values: FloatArray) -> Estimate:
-    return bootstrap(values, interquartile_mean)
 
 
 def _line(*values: str) -> str:

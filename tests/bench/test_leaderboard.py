@@ -72,6 +72,15 @@ def test_ranks_are_those_of_the_interquartile_mean(good):
     assert "Not ranked" not in text
 
 
+def test_means_and_what_separates_an_agent_from_the_first(good):
+    rows = table_rows(leaderboard_text([validate(path, 0) for path in good.values()]), "# Leaderboard of `unit`")
+    first, second = (
+        regrets(read_result(good[row[1].strip("`")]), SUITE.cells(), EVALUATIONS).mean() for row in rows[1:]
+    )
+    assert float(rows[1][4].split()[0]) == pytest.approx(first, abs=5e-4) and rows[1][5] == ""
+    assert float(rows[2][5].split()[0]) == pytest.approx(second - first, abs=5e-4)
+
+
 def test_figures_are_those_of_the_page(good):
     verdicts = [validate(path, 0) for path in good.values()]
     figures, rows = leaderboard_figures(verdicts), table_rows(leaderboard_text(verdicts), "# Leaderboard of `unit`")
