@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from amed_env.errors import InputError
 from amed_env.objective import BUDGET_METRICS
+from amed_env.typed_fields import TypedFields
 
 SMALLEST = 1e-4
 """Added to every score, so that a network without loss at a weight of latency of 0 has a logarithm."""
@@ -21,7 +21,7 @@ SMALLEST = 1e-4
 NotNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
-class QualityScore(BaseModel):
+class QualityScore(TypedFields):
     """ζ = (α x loss + β x latency / 8-bit latency) x (1 + λ x missing accuracy), and its logarithm.
 
     Attributes:
@@ -32,26 +32,15 @@ class QualityScore(BaseModel):
             percentage point doubles it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     loss_weight: NotNegative = 1.0
     latency_weight: NotNegative = 0.1
     accuracy_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     accuracy_penalty: NotNegative = 100.0
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> QualityScore:
-        """A score from its fields.
-
-        Raises:
-            InputError: If a field is unknown, of the wrong type or out of range; all of them are named.
-        """
-        try:
-            return cls.model_validate(dict(fields))
-        except ValidationError as error:
-            faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors(include_url=False)]
-            known = ", ".join(cls.model_fields)
-            raise InputError(f"quality score: {'; '.join(faults)}. Its fields are {known}.") from error
+    def title(cls) -> str:
+        """See `TypedFields.title`."""
+        return "quality score"
 
     def zeta(self, accuracy: float, loss: float, latency_ratio: float) -> float:
         """The score; less is better, and it is positive.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from amed_env.bench.execution import Job, run_all
@@ -19,6 +18,7 @@ from amed_env.bench.scores import AFTER, regrets
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, is_tabular, usable_tasks
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error
+from amed_env.commands.progress import progress_bars
 from amed_env.errors import AmedError, InputError
 from amed_env.run_statistics import interquartile_mean
 
@@ -117,7 +117,7 @@ def _run(
             file.sort()  # a process that was killed may not have come to it
     if len(jobs) < total:
         output.note(f"{total - len(jobs)} of {total} runs are finished already.")
-    bars = _bars(output)
+    bars = progress_bars(output.stderr, output.live)
     bar = bars.add_task("running", total=total, completed=total - len(jobs))
     try:
         with bars:
@@ -136,20 +136,6 @@ def _run(
         output.note(f"interrupted; {done} of {total} runs are kept in {request.out}, continue with --resume.")
         return interrupts.exit_code or 130
     return 1 if any(run.note is not None for file in files for run in file.done.values()) else 0
-
-
-def _bars(output: Output) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=output.stderr,
-        disable=not output.live,
-        expand=True,
-    )
 
 
 def _summary(file: AgentFile) -> str:

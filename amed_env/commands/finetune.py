@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from amed_env.allocation import BitAllocation
 from amed_env.catalogue import TASKS, named_network
@@ -22,6 +22,7 @@ from amed_env.commands.parsing import (
     parse_options,
 )
 from amed_env.commands.preparing import prepare
+from amed_env.commands.progress import progress_bars
 from amed_env.commands.tables import number, percent, relative_table, table_of
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import AllocationError, AmedError, DataError, InputError, UnsupportedPrecisionError
@@ -248,19 +249,7 @@ class _Bar:
     def __init__(self, output: Output, finetuning: Finetuning) -> None:
         self._output, self._finetuning = output, finetuning
         self._shown = len(finetuning.history)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=output.stderr,
-            disable=not output.live,
-            expand=True,
-            refresh_per_second=4,
-        )
+        self._bars = progress_bars(output.stderr, output.live, TextColumn("{task.fields[figures]}"))
         self._task = self._bars.add_task("training", total=finetuning.trainer.steps, figures="")
 
     def __enter__(self) -> _Bar:

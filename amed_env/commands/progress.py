@@ -1,4 +1,4 @@
-"""The progress line of a search."""
+"""Progress lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -26,6 +26,29 @@ from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
 
 
+def progress_bars(console: Console, shown: bool, *more: ProgressColumn) -> Progress:
+    """What is done, how much of it, and the time that it took and is left, with more columns before the times.
+
+    Args:
+        console: Where it is drawn.
+        shown: Whether it is drawn at all.
+        more: Columns of one's own.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        *more,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not shown,
+        expand=True,
+        refresh_per_second=4,
+    )
+
+
 class SearchProgress:
     """Evaluations, time, speed and the best feasible accuracy so far, as a context manager.
 
@@ -36,20 +59,8 @@ class SearchProgress:
     """
 
     def __init__(self, console: Console, shown: bool, evaluations: int) -> None:
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TextColumn("{task.fields[best]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not shown,
-            expand=True,
-            refresh_per_second=4,
+        self._bars = progress_bars(
+            console, shown, TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[best]}")
         )
         self._task = self._bars.add_task("searching", total=evaluations, speed="", best="")
         self._best: Trial | None = None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from amed_env.errors import InputError
+from amed_env.typed_fields import TypedFields
 
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
 
-class TrainingSettings(BaseModel):
+class TrainingSettings(TypedFields):
     """Numbers of a training.
 
     Attributes:
@@ -32,8 +31,6 @@ class TrainingSettings(BaseModel):
         seed: Of order and augmentation.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     epochs: Whole = 10
     batch_size: Whole = 128
     learning_rate: Positive = 0.01
@@ -47,14 +44,6 @@ class TrainingSettings(BaseModel):
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> TrainingSettings:
-        """Settings from their fields.
-
-        Raises:
-            InputError: If a field is unknown, of the wrong type or out of range; all of them are named.
-        """
-        try:
-            return cls.model_validate(dict(fields))
-        except ValidationError as error:
-            faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors(include_url=False)]
-            raise InputError(f"training: {'; '.join(faults)}.") from error
+    def title(cls) -> str:
+        """See `TypedFields.title`."""
+        return "training"

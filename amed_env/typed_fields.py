@@ -1,0 +1,35 @@
+"""Groups of settings as typed models, read from plain documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from amed_env.errors import InputError
+
+
+class TypedFields(BaseModel):
+    """A group of settings that cannot be changed; fields that it does not know are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """The group from its fields.
+
+        Raises:
+            InputError: If a field is unknown, of the wrong type or out of range; all of them are named.
+        """
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors(include_url=False)]
+            known = ", ".join(cls.model_fields)
+            raise InputError(f"{cls.title()}: {'; '.join(faults)}. Its fields are {known}.") from error
+
+    @classmethod
+    def title(cls) -> str:
+        """What messages call the group."""
+        return cls.__name__
