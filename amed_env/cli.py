@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that help and listings come at once.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from enum import StrEnum
@@ -264,7 +265,7 @@ def search(
             recipe=recipe,
             budgets=budget or [],
             pins=pin or [],
-            options=[*(option or []), *([] if policy is None else [f"policy={policy}"])],
+            options=[*(option or []), *([] if policy is None else [f"policy={json.dumps(str(policy))}"])],
             device_timeout=device_timeout,
             device_retries=device_retries,
             max_faults=max_faults,

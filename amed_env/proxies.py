@@ -59,7 +59,7 @@ def get_proxies(names: str | Iterable[str]) -> list[Proxy]:
         UnknownNameError: If there is none of that name.
         AgentError: If none is named, or what is given is no text.
     """
-    listed = names.split(",") if isinstance(names, str) else list(names)
+    listed = names.split(",") if isinstance(names, str) else list(names) if isinstance(names, Iterable) else []
     if not listed or not all(isinstance(name, str) for name in listed):
         raise AgentError(f"proxy is {names!r}; give a name or several: {', '.join(PROXIES.names())}.")
     return [PROXIES.get(name.strip()) for name in listed]

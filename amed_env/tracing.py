@@ -71,15 +71,15 @@ def trace(network: nn.Module, example_input: Inputs, name: str | None = None) ->
         name: Name of the workload; the class name by default.
 
     Raises:
-        NetworkError: If the network cannot run on the input, has no quantizable layer, has modules or parameters
-            whose products cannot be accounted for, or answers differently when it is called again; what is at fault is
-            named.
+        NetworkError: If the network cannot be copied, cannot run on the input, has no quantizable layer, has modules or
+            parameters whose products cannot be accounted for, or answers differently when it is called again; what is
+            at fault is named.
         NonFiniteError: If a weight, or what a module returns on the example, is NaN or infinite; it is named.
     """
     name = name or type(network).__name__
     _check(network, example_input, name)
     check_finite_weights(network, name)
-    module = copy.deepcopy(network).eval()
+    module = _copied(network, name).eval()
     if not isinstance(example_input, torch.Tensor):
         take_packed(module, input_shapes(example_input))
         example_input = pack(example_input)
@@ -105,6 +105,16 @@ def input_shapes(inputs: Inputs) -> Shapes:
     """The shape of each input of a network, without the sample axis."""
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else inputs
     return tuple(tuple(tensor.shape[1:]) for tensor in tensors)
+
+
+def _copied(network: nn.Module, name: str) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # whatever a module's own tensors and attributes raise
+        raise NetworkError(
+            f"network {name!r} cannot be copied: {error}. If its weights are made by "
+            "torch.nn.utils.weight_norm or spectral_norm, remove that with remove_weight_norm or remove_spectral_norm."
+        ) from error
 
 
 def _check(network: nn.Module, example_input: Inputs, name: str) -> None:

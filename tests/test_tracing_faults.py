@@ -1,5 +1,7 @@
 """Networks that cannot be traced, or only in part: what is wrong is named."""
 
+import warnings
+
 import pytest
 import torch
 import torch.fx
@@ -142,3 +144,13 @@ def test_a_module_that_changes_between_calls_is_refused(way, message):
 def test_dropout_and_batch_norm_do_not_count_as_changes():
     network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2)).train()
     assert len(trace(network, torch.ones(3, 4)).workload) == 2
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3))  # its weight is no leaf once it has run
+    network = nn.Sequential(layer, nn.Flatten())
+    network(torch.rand(1, 3, 8, 8))
+    with pytest.raises(NetworkError, match=r"'own' cannot be copied.*remove_weight_norm"):
+        trace(network, torch.rand(1, 3, 8, 8), "own")

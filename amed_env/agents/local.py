@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.agents.calibration import Calibration, Evidence, Terms
-from amed_env.agents.milp import positive_whole
 from amed_env.agents.moves import evaluate, fits_many, fresh_choices, good_starts, prior, quality_order, within_budget
 from amed_env.agents.neighbours import IntArray, neighbours, random_neighbour
+from amed_env.agents.options import positive_whole
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.evaluation.store import Trial

@@ -9,10 +9,10 @@ import numpy as np
 from amed_env.agents.calibration import Calibration, Evidence, Terms
 from amed_env.agents.candidates import Candidates
 from amed_env.agents.moves import IntArray, evaluate, good_starts, prior
+from amed_env.agents.options import true_or_false
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.best_choices import objective
-from amed_env.errors import AgentError
 from amed_env.proxies import get_proxies
 
 _POOL = 64  # most promising allocations among which the uncertain ones are preferred
@@ -97,25 +97,3 @@ def most_promising(session: SearchSession, candidates: Candidates, model: Calibr
         expected = objective(terms.single, terms.pairs, found)
         found = found[np.argsort(expected - _OPTIMISM * model.deviation(found), kind="stable")]
     return found
-
-
-def true_or_false(option: str, value: object) -> bool:
-    """The value of an option that is true or false.
-
-    Raises:
-        AgentError: If it is neither.
-    """
-    if not isinstance(value, bool):
-        raise AgentError(f"{option} is {value!r}; give true or false.")
-    return value
-
-
-def positive_whole(option: str, value: object) -> int:
-    """The value of an option that is a whole number of at least 1.
-
-    Raises:
-        AgentError: If it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise AgentError(f"{option} is {value!r}; give a whole number of at least 1.")
-    return value

@@ -1,4 +1,4 @@
-"""Options of an agent as a typed model: what is unknown is refused with the nearest names."""
+"""Options of an agent: checked one by one, or as a typed model that refuses what is unknown with the nearest names."""
 
 from __future__ import annotations
 
@@ -34,3 +34,36 @@ def parse_agent_options(agent: str, model: type[M], given: Mapping[str, Any]) ->
             for fault in error.errors(include_url=False)
         ]
         raise AgentError(f"agent {agent!r}: {'; '.join(faults)}.") from error
+
+
+def true_or_false(option: str, value: object) -> bool:
+    """The value of an option that is true or false.
+
+    Raises:
+        AgentError: If it is neither.
+    """
+    if not isinstance(value, bool):
+        raise AgentError(f"{option} is {value!r}; give true or false.")
+    return value
+
+
+def positive_whole(option: str, value: object) -> int:
+    """The value of an option that is a whole number of at least 1.
+
+    Raises:
+        AgentError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise AgentError(f"{option} is {value!r}; give a whole number of at least 1.")
+    return value
+
+
+def number_between(option: str, value: object, low: float, high: float) -> float:
+    """The value of an option that is a number in an interval, ends included.
+
+    Raises:
+        AgentError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise AgentError(f"{option} is {value!r}; give a number from {low:g} to {high:g}.")
+    return float(value)

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from amed_env.agents.calibration import Calibration, Terms
 from amed_env.agents.candidates import Candidates
-from amed_env.agents.milp import positive_whole, search_calibrated, search_in_order, true_or_false
+from amed_env.agents.milp import search_calibrated, search_in_order
 from amed_env.agents.moves import evaluate, prior
+from amed_env.agents.options import positive_whole, true_or_false
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.errors import InputError

@@ -13,9 +13,9 @@ from amed_env.agents.calibration import Calibration, Evidence, Terms
 from amed_env.agents.candidates import Candidates
 from amed_env.agents.milp import most_promising
 from amed_env.agents.moves import evaluate, good_starts, prior
+from amed_env.agents.options import number_between, positive_whole
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
-from amed_env.errors import InputError
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import problem_of
 from amed_env.policies.saved import fingerprint, load_policy
@@ -49,8 +49,7 @@ class PolicyAgent(Agent):
         learning_rate: Of Adam.
 
     Raises:
-        AgentError: If the policy cannot be read.
-        InputError: If an option is out of range.
+        AgentError: If the policy cannot be read, or an option is of the wrong type or out of range.
     """
 
     saw = ("quality tables of the networks on its card, on other devices and budgets",)
@@ -61,11 +60,11 @@ class PolicyAgent(Agent):
     def __init__(
         self, policy: str | Path | None = None, batch: int = 20, updates: int = 10, learning_rate: float = 1e-3
     ) -> None:
-        if batch < 1 or updates < 0 or not 0 < learning_rate < 1:
-            raise InputError("policy: give a batch of at least 1, updates of at least 0, a learning_rate from 0 to 1.")
         self._network, self.card = load_policy(None if policy is None else Path(str(policy)))
         self.recipe = {"policy": fingerprint(self._network)}  # a search with another policy is another search
-        self._batch, self._updates, self._learning_rate = batch, updates, learning_rate
+        self._batch = positive_whole("batch", batch)
+        self._updates = 0 if updates == 0 else positive_whole("updates", updates)
+        self._learning_rate = number_between("learning_rate", learning_rate, 1e-9, 1.0)
 
     def answer(self, task: Task) -> npt.NDArray[np.int64]:
         """What the policy answers at once: int64 (L,), numbers of precisions within the budgets.

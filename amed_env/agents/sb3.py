@@ -8,7 +8,6 @@ hyperparameters of their own; any other class of the library has those of the li
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +20,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from amed_env.agents.callbacks import SayProgress, UntilEnded
+from amed_env.agents.hyperparameters import check_types, constructor_options
 from amed_env.agents.masking import ObservedMask, masked, masks_itself
-from amed_env.agents.milp import positive_whole
+from amed_env.agents.options import number_between, positive_whole, true_or_false
 from amed_env.agents.protocol import Agent, check_options
 from amed_env.agents.session import SearchSession
 from amed_env.agents.vec_env import LayerWiseVecEnv
@@ -31,10 +31,6 @@ from amed_env.errors import AgentError
 from amed_env.registry import import_object
 from amed_env.task import Task
 from amed_env.threads import torch_threads, unchecked_distributions
-
-_GIVEN = {"env", "policy", "seed", "gamma", "tensorboard_log", "verbose", "self", "_init_setup_model", "device"}
-"""Arguments of an algorithm's constructor that are not for recipes to set."""
-
 
 _OWN_OPTIONS = (
     "policy", "warm_start_steps", "reward", "masks", "gamma", "environments", "practice_environments",
@@ -56,7 +52,7 @@ class SB3Agent(Agent):
         **hyperparameters: Arguments of the algorithm's constructor, in place of this class's `defaults`.
 
     Raises:
-        AgentError: If it is no algorithm of stable-baselines3, or cannot mask.
+        AgentError: If it is no algorithm of stable-baselines3, cannot mask, or a value is of the wrong type.
         UnknownNameError: If the algorithm has no such argument.
     """
 
@@ -94,8 +90,10 @@ class SB3Agent(Agent):
             raise AgentError(f"{given!r} is no algorithm; expected a subclass of stable-baselines3's BaseAlgorithm.")
         if not isinstance(policy, str):
             raise AgentError(f"policy is {policy!r}; give the name of one, for example MlpPolicy.")
-        check_options(self.name, hyperparameters, [*_OWN_OPTIONS, *_constructor_options(self._class)])
-        self.warm_start_steps, self.reward_kind, self.gamma, self.policy = warm_start_steps, reward, gamma, policy
+        check_options(self.name, hyperparameters, [*_OWN_OPTIONS, *constructor_options(self._class)])
+        check_types(self.name, self._class, hyperparameters)
+        self.warm_start_steps, self.reward_kind, self.policy = warm_start_steps, reward, policy
+        self.gamma = number_between("gamma", gamma, 0.0, 1.0)
         self.masks = self._masked(self.default_masks if masks is None else masks)
         self.environments = positive_whole(
             "environments", self.default_environments if environments is None else environments
@@ -107,8 +105,8 @@ class SB3Agent(Agent):
 
     def _masked(self, wanted: bool | None) -> bool:
         """Whether the learner gets masks; takes the algorithm's masked variant for it."""
-        if wanted is not None and not isinstance(wanted, bool):
-            raise AgentError(f"masks is {wanted!r}; give true or false.")
+        if wanted is not None:
+            true_or_false("masks", wanted)
         if masks_itself(self._class):
             if wanted is False:
                 raise AgentError(f"{self._class.__name__} always masks; take ppo without masks.")
@@ -216,11 +214,3 @@ class SB3Agent(Agent):
             )
             actions, _ = practised.predict(observations, deterministic=True, **masks)
             observations, _, _, _ = environments.step(actions)
-
-
-def _constructor_options(algorithm: type[Any]) -> list[str]:
-    """What may be given to the constructor of an algorithm; those of variants with masks are of the class itself."""
-    for known in algorithm.__mro__:
-        if "__init__" in vars(known):
-            return [key for key in inspect.signature(vars(known)["__init__"]).parameters if key not in _GIVEN]
-    return []

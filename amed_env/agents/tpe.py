@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.milp import positive_whole
 from amed_env.agents.moves import evaluate, fresh_choices, good_starts, narrowed, near_the_budget, prior
 from amed_env.agents.optional import import_optional
+from amed_env.agents.options import positive_whole
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.objective import score

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,10 +16,6 @@ from rich.progress import (
 )
 
 from amed_env.agents.session import SearchSession, best_trial
-from amed_env.allocation import BitAllocation, Precision
-from amed_env.evaluation.early_decision import EarlyDecision
-from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
 
 
@@ -93,32 +86,3 @@ class SearchProgress:
     def say(self, description: str) -> None:
         """Show another description until the next update."""
         self._bars.update(self._task, description=description)
-
-
-class ObservedEvaluator(Evaluator):
-    """An evaluator that says how far the measurement of sensitivities is; otherwise it is the one that it wraps."""
-
-    def __init__(self, inner: PostTrainingEvaluator, progress: SearchProgress) -> None:
-        self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
-        self.decides_early = inner.decides_early
-        self._inner, self._progress = inner, progress
-
-    def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
-        """See `Evaluator.evaluate`."""
-        return self._inner.evaluate(allocation, split)
-
-    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
-        """See `Evaluator.evaluate_until`."""
-        return self._inner.evaluate_until(allocation, early)
-
-    def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """See `Evaluator.predicted_loss`."""
-
-        def report(done: int, total: int) -> None:
-            self._progress.say(f"measuring sensitivities, {100 * done // total} %")
-
-        return self._inner.predicted_loss(precisions, report)
-
-    def weight_statistics(self) -> npt.NDArray[np.float64]:
-        """See `Evaluator.weight_statistics`."""
-        return self._inner.weight_statistics()

@@ -17,7 +17,7 @@ from amed_env.commands.options import AGENT_WITHOUT_BUDGET, POLICY_AGENT
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error
 from amed_env.commands.parsing import check_complete, default_threads, load_task, one_of, parse_bits, parse_options
 from amed_env.commands.preparing import note_slow_layers, prepare
-from amed_env.commands.progress import ObservedEvaluator, SearchProgress
+from amed_env.commands.progress import SearchProgress
 from amed_env.commands.tables import allocation_table, comparison_table, percent
 from amed_env.errors import AmedError, BackendError, DeviceError, InputError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
@@ -172,8 +172,12 @@ def _explore(
             progress.update(session)
             interrupts.check()
 
+        def on_sensitivities(done: int, total: int) -> None:
+            progress.say(f"measuring sensitivities, {100 * done // total} %")
+            interrupts.check()
+
         if isinstance(evaluator, PostTrainingEvaluator):
-            task.evaluator = ObservedEvaluator(evaluator, progress)
+            evaluator.on_sensitivities = on_sensitivities
         try:
             return agent.search(
                 task,
@@ -186,7 +190,8 @@ def _explore(
                 early_confidence=request.early_confidence,
             )
         finally:
-            task.evaluator = evaluator
+            if isinstance(evaluator, PostTrainingEvaluator):
+                evaluator.on_sensitivities = None
 
 
 def _compare(output: Output, result: SearchResult) -> None:

@@ -39,6 +39,8 @@ SENSITIVITY_SAMPLES = 1_024
 """Calibration samples on which single-layer sensitivities are measured."""
 PAIR_SAMPLES = 256
 """Calibration samples on which pairs of layers are measured."""
+MEASURES_VERSION = 2
+"""Changes when `sensitivities` does, so that what was kept is measured anew."""
 _AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
 
 
@@ -61,6 +63,9 @@ class PostTrainingEvaluator(Evaluator):
     """
 
     decides_early = True
+
+    on_sensitivities: Progress | None = None
+    """Called with the measurements done and all of them, while sensitivities of layers or pairs are measured."""
 
     def __init__(
         self,
@@ -265,9 +270,7 @@ class PostTrainingEvaluator(Evaluator):
             f"{culprit} does first."
         )
 
-    def predicted_loss(
-        self, precisions: Sequence[Precision], progress: Callable[[int, int], None] | None = None
-    ) -> npt.NDArray[np.float64]:
+    def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """Kullback-Leibler divergence when one layer alone is changed; see `Evaluator.predicted_loss`.
 
         The result is kept in the user's cache, as it depends on no device and no budget.
@@ -278,7 +281,7 @@ class PostTrainingEvaluator(Evaluator):
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
-                return measure_divergences(self.network, inputs, precisions, self.batch_size, progress)
+                return measure_divergences(self.network, inputs, precisions, self.batch_size, self.on_sensitivities)
 
         return cached_array("predicted-loss", key, shape, compute)
 
@@ -293,18 +296,16 @@ class PostTrainingEvaluator(Evaluator):
 
         shape = (len(self.workload), len(precisions))
         key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {self.batch_size} {' '.join(map(str, precisions))}"
-        return cached_array(f"sensitivity-{measure}", key, shape, compute)
+        return cached_array(f"sensitivity-{measure}-{MEASURES_VERSION}", key, shape, compute)
 
-    def pair_divergences(
-        self, precisions: Sequence[Precision], reach: int, progress: Callable[[int, int], None] | None = None
-    ) -> npt.NDArray[np.float64]:
+    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
         """See `Evaluator.pair_divergences`; forward passes only, kept in the user's cache."""
         layers, count = len(self.workload), len(precisions)
         inputs = self._splits.calibration.inputs[:PAIR_SAMPLES]
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
-                return measure_pairs(self.network, inputs, precisions, self.batch_size, reach, progress)
+                return measure_pairs(self.network, inputs, precisions, self.batch_size, reach, self.on_sensitivities)
 
         key = f"{self.fingerprint} {PAIR_SAMPLES} {reach} {' '.join(map(str, precisions))}"
         return cached_array("pairs", key, (layers, count, layers, count), compute)
@@ -318,7 +319,7 @@ class PostTrainingEvaluator(Evaluator):
         return np.asarray(ratios)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_workers": None}
+        return {**self.__dict__, "_workers": None, "on_sensitivities": None}
 
 
 class Tally:

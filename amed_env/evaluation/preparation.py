@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import os
 import tempfile
@@ -20,12 +19,11 @@ from pathlib import Path
 from time import monotonic
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from amed_env._version import __version__
 from amed_env.cache import cache_dir
 from amed_env.errors import AmedError
+from amed_env.evaluation.prepared_file import FORMAT, digest_of, file_content, prepared_tensors, read_prepared
 from amed_env.quantization.bias_correction import corrected
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.learned_rounding import RoundingLearner
@@ -35,7 +33,6 @@ from amed_env.threads import torch_threads
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "amed-prepared/1"
 CHECKPOINT_SECONDS = 20.0
 SMALL_STEP_MACS = 5e8
 """A step of less work than this is fastest on one thread; with more of them it was up to 14 times slower."""
@@ -169,7 +166,7 @@ def _shipped(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], Prep
     if not resource.is_file():
         return None
     with as_file(resource) as path:
-        return read_prepared(network, path)
+        return read_prepared(network, path).widths
 
 
 def _cached(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], PreparedWidth] | None:
@@ -177,66 +174,20 @@ def _cached(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], Prepa
     if not path.exists():
         return None
     try:
-        return read_prepared(network, path)
+        return read_prepared(network, path).widths
     except AmedError as error:
         logger.warning("%s; it is made anew", error)
         return None
 
 
-def read_prepared(network: QuantizedNetwork, path: Path) -> dict[tuple[str, int], PreparedWidth]:
-    """Read what a safetensors file has of a network's layers at some widths.
-
-    Raises:
-        AmedError: If it cannot be read, is another kind of file, or does not fit the network.
-    """
-    try:
-        with safe_open(path, "pt") as stream:
-            if (stream.metadata() or {}).get("format") != FORMAT:
-                raise AmedError(f"{path} is no {FORMAT} file")
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise AmedError(f"{path} cannot be read ({error})") from error
-    prepared = {}
-    for key in [key for key in tensors if key.endswith("/integers")]:
-        layer, bits, _ = key.rsplit("/", 2)
-        where = f"{layer}/{bits}"
-        if layer not in network.layers or tensors[key].shape != network.layers[layer].layer.weight.shape:
-            raise AmedError(f"{path} does not fit the network at layer {layer!r}")
-        prepared[layer, int(bits)] = PreparedWidth(
-            tensors[key],
-            tensors[f"{where}/scales"],
-            tensors.get(f"{where}/bias"),
-            float(tensors[f"{where}/activation_scale"]),
-        )
-    return prepared
-
-
-def prepared_tensors(prepared: Mapping[tuple[str, int], PreparedWidth]) -> dict[str, torch.Tensor]:
-    """What was prepared as the named tensors of a file."""
-    tensors = {}
-    for (layer, bits), width in prepared.items():
-        where = f"{layer}/{bits}"
-        tensors[f"{where}/integers"] = width.integers.contiguous()
-        tensors[f"{where}/scales"] = width.scales.contiguous()
-        tensors[f"{where}/activation_scale"] = torch.tensor(width.activation_scale, dtype=torch.float64)
-        if width.bias is not None:
-            tensors[f"{where}/bias"] = width.bias.contiguous()
-    return tensors
-
-
 def prepared_digest(prepared: Mapping[tuple[str, int], PreparedWidth]) -> str:
     """A digest (hex) of everything that was prepared."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(prepared_tensors(prepared).items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of(prepared_tensors(prepared))
 
 
 def prepared_file(prepared: Mapping[tuple[str, int], PreparedWidth], facts: Mapping[str, str]) -> bytes:
-    """A safetensors file of what was prepared; one entry of metadata, so that equal contents make equal files."""
-    made = json.dumps({"amed_env": __version__, "widths": list(LEARNED_WIDTHS), **facts}, sort_keys=True)
-    return save(prepared_tensors(prepared), {"format": FORMAT, "made": made})
+    """A file of what was prepared."""
+    return file_content(prepared_tensors(prepared), {"amed_env": __version__, "widths": list(LEARNED_WIDTHS), **facts})
 
 
 def _keep(prepared: Mapping[tuple[str, int], PreparedWidth], path: Path, facts: Mapping[str, str]) -> None:

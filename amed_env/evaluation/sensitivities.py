@@ -37,7 +37,7 @@ def measure_sensitivity(
     - `fisher`: ½ E[(∂ℓ/∂z · Δz)²] with labels drawn from the network's own probabilities, which is the
       second-order term of the Kullback-Leibler divergence, in nats.
     - `hessian`: ½ (mean diagonal of the Hessian) · |Δ|² for weights and for what is read, in nats; diagonals by
-      Hutchinson's estimate. HAWQ-V2 (arXiv 1911.03852) has the weights' part.
+      Hutchinson's estimate, labels drawn as for `fisher`. HAWQ-V2 (arXiv 1911.03852) has the weights' part.
 
     Args:
         network: The network; it is left at 32 bits.
@@ -59,9 +59,9 @@ def measure_sensitivity(
     network.select(BitAllocation.uniform(list(network.layers), FLOAT_BITS))
     passes = _Passes(network, torch.Generator().manual_seed(_SEED))
     totals = np.zeros((len(layers), len(precisions)))
-    for inputs, labels in samples.batches(batch):
+    for inputs, _ in samples.batches(batch):  # labels of calibration samples may be made up
         share = len(inputs) / len(samples)
-        totals += share * _MEASURES[measure](passes, inputs, labels, precisions)
+        totals += share * _MEASURES[measure](passes, inputs, precisions)
     if not np.isfinite(totals).all():
         raise NonFiniteError(f"the {measure} sensitivity is NaN or infinite on the calibration samples.")
     return np.maximum(totals, 0.0)
@@ -157,9 +157,7 @@ def _energy(values: torch.Tensor) -> float:
     return float(values.detach().double().square().sum())
 
 
-def _relative_errors(
-    passes: _Passes, inputs: torch.Tensor, labels: torch.Tensor, precisions: Sequence[Precision]
-) -> npt.NDArray[np.float64]:
+def _relative_errors(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
     with passes.recorded(inputs) as (_, records):
         of_weights, of_inputs = _squared_errors(passes, records, precisions)
         weight_energy = np.asarray([_energy(layer.layer.weight) for layer in passes.layers])
@@ -168,9 +166,7 @@ def _relative_errors(
     return np.asarray(relative + of_inputs / np.maximum(input_energy, 1e-30)[:, None])
 
 
-def _fisher(
-    passes: _Passes, inputs: torch.Tensor, labels: torch.Tensor, precisions: Sequence[Precision]
-) -> npt.NDArray[np.float64]:
+def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
     with passes.recorded(inputs) as (scores, records):
         loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
         every = [output for record in records for output in record.outputs]
@@ -191,13 +187,13 @@ def _fisher(
     return found
 
 
-def _hessian(
-    passes: _Passes, inputs: torch.Tensor, labels: torch.Tensor, precisions: Sequence[Precision]
-) -> npt.NDArray[np.float64]:
+def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
     with passes.recorded(inputs) as (scores, records):
-        loss = F.cross_entropy(scores, labels.to(scores.device), reduction="sum")
+        loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
         leaves = [tensor for record in records for tensor in (record.weight, *record.inputs)]
-        slopes = torch.autograd.grad(loss, leaves, create_graph=True)
+        # What does not reach the scores, an auxiliary head for example, has no gradient.
+        found = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+        slopes = [torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(found, leaves, strict=True)]
         traces = np.zeros(len(leaves))
         curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]  # not linear in it
         for _ in range(HUTCHINSON_PROBES if curved else 0):
@@ -212,13 +208,13 @@ def _hessian(
         of_weights, of_inputs = _squared_errors(passes, records, precisions)
     # Sums over the batch become means: of the loss for weights, of each sample's own trace for what is read.
     remaining = iter(traces / len(inputs))
-    found = np.zeros((len(records), len(precisions)))
+    sensitivities = np.zeros((len(records), len(precisions)))
     for row, record in enumerate(records):
         of_weight = next(remaining) / record.weight.numel()
         read = sum(next(remaining) for _ in record.inputs)
         of_read = read / sum(x[0].numel() for x in record.inputs)
-        found[row] = 0.5 * (of_weight * of_weights[row] + of_read * of_inputs[row])
-    return found
+        sensitivities[row] = 0.5 * (of_weight * of_weights[row] + of_read * of_inputs[row])
+    return sensitivities
 
 
 _MEASURES = {"squared-error": _relative_errors, "fisher": _fisher, "hessian": _hessian}

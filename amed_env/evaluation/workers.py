@@ -34,13 +34,16 @@ class Workers(Generic[E]):
     Args:
         held: The object; it is pickled once for each process.
         count: Number of processes.
+
+    Raises:
+        AmedError: If the object cannot be pickled.
     """
 
     def __init__(self, held: E, count: int) -> None:
         self.count = count
         context = multiprocessing.get_context("spawn")
         # As bytes: multiprocessing would hand every tensor over as a file descriptor, and there can be thousands.
-        content = pickle.dumps(held)
+        content = _pickled(held)
         self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_hold, initargs=(content,))
 
     def map(self, function: Callable[..., R], parts: Sequence[T], *arguments: Any) -> Iterator[tuple[T, R]]:
@@ -64,6 +67,16 @@ class Workers(Generic[E]):
     def close(self) -> None:
         """End the processes."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pickled(held: Any) -> bytes:
+    try:
+        return pickle.dumps(held)
+    except Exception as error:  # whatever the network's own attributes raise
+        raise AmedError(
+            f"what is evaluated cannot be sent to other processes: {error}. Define the network's classes and hooks at "
+            "the top level of a module, or use one worker."
+        ) from error
 
 
 def _hold(content: bytes) -> None:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from amed_env.allocation import BitAllocation
-from amed_env.errors import InputError
-from amed_env.evaluation.preparation import FORMAT, prepared_tensors, read_prepared
+from amed_env.errors import AmedError, InputError
+from amed_env.evaluation.prepared_file import file_content, prepared_tensors, read_prepared
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.run_folder import write_atomically
@@ -78,9 +78,9 @@ def write_trained(folder: Path, evaluator: PostTrainingEvaluator, allocation: Bi
     """
     tensors = prepared_tensors(used_widths(evaluator.network, allocation))
     tensors[_STORED] = torch.tensor(stored_scales(evaluator.network), dtype=torch.float64)
-    made = json.dumps({"made_of": evaluator.made_of, "network": evaluator.workload.name}, sort_keys=True)
+    made = {"made_of": evaluator.made_of, "network": evaluator.workload.name}
     paths = [folder / WEIGHTS, folder / ALLOCATION]
-    write_atomically(paths[0], save(tensors, {"format": FORMAT, "made": made}))
+    write_atomically(paths[0], file_content(tensors, made))
     document = allocation.to_json(evaluator.workload.name)
     write_atomically(paths[1], json.dumps(document, indent=2) + "\n")
     return paths
@@ -101,14 +101,14 @@ def use_trained(folder: Path, evaluator: PostTrainingEvaluator) -> BitAllocation
         raise InputError(f"{folder} holds no finished training of `amed finetune`: there is no {WEIGHTS}.")
     allocation = BitAllocation.load(folder / ALLOCATION)
     allocation = allocation.require_layers(evaluator.workload.layer_names, f"network {evaluator.workload.name!r}")
-    widths = read_prepared(evaluator.network, path)
-    with safe_open(path, "pt") as stream:
-        made = json.loads((stream.metadata() or {}).get("made", "{}"))
-        scales = stream.get_tensor(_STORED).tolist()
-    if made.get("made_of") != evaluator.made_of:
+    found = read_prepared(evaluator.network, path)
+    if found.made.get("made_of") != evaluator.made_of:
         raise InputError(
-            f"{path} was trained from {made.get('network')!r} with other weights or calibration samples than those of "
-            f"{evaluator.workload.name!r} here."
+            f"{path} was trained from {found.made.get('network')!r} with other weights or calibration samples than "
+            f"those of {evaluator.workload.name!r} here."
         )
-    evaluator.adopt(widths, scales)
+    scales = found.others.get(_STORED)
+    if scales is None or scales.shape != (len(evaluator.network.stored),):
+        raise AmedError(f"{path} is damaged: scales of results that the network keeps are missing")
+    evaluator.adopt(found.widths, scales.tolist())
     return allocation

@@ -104,6 +104,10 @@ class Finetuning:
             self.trained.add_widths(self.walk.widths)
             self.trained.select(self.walk.allocation)
         steady = 0 if self.walk is None else self.walk.epochs * max(1, len(data) // min(settings.batch_size, len(data)))
+        if self.walk is None and all(
+            bits == FLOAT_BITS for precision in self.allocation.values() for bits in precision
+        ):
+            raise InputError("every layer has 32 bits, so there is nothing to train; give an allocation of fewer.")
         self.trainer = Trainer(network, self.trained, data, self._calibration, settings, steady)
         if self.trainer.steps <= steady:
             raise InputError(

@@ -97,6 +97,40 @@ def test_what_a_recipe_asks_for_must_exist(tmp_path):
         make_agent(write(tmp_path, GOOD.replace("tuned_on: []\n", "")))
 
 
+@pytest.mark.parametrize(
+    ("agent", "key", "value"),
+    [
+        ("dqn", "batch_size", "many"),
+        ("ppo", "gamma", "x"),
+        ("ppo", "gamma", 1.5),
+        ("ppo", "n_epochs", "x"),
+        ("ppo", "n_epochs", 2.5),
+        ("sac", "gradient_steps", "x"),
+        ("maskable-ppo", "ent_coef", True),
+        ("a2c", "policy_kwargs", [1]),
+        ("policy", "batch", "abc"),
+        ("policy", "learning_rate", "fast"),
+        ("milp", "proxy", 5),
+        ("stable_baselines3:DQN", "train_freq", "often"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_before_training(tmp_path, agent, key, value):
+    text = GOOD.replace("dqn", agent).replace("environment:\n  masks: false\n", "").replace("warm_start_steps: 0\n", "")
+    text = text.replace("learning_rate: 0.01\n  learning_starts: 8", f"{key}: {value}")
+    with pytest.raises(AgentError, match=rf"mine.yaml: .*{key} is ") as refused:
+        make_agent(write(tmp_path, text))
+    assert str(value) in str(refused.value)
+    with pytest.raises(AgentError, match=rf"{key} is "):
+        make_agent(agent, **{key: value})
+
+
+def test_values_that_the_library_allows_are_taken():
+    options = {"learning_rate": lambda progress: 0.1 * progress, "ent_coef": "auto_0.1", "train_freq": [4, "step"]}
+    assert make_agent("sac", **options).hyperparameters["ent_coef"] == "auto_0.1"
+    assert make_agent("dqn", max_grad_norm=5, tau=1).hyperparameters["tau"] == 1
+    assert make_agent("ppo", clip_range_vf=None, target_kl=None, policy_kwargs={"net_arch": [8]})
+
+
 def test_no_python_objects_are_made_from_a_recipe(tmp_path):
     with pytest.raises(AgentError, match=r"mine.yaml, line 7"):
         make_agent(write(tmp_path, GOOD.replace("learning_starts: 8", "x: !!python/object/apply:os.getcwd []")))

@@ -158,3 +158,8 @@ def test_finetuned_folders_that_do_not_fit_are_refused(amed, tmp_path):
     assert answer.code == 2 and "its own allocation" in answer.err
     answer = amed("evaluate", "tabular/digits-cnn", "--finetuned", "absent")
     assert answer.code == 2 and "is a table" in answer.err
+
+
+def test_an_allocation_without_narrow_widths_is_refused(amed):
+    answer = amed("finetune", "digits-cnn", "--bits", 32, "--epochs", 1, "--out", "tuned")
+    assert answer.code == 2 and "nothing to train" in answer.err

@@ -41,6 +41,29 @@ def test_tables_and_a_learner(amed, tmp_path):
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+@pytest.mark.parametrize("option", ["proxy=fisher", "proxy=hessian", "proxy=squared-error"])
+def test_proxies_that_a_network_has_to_be_asked_for(amed, tmp_path, option):
+    arguments = ["search", "digits-cnn", "--recipe", "nearest", "--budget", "latency=0.5", "-n", 2, "--out", "run"]
+    answer = amed(*arguments, "--agent", "milp", "--option", option, "--json")
+    assert answer.code == 0 and answer.json["best"]["feasible"] and answer.err == ""
+
+
+def test_pairwise_measures_pairs(amed, monkeypatch):
+    from amed_env.evaluation import post_training
+
+    asked, measure = [], post_training.measure_pairs
+    monkeypatch.setattr(post_training, "measure_pairs", lambda *given: asked.append(given) or measure(*given))
+    arguments = ["search", "digits-cnn", "--recipe", "nearest", "--bits", "2,8", "--budget", "latency=0.5", "-n", 2]
+    answer = amed(*arguments, "--agent", "pairwise", "--out", "run", "--json")
+    assert answer.code == 0 and len(asked) == 1 and answer.err == ""
+
+
+@pytest.mark.parametrize("name", ["1e3", "null", "true"])
+def test_a_folder_of_a_policy_may_be_called_anything(amed, name):
+    answer = amed("search", "tabular/digits-cnn", "--policy", name, "--budget", "latency=0.5", "-n", 2, "--out", "run")
+    assert answer.code == 2 and f"policy {name}" in answer.err
+
+
 def test_own_network_device_file_and_class_agent(amed, networks, tmp_path):
     from importlib.resources import files
 

@@ -78,6 +78,11 @@ def test_a_worker_that_dies_is_reported():
         workers.close()
 
 
+def test_what_cannot_be_sent_to_workers_is_reported():
+    with pytest.raises(AmedError, match=r"cannot be sent to other processes.*one worker"):
+        Workers(lambda: None, 1)
+
+
 def test_an_error_in_a_worker_arrives_here(evaluator):
     workers = Workers("anything", 1)
     try:

@@ -155,9 +155,11 @@ def test_predicted_loss_reports_its_progress_and_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("AMED_CACHE_DIR", str(tmp_path))
     seen = []
     precisions = [Precision(2, 2), Precision(8, 8)]
-    first = evaluator_of().predicted_loss(precisions, progress=lambda done, total: seen.append((done, total)))
+    evaluator = evaluator_of()
+    evaluator.on_sensitivities = lambda done, total: seen.append((done, total))
+    first = evaluator.predicted_loss(precisions)
     assert seen == [(done, 12) for done in range(1, 13)]  # four evaluations of three batches
-    again = evaluator_of().predicted_loss(precisions, progress=lambda done, total: seen.append("again"))
+    again = evaluator.predicted_loss(precisions)
     assert seen[-1] == (12, 12)
     np.testing.assert_array_equal(first, again)
 

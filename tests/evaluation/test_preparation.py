@@ -1,13 +1,15 @@
 """A network is prepared once; what was prepared is kept, checked, and made anew where it does not hold."""
 
+import json
 import logging
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from amed_env import make_task
 from amed_env.evaluation import preparation
-from amed_env.evaluation.preparation import FORMAT
+from amed_env.evaluation.prepared_file import FORMAT
 from amed_env.quantization.learned_rounding import RoundingLearner
 from amed_env.quantization.recipe import RECIPES
 
@@ -56,8 +58,10 @@ def test_another_recipe_is_another_preparation(cache, learned):
         lambda content: content[: len(content) // 2],
         lambda content: b"",
         lambda content: content.replace(FORMAT.encode(), b"another/format1"),
+        lambda content: content[:-100] + bytes(byte ^ 0x55 for byte in content[-100:-50]) + content[-50:],
+        lambda content: rewritten(content, lambda tensors: tensors.clear()),
     ],
-    ids=["truncated", "empty", "format"],
+    ids=["truncated", "empty", "format", "flipped bytes", "no layers"],
 )
 def test_a_damaged_file_is_made_anew(cache, learned, caplog, damage):
     caplog.set_level(logging.WARNING)
@@ -69,6 +73,40 @@ def test_a_damaged_file_is_made_anew(cache, learned, caplog, damage):
     assert second.fingerprint == expected
     assert len(learned) == 24 and "made anew" in caplog.text
     assert evaluator().fingerprint == expected and len(learned) == 24
+
+
+def rewritten(content, change, digest=True):
+    """A file with other tensors; without a digest it looks like one of an older version."""
+    tensors, size = load(content), int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+    if not digest:
+        metadata["made"] = json.dumps({key: v for key, v in json.loads(metadata["made"]).items() if key != "digest"})
+    change(tensors)
+    return save(tensors or {"x": torch.zeros(1)}, metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("block1.conv1/2/scales"),
+        lambda tensors: tensors["block1.conv1/2/scales"].fill_(float("nan")),
+        lambda tensors: tensors.update({"block1.conv1/2/scales": torch.ones(1)}),
+        lambda tensors: tensors["block1.conv1/2/activation_scale"].zero_(),
+        lambda tensors: tensors["block1.conv1/2/bias"].fill_(float("inf")),
+        lambda tensors: tensors["block1.conv1/2/integers"].fill_(100),
+    ],
+    ids=["no scales", "NaN", "one scale", "zero", "infinite bias", "wide integers"],
+)
+def test_unsound_numbers_are_noticed_without_a_digest(cache, learned, caplog, change):
+    caplog.set_level(logging.WARNING)
+    first = evaluator()
+    expected = first.fingerprint
+    (path,) = cache.iterdir()
+    path.write_bytes(rewritten(path.read_bytes(), lambda tensors: None, digest=False))
+    assert evaluator().fingerprint == expected and len(learned) == 12 and not caplog.text
+    path.write_bytes(rewritten(path.read_bytes(), change, digest=False))
+    assert evaluator().fingerprint == expected
+    assert len(learned) == 24 and "block1.conv1" in caplog.text
 
 
 def test_learning_that_was_interrupted_goes_on(cache, learned, monkeypatch):

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from amed_env.allocation import Precision
 from amed_env.errors import InputError, TableError, UnknownNameError
+from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.evaluation.stored_proxies import MEASURES, StoredProxies
 from amed_env.evaluation.table import TableEvaluator, shipped_table
 from amed_env.proxies import PROXIES, Proxy, get_proxies, proxy_table
@@ -28,6 +30,33 @@ def test_sensitivities_fall_with_the_width_and_are_kept(task, measure, monkeypat
     assert table[:, 0].sum() > table[:, 1].sum() > table[:, 2].sum() > 0
     monkeypatch.setattr("amed_env.evaluation.post_training.measure_sensitivity", None)
     assert np.array_equal(task.evaluator.sensitivity(measure, PRECISIONS), table)
+
+
+class WithUnusedHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.unused = nn.Conv2d(1, 4, 3), nn.Linear(4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = torch.relu(self.body(x)).mean((2, 3))
+        self.unused(y)
+        return self.head(y)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_labels_of_calibration_do_not_matter_and_what_is_unused_loses_nothing(measure, tmp_path, monkeypatch):
+    monkeypatch.setenv("AMED_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    network, images, labels = WithUnusedHead().eval(), torch.rand(90, 1, 8, 8), torch.arange(30) % 3
+    parts = {"search": (images[30:60], labels), "test": (images[60:], labels), "recipe": "nearest", "threads": 1}
+    found = []
+    for calibration in (images[:30], (images[:30], labels), (images[:30], 2 - labels)):
+        evaluator = make_task(network=network, calibration=calibration, **parts).evaluator
+        found.append(measure_sensitivity(evaluator.network, evaluator.samples("calibration"), PRECISIONS, measure, 10))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    row = evaluator.workload.layer_names.index("unused")
+    if measure != "squared-error":  # which looks at no output
+        assert not found[0][row].any() and found[0].any()
 
 
 def test_squared_error_is_the_noise_to_signal_ratio_of_weights_and_inputs(task):
