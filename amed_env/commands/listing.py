@@ -78,6 +78,12 @@ def show_rows(output: Output, kind: str, rows: list[Row]) -> None:
         text = Text(row["description"])
         if row["problem"]:
             text.append(f"{'; ' if row['description'] else ''}{row['problem']}", style="yellow")
-        table.add_row(*(Text("–" if row[column] is None else str(row[column])) for column in columns), text)
+        table.add_row(*(Text(_cell(row[column])) for column in columns), text)
     output.show(table)
     output.document({kind: rows})
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
