@@ -61,7 +61,16 @@ class DataError(InputError):
 
 
 class NonFiniteError(AmedError):
-    """A network produced NaN or infinity."""
+    """A network produced NaN or infinity.
+
+    Args:
+        message: What happened, and where.
+        layer: Name of the layer that met it, if it is known.
+    """
+
+    def __init__(self, message: str, layer: str | None = None) -> None:
+        super().__init__(message)
+        self.layer = layer
 
 
 class DeviceError(InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def first_non_finite(module: nn.Module, inputs: torch.Tensor) -> str | None:
         child.register_forward_hook(hook(path), with_kwargs=True) for path, child in module.named_modules() if path
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), suppress(NonFiniteError):  # a layer that refuses what it reads ends the run
             module(inputs)
     finally:
         for handle in handles:

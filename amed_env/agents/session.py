@@ -195,7 +195,7 @@ class SearchSession:
         best = None if self.early_confidence is None else self.best()
         early = None
         if best is not None and self.early_confidence is not None:
-            early = EarlyDecision(best.quality.correct, self.early_confidence)
+            early = EarlyDecision(best.quality.correct, self.early_confidence, self.task.evaluator.looks)
         trial = self.task.measure(allocation, early)
         self._store.add(trial)
         return trial

@@ -31,7 +31,7 @@ class CountedEvaluator(Evaluator):
 
     def __init__(self, inner: Evaluator) -> None:
         self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
-        self.decides_early, self.looked_up = inner.decides_early, inner.looked_up
+        self.decides_early, self.looks, self.looked_up = inner.decides_early, inner.looks, inner.looked_up
         self.asked: set[BitAllocation] = set()
         self._inner = inner
 

@@ -222,6 +222,22 @@ class Splits:
                 )
 
 
+def drawn_order(count: int, salt: str) -> np.ndarray:
+    """A fixed order of samples that has nothing to do with the one in which they were given.
+
+    It is that of SHA-256 of salt and index, so it depends on no random number generator.
+
+    Args:
+        count: How many samples there are.
+        salt: Another salt, another order.
+
+    Returns:
+        (count,) int64 indices, each of them once.
+    """
+    keys = [hashlib.sha256(f"{salt}:{index}".encode()).digest() for index in range(count)]
+    return np.array(sorted(range(count), key=keys.__getitem__), dtype=np.int64)
+
+
 def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
     """A fixed order of all samples in which every prefix is as class-balanced as the classes allow.
 
@@ -236,10 +252,9 @@ def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
         (N,) int64 indices, each of them once.
     """
     labels = np.asarray(labels, dtype=np.int64)
-    keys = [hashlib.sha256(f"{salt}:{index}".encode()).digest() for index in range(len(labels))]
     turns: dict[int, int] = {}
     places = []
-    for index in sorted(range(len(labels)), key=keys.__getitem__):
+    for index in drawn_order(len(labels), salt).tolist():
         label = int(labels[index])
         turn = turns[label] = turns.get(label, -1) + 1
         places.append((turn, label, index))

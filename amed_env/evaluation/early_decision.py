@@ -13,7 +13,8 @@ from amed_env.errors import InputError
 class EarlyDecision:
     """A sequential test against an incumbent.
 
-    The samples of a split stand in a fixed order that was drawn without looking at any network. If the allocation were
+    The samples of a split stand in a fixed order that was drawn without looking at any network: those of the package's
+    own tasks as they were dealt, those of a user's as `make_task` draws them. If the allocation were
     as good as the incumbent, the correct ones among the first n samples would be hypergeometric; the evaluation stops
     when so few are rarer than allowed. Every look takes an equal part of the allowed error (Bonferroni), so the
     confidence holds over all looks together.

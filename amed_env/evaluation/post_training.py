@@ -84,6 +84,7 @@ class PostTrainingEvaluator(Evaluator):
         self.recipe = make_recipe(recipe)
         self.threads, self.batch_size = threads, batch_size
         self.traced, self._splits = traced, splits
+        self.looks = -(-len(splits.search) // batch_size)  # one after every batch
         with torch_threads(threads):
             self.network = QuantizedNetwork(
                 traced,
@@ -185,7 +186,7 @@ class PostTrainingEvaluator(Evaluator):
                         break
                 return tally.quality(allocation, split, len(samples))
             except NonFiniteError as error:
-                raise self._not_finite(allocation, split) from error
+                raise self._not_finite(allocation, split, error.layer) from error
 
     def evaluate_many(
         self,
@@ -255,19 +256,29 @@ class PostTrainingEvaluator(Evaluator):
             self._workers.close()
             self._workers = None
 
-    def _not_finite(self, allocation: BitAllocation, split: Split) -> NonFiniteError:
-        """The error of a network that returns NaN or infinity somewhere, with the first module that does."""
+    def _not_finite(self, allocation: BitAllocation, split: Split, met_by: str | None) -> NonFiniteError:
+        """The error of a network that returns NaN or infinity somewhere, with the first module that does.
+
+        Args:
+            allocation: The allocation.
+            split: The split.
+            met_by: The layer that met NaN or infinity, if it is known.
+        """
         samples = self.samples(split)
         self.network.select(allocation)
         # The float network has all of its modules; in the quantized one, small ones have become functions.
         modules = (self.traced.module, self.network.module)
         named = (
-            first_non_finite(module, inputs) for module in modules for inputs, _ in samples.batches(self.batch_size)
+            first_non_finite(module, inputs.to(next(module.parameters()).device))
+            for module in modules
+            for inputs, _ in samples.batches(self.batch_size)
         )
         culprit = next(filter(None, named), "a function outside of its modules")
+        met = "" if met_by is None else f", and layer {met_by!r} meets it"
         return NonFiniteError(
             f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}: "
-            f"{culprit} does first."
+            f"{culprit} does first{met}.",
+            met_by,
         )
 
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:

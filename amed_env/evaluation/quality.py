@@ -65,6 +65,7 @@ class Evaluator(abc.ABC):
         fingerprint: Text that changes with whatever changes a result: network, samples, recipe.
         kept_float: Modules with parameters that stay in float, a line each with the reason.
         decides_early: Whether `evaluate_until` can end before the last sample.
+        looks: How many times at most `evaluate_until` asks whether it can.
         looked_up: Whether an evaluation is a look-up, so that whatever else a trial takes is what takes the time.
     """
 
@@ -72,6 +73,7 @@ class Evaluator(abc.ABC):
     fingerprint: str
     kept_float: tuple[str, ...] = ()
     decides_early: bool = False
+    looks: int = 32
     looked_up: bool = False
 
     @abc.abstractmethod

@@ -23,21 +23,12 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from amed_env.quantization.in_place import InPlaceError, InPlaceProxy, make_out_of_place
 from amed_env.quantization.layers import StoredTensor
 
 logger = logging.getLogger(__name__)
 
 _ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add")
-_IN_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    F.relu_: F.relu,
-    torch.relu_: torch.relu,
-    "relu_": "relu",
-    "add_": "add",
-    "mul_": "mul",
-    "clamp_": "clamp",
-}
 _DROPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 _SHAPES: tuple[Any, ...] = ("size", "dim", "numel", getattr)
 _PASSING_FUNCTIONS: tuple[Any, ...] = (operator.getitem, torch.flatten, torch.cat, torch.concat, torch.reshape)
@@ -94,9 +85,16 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) in self._leaves or super().is_leaf_module(m, module_qualified_name)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return InPlaceProxy(node, self)
 
-def capture(module: nn.Module, layers: dict[str, nn.Module], example: tuple[torch.Tensor, ...]) -> NetworkGraph | None:
-    """The graph of a network, or None if it cannot be traced symbolically.
+
+class _NoGraphError(Exception):
+    """A network has no graph that computes what it does; the message says why."""
+
+
+def capture(module: nn.Module, layers: dict[str, nn.Module], example: tuple[torch.Tensor, ...]) -> NetworkGraph | str:
+    """The graph of a network, or why there is none.
 
     Args:
         module: The network in eval mode; its submodules are shared with the graph.
@@ -104,48 +102,48 @@ def capture(module: nn.Module, layers: dict[str, nn.Module], example: tuple[torc
         example: Float tensors (N, …) that the network accepts.
 
     Returns:
-        None also where the graph would not compute what the network does: with data-dependent control flow that the
-        tracing did not notice, or operations in place on a tensor that is read again.
+        The reason where the network cannot be traced symbolically, or where the graph would not compute what the
+        network does: with data-dependent control flow that the tracing did not notice, or with operations in place
+        that have no form out of place. The network is then as it was.
     """
+    in_place = [child for child in module.modules() if getattr(child, "inplace", False)]
     try:
-        graph = _Tracer({id(layer) for layer in layers.values()}).trace(module)
-        traced = fx.GraphModule(module, graph)
-    except Exception as error:  # symbolic tracing fails with any type of error
-        logger.info("the network cannot be traced symbolically (%s)", error)
-        return None
-    _make_out_of_place(traced)
-    _drop_identities(traced)
-    with torch.no_grad():
-        expected = module(*example)
+        return _capture(module, layers, example)
+    except _NoGraphError as error:
+        for child in in_place:
+            child.inplace = True  # type: ignore[assignment]
+        logger.info("there is no graph: %s", error)
+        return str(error)
+
+
+def _capture(module: nn.Module, layers: dict[str, nn.Module], example: tuple[torch.Tensor, ...]) -> NetworkGraph:
+    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode do not say that they were changed
+        expected = module(*(tensor.clone() for tensor in example))
+        if not torch.isfinite(expected).all():
+            raise _NoGraphError("the network returns NaN or infinity")  # calibration meets it too, and names the layer
         try:
+            graph = _Tracer({id(layer) for layer in layers.values()}).trace(module)
+            traced = fx.GraphModule(module, graph)
+        except Exception as error:  # symbolic tracing fails with any type of error
+            logger.info("the network cannot be traced symbolically (%s)", error)
+            raise _NoGraphError("the network cannot be traced symbolically") from error
+        try:
+            make_out_of_place(traced, example)
+            _drop_identities(traced)
             ShapeProp(traced).propagate(*example)
             found = traced(*example)
+        except InPlaceError as error:
+            raise _NoGraphError(f"the network's operation {error}") from error
         except Exception as error:
             logger.info("the traced network does not run (%s)", error)
-            return None
-    if not torch.isfinite(expected).all():
-        return None  # calibration meets it too, and names the layer
+            raise _NoGraphError("the network cannot be traced symbolically") from error
     tolerance = 1e-4 * float(expected.abs().max()) + 1e-6
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0.0, atol=tolerance):
-        logger.info("the traced network computes something else than the network itself")
-        return None
+        raise _NoGraphError("its symbolic trace computes something else than the network itself")
     names = {id(layer): name for name, layer in layers.items()}
     groups = _find_groups(traced, names)
     _store_shared_results(traced, groups)
     return NetworkGraph(traced, groups)
-
-
-def _make_out_of_place(traced: fx.GraphModule) -> None:
-    """Operations in place would change tensors that the graph hands to other readers."""
-    for child in traced.modules():
-        if getattr(child, "inplace", False):
-            child.inplace = False  # type: ignore[assignment]
-    for node in traced.graph.nodes:
-        if node.op in ("call_function", "call_method") and node.target in _IN_PLACE:
-            node.target = _IN_PLACE[node.target]
-        if node.op == "call_function" and node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-    traced.recompile()
 
 
 def _drop_identities(traced: fx.GraphModule) -> None:
@@ -262,7 +260,7 @@ def _store_shared_results(traced: fx.GraphModule, groups: dict[fx.Node, Group]) 
         if not (added or shared):
             continue
         name = _free_name(traced, f"stored_tensor_{number}")
-        traced.add_submodule(name, StoredTensor())
+        traced.add_submodule(name, StoredTensor(groups[output].layer))
         with traced.graph.inserting_after(output):
             stored = traced.graph.call_module(name, (output,))
         stored.meta = dict(output.meta)

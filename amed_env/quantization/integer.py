@@ -20,11 +20,11 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from amed_env.allocation import BitAllocation
-from amed_env.errors import NonFiniteError
+from amed_env.quantization.finiteness import check_finite
 from amed_env.quantization.graph import Group, NetworkGraph, effective_readers, passes_values, takes_maximum
 from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize
 from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
-from amed_env.quantization.reuse import ResultMemory
+from amed_env.quantization.reuse import KeptResults, ResultMemory
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +165,7 @@ class IntegerEngine:
         bits = allocation[layer.name].activation_bits
         return Format.of(layer.prepared[bits].activation_scale, bits, layer.statistics.unsigned)
 
+    @torch.inference_mode(False)  # its tensors do not say that they were changed
     @torch.no_grad()
     def __call__(
         self, inputs: tuple[torch.Tensor, ...], plan: Plan, memory: ResultMemory, batch: Hashable | None = None
@@ -179,6 +180,28 @@ class IntegerEngine:
         """
         values: dict[fx.Node, Value] = {}
         missing = self._missing_steps(plan, memory, batch, values)
+        kept = KeptResults(memory)
+        for node, known in values.items():
+            kept.add(plan.keys[node], _tensor_of(known))
+        try:
+            self._run_steps(missing, inputs, plan, values, memory, batch, kept)
+        finally:
+            kept.end(batch)
+        result = values[self._output]
+        assert isinstance(result, torch.Tensor)
+        return result
+
+    def _run_steps(
+        self,
+        missing: set[fx.Node],
+        inputs: tuple[torch.Tensor, ...],
+        plan: Plan,
+        values: dict[fx.Node, Value],
+        memory: ResultMemory,
+        batch: Hashable | None,
+        kept: KeptResults,
+    ) -> None:
+        """Run what is missing; results go into `values`, and those worth it into the memory."""
         given = iter(inputs)
         for step in self._steps:
             value: Value
@@ -192,14 +215,12 @@ class IntegerEngine:
             value = self._run(step, plan, values)
             values[step.node] = value
             if batch is not None and step.group is not None:
-                kept = value.tensor if isinstance(value, Codes) else value
-                memory.keep(plan.keys[step.node], batch, step.number, kept)
+                tensor = _tensor_of(value)
+                if memory.keep(plan.keys[step.node], batch, step.number, tensor):
+                    kept.add(plan.keys[step.node], tensor)
             for need in step.needs:  # memory that is free again is memory that is in the processor's cache
                 if self._last_use[need] == step.number:
                     values.pop(need, None)
-        result = values[self._output]
-        assert isinstance(result, torch.Tensor)
-        return result
 
     def _missing_steps(
         self, plan: Plan, memory: ResultMemory, batch: Hashable | None, values: dict[fx.Node, Value]
@@ -311,6 +332,10 @@ class IntegerEngine:
 _NO_LIMITS = (float("-inf"), float("inf"))
 
 
+def _tensor_of(value: Value) -> torch.Tensor:
+    return value.tensor if isinstance(value, Codes) else value
+
+
 def _quantize_finite(
     values: torch.Tensor, written: Format, layer: str, low: float = -math.inf, high: float = math.inf
 ) -> Codes:
@@ -319,8 +344,7 @@ def _quantize_finite(
     Raises:
         NonFiniteError: If a value is NaN or infinite; the layer is named.
     """
-    if not torch.isfinite(torch.stack(torch.aminmax(values))).all():
-        raise NonFiniteError(f"layer {layer!r} meets activations that are NaN or infinite.")
+    check_finite(values, layer)
     return quantize(values, written, low, high)
 
 

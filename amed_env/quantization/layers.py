@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from amed_env.allocation import FLOAT_BITS
+from amed_env.quantization.finiteness import Check, check_finite
 from amed_env.quantization.ranges import quantize_weight
 from amed_env.quantization.reuse import PrefixReuse
 from amed_env.quantization.rounding import check_supported, integer_range
@@ -89,6 +90,7 @@ class QuantizedLayer(nn.Module):
         self.weight_bits = self.activation_bits = FLOAT_BITS
         self.learning: Callable[[torch.Tensor], torch.Tensor] | None = None  # computes in place of it meanwhile
         self.given: dict[str, torch.Tensor] | None = None  # settings in place of the selected ones (see `together`)
+        self.check: Check = check_finite  # of what is rounded
 
     def prepare(self, bits: int) -> None:
         """Make what a width needs, unless it is there already."""
@@ -110,7 +112,11 @@ class QuantizedLayer(nn.Module):
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The layer's output for float inputs of the layer's own shape; the name is torch's, for calls by keyword."""
+        """The layer's output for float inputs of the layer's own shape; the name is torch's, for calls by keyword.
+
+        Raises:
+            NonFiniteError: If an input that is to be rounded is NaN or infinite.
+        """
         if self.recording_share is not None:
             self.statistics.update(input, self.recording_share)
         if self.learning is not None:
@@ -130,6 +136,7 @@ class QuantizedLayer(nn.Module):
 
     def _on_integers(self, inputs: torch.Tensor) -> torch.Tensor:
         """Products and sums of integers, which float32 holds exactly; then scales and bias, as the kernels do it."""
+        self.check(inputs, self.name)
         prepared = self.prepared[self.weight_bits]
         scale = self.prepared[self.activation_bits].activation_scale
         integers = on_grid(inputs, scale, *integer_range(self.activation_bits, self.statistics.unsigned))
@@ -142,6 +149,7 @@ class QuantizedLayer(nn.Module):
 
     def _on_given(self, inputs: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
         """The same with settings that are tensors, so that `torch.vmap` can run it for several at once."""
+        self.check(inputs, self.name)
         zero = 0 if self.statistics.unsigned else SIGNED_ZERO
         integers = inputs.mul(given["inverse"]).add(zero).round().sub(zero).clamp(given["low"], given["high"])
         outputs = self.compute(integers, given["integers"], None)
@@ -155,6 +163,7 @@ class QuantizedLayer(nn.Module):
 
     def _on_values(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.activation_bits != FLOAT_BITS:
+            self.check(inputs, self.name)
             scale = self.prepared[self.activation_bits].activation_scale
             inputs = on_grid(inputs, scale, *integer_range(self.activation_bits, self.statistics.unsigned)).mul_(scale)
         if self.weight_bits == FLOAT_BITS:
@@ -181,12 +190,17 @@ class QuantizedLayer(nn.Module):
 class StoredTensor(nn.Module):
     """A result that stands in memory at 8 bits, because more than one reader needs it.
 
+    Args:
+        layer: Name of the layer whose result it is, for messages.
+
     Attributes:
         active: Whether values are rounded; they are not as long as some layer reads floats.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layer: str) -> None:
         super().__init__()
+        self.layer = layer
+        self.check: Check = check_finite
         self.statistics = ActivationStatistics()
         self.recording_share: float | None = None
         self.active = False
@@ -205,13 +219,18 @@ class StoredTensor(nn.Module):
         self._scale = scale
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """The values, rounded if it is active: float, of the same shape."""
+        """The values, rounded if it is active: float, of the same shape.
+
+        Raises:
+            NonFiniteError: If a value that is to be rounded is NaN or infinite.
+        """
         if self.recording_share is not None:
             self.statistics.update(values, self.recording_share)
         if self.learning is not None:
             return self.learning(values)
         if not self.active:
             return values
+        self.check(values, self.layer)
         return on_grid(values, self.scale, *integer_range(STORED_BITS, self.statistics.unsigned)).mul_(self.scale)
 
 

@@ -85,7 +85,8 @@ class QuantizedNetwork:
         for name, layer in layers.items():
             if not torch.isfinite(layer.weight).all():
                 raise NonFiniteError(f"layer {name!r} has NaN or infinite weights; repair or retrain the network.")
-        self._graph = capture(module, dict(layers), (source.example,))
+        captured = capture(module, dict(layers), (source.example,))
+        self._graph, self._no_graph = (None, captured) if isinstance(captured, str) else (captured, None)
         if source.equalize and self._graph is not None:
             equalize(self._graph, layers)
         self._layers = {name: QuantizedLayer(layer, name, self._reuse) for name, layer in layers.items()}
@@ -103,8 +104,8 @@ class QuantizedNetwork:
             return "float was asked for"
         if self.device.type != "cpu":
             return f"it runs on {self.device}"
-        if self._graph is None:
-            return "the network cannot be traced symbolically"
+        if self._no_graph is not None:
+            return self._no_graph
         if not integer_kernels_are_exact():
             return "this machine has no exact integer kernels"
         return None
@@ -232,6 +233,9 @@ class QuantizedNetwork:
 
         Returns:
             float32 (allocations, N, classes), equal to what one after the other gives.
+
+        Raises:
+            NonFiniteError: If a layer meets activations that are NaN or infinite; it is named.
         """
         for allocation in allocations:
             self.prepare_all(allocation)
@@ -240,7 +244,7 @@ class QuantizedNetwork:
         settings = stacked_settings(self._layers, allocations)
         try:
             return run_together(self.module, self._layers, settings, inputs.to(self.device))
-        except RuntimeError as error:
+        except (RuntimeError, NonFiniteError) as error:
             logger.info("the network runs one allocation at a time: %s", str(error).splitlines()[0])
             selected = []
             for allocation in allocations:
@@ -288,11 +292,14 @@ class QuantizedNetwork:
         """Class scores of the fake-quantized float network at the selected precisions; nothing is kept or reused."""
         return self._run_module(inputs, None)
 
+    @torch.inference_mode(False)  # its tensors do not say that they were changed
     @torch.no_grad()
     def _run_module(self, inputs: torch.Tensor, batch: Hashable | None) -> torch.Tensor:
         self._reuse.start_batch(None if batch is None else ("float", batch, self._stored_are_active()))
-        scores: torch.Tensor = self.module(channels_last(inputs.to(self.device)))
-        self._reuse.end_batch()
+        try:
+            scores: torch.Tensor = self.module(channels_last(inputs.to(self.device)))
+        finally:
+            self._reuse.end_batch()
         return scores
 
     def _stored_are_active(self) -> bool:
@@ -300,7 +307,7 @@ class QuantizedNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs and the kernels' packed weights cannot be pickled; both are made again from what can.
-        made = ("_reuse", "_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
+        made = ("_reuse", "_graph", "_no_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
         stored = [(stored.statistics, stored.scale) for stored in self.stored]
         state["calibrated"] = [layer.statistics for layer in self._layers.values()], stored

@@ -100,6 +100,30 @@ class ResultMemory:
         return ResultMemory, (self.limit_mib,)
 
 
+class KeptResults:
+    """The kept results of a run: those that the network changes in place are forgotten when it ends.
+
+    Args:
+        memory: Where they are kept.
+    """
+
+    def __init__(self, memory: ResultMemory) -> None:
+        self._memory = memory
+        self._results: list[tuple[Hashable, torch.Tensor, int]] = []
+
+    def add(self, key: Hashable, result: torch.Tensor) -> None:
+        """A result that was kept or found is in use from now on."""
+        self._results.append((key, result, result._version))
+
+    def end(self, batch: Hashable) -> bool:
+        """The run is over: forget what has changed in the meantime, and say whether anything has."""
+        changed = [key for key, result, version in self._results if result._version != version]
+        for key in changed:
+            self._memory.forget(key, batch)
+        self._results.clear()
+        return bool(changed)
+
+
 class PrefixReuse:
     """Results of the layers of a network that runs as a module: kept by the layers that were called up to each.
 
@@ -111,22 +135,17 @@ class PrefixReuse:
         self.memory = memory
         self._batch: Hashable | None = None
         self._path: tuple[Step, ...] = ()
-        self._given: list[tuple[tuple[Step, ...], torch.Tensor, int]] = []
+        self._given = KeptResults(memory)
         # Networks may change a layer's output in place (ReLU, residual sums); then copies are kept and given out.
         self._copies = False
 
     def start_batch(self, batch: Hashable | None) -> None:
         """A batch enters the network; None is a batch that will not come again, whose outputs are not kept."""
         self._batch, self._path = (batch if self.memory.limit_mib else None), ()
-        self._given.clear()
 
     def end_batch(self) -> None:
         """The batch has left the network: forget outputs that the network has changed in the meantime."""
-        for path, output, version in self._given:
-            if output._version != version:
-                self._copies = True
-                self.memory.forget(path, self._batch)
-        self._given.clear()
+        self._copies |= self._given.end(self._batch)
         self._batch = None
 
     def find(self, step: Step) -> torch.Tensor | None:
@@ -139,7 +158,7 @@ class PrefixReuse:
             return None
         if self._copies:
             return output.clone()
-        self._given.append((self._path, output, output._version))
+        self._given.add(self._path, output)
         return output
 
     def keep(self, output: torch.Tensor) -> None:
@@ -148,7 +167,7 @@ class PrefixReuse:
             return
         kept = output.clone() if self._copies else output
         if self.memory.keep(self._path, self._batch, len(self._path), kept) and not self._copies:
-            self._given.append((self._path, output, output._version))
+            self._given.add(self._path, output)
 
 
 def _bytes_of(tensor: torch.Tensor) -> int:

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from amed_env.allocation import BitAllocation
-from amed_env.quantization.layers import QuantizedLayer, channels_last
+from amed_env.errors import NonFiniteError
+from amed_env.quantization.finiteness import CollectedSums, check_finite
+from amed_env.quantization.layers import QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.rounding import integer_range
 
 Settings = dict[str, torch.Tensor]
@@ -58,16 +60,26 @@ def run_together(
 
     Raises:
         RuntimeError: If the network has an operation that cannot be run for several allocations at once.
+        NonFiniteError: If activations are, or could be, NaN or infinite; one after the other it is known which.
     """
+    stored = [child for child in module.modules() if isinstance(child, StoredTensor)]
 
-    def run_one(one: dict[str, Settings]) -> torch.Tensor:
+    def run_one(one: dict[str, Settings]) -> tuple[torch.Tensor, torch.Tensor]:
+        collected = CollectedSums()
+        for part in (*layers.values(), *stored):
+            part.check = collected
         for name, layer in layers.items():
             layer.given = one[name]
         scores: torch.Tensor = module(channels_last(inputs))
-        return scores
+        return scores, torch.stack(collected.sums)
 
     try:
-        return torch.vmap(run_one)(settings)
+        scores, sums = torch.vmap(run_one)(settings)
     finally:
         for layer in layers.values():
             layer.given = None
+        for part in (*layers.values(), *stored):
+            part.check = check_finite
+    if not torch.isfinite(sums).all():
+        raise NonFiniteError("a layer meets activations that are NaN or infinite.")
+    return scores

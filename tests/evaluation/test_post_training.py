@@ -221,6 +221,30 @@ def test_the_layer_that_returns_nan_is_named():
             broken.evaluate_many([allocation])
 
 
+class Inverse(Tiny):
+    """Divides by what calibration never saw at zero, between its layers."""
+
+    def forward(self, inputs):
+        return self.second(torch.relu(self.first(inputs)) / (inputs[:, :1] + 50))
+
+
+@pytest.mark.parametrize("engine", ["auto", "float"])
+def test_the_layer_that_reads_infinity_is_named(engine):
+    inputs = part(61, 2).inputs.clone()
+    inputs[60, 0] = -50
+    found = splits(search=part(61, 2, inputs=inputs))
+    network = trace(Inverse(), found.calibration.inputs[:1], "inverse")
+    broken = PostTrainingEvaluator(network, found, "nearest", batch_size=16, engine=engine)
+    message = "under '4/4 4/4': a function outside of its modules does first, and layer 'second' meets it"
+    with pytest.raises(NonFiniteError, match=message):
+        broken.evaluate(UNIFORM[4])
+    with pytest.raises(NonFiniteError, match=message):
+        broken.evaluate_many([UNIFORM[4]])
+    with pytest.raises(NonFiniteError, match="a function outside of its modules does first"):
+        broken.evaluate(UNIFORM[32])
+    assert math.isfinite(broken.evaluate(UNIFORM[4], "test").loss)
+
+
 @pytest.mark.parametrize("name", ["search", "test"])
 def test_labels_that_mean_nothing(name):
     with pytest.raises(DataError, match=rf"{name} split has label 3, but the network tells only 3 classes"):
