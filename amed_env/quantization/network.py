@@ -86,7 +86,8 @@ class QuantizedNetwork:
             if not torch.isfinite(layer.weight).all():
                 raise NonFiniteError(f"layer {name!r} has NaN or infinite weights; repair or retrain the network.")
         captured = capture(module, dict(layers), (source.example,))
-        self._graph, self._no_graph = (None, captured) if isinstance(captured, str) else (captured, None)
+        self._graph = None if isinstance(captured, str) else captured
+        self._no_graph = captured if isinstance(captured, str) else None
         if source.equalize and self._graph is not None:
             equalize(self._graph, layers)
         self._layers = {name: QuantizedLayer(layer, name, self._reuse) for name, layer in layers.items()}

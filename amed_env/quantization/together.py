@@ -63,10 +63,11 @@ def run_together(
         NonFiniteError: If activations are, or could be, NaN or infinite; one after the other it is known which.
     """
     stored = [child for child in module.modules() if isinstance(child, StoredTensor)]
+    checking: list[QuantizedLayer | StoredTensor] = [*layers.values(), *stored]
 
     def run_one(one: dict[str, Settings]) -> tuple[torch.Tensor, torch.Tensor]:
         collected = CollectedSums()
-        for part in (*layers.values(), *stored):
+        for part in checking:
             part.check = collected
         for name, layer in layers.items():
             layer.given = one[name]
@@ -78,7 +79,7 @@ def run_together(
     finally:
         for layer in layers.values():
             layer.given = None
-        for part in (*layers.values(), *stored):
+        for part in checking:
             part.check = check_finite
     if not torch.isfinite(sums).all():
         raise NonFiniteError("a layer meets activations that are NaN or infinite.")
