@@ -110,10 +110,13 @@ def import_object(path: str, kind: str) -> Any:
             f"cannot import {module_name!r} for the {kind} {path!r}: {type(error).__name__}: {error}."
         ) from error
     for part in attribute.split("."):
-        if not hasattr(value, part):
-            names = [name for name in vars(value) if not name.startswith("_")]
-            raise UnknownNameError(f"{kind} in {module_name}", attribute, names)
-        value = getattr(value, part)
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            names = [name for name in dir(value) if not name.startswith("_")]
+            raise UnknownNameError(f"{kind} in {module_name}", attribute, names) from None
+        except (Exception, SystemExit) as error:
+            raise InputError(f"the {kind} {path!r} cannot be got: {type(error).__name__}: {error}.") from error
     return value
 
 

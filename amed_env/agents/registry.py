@@ -123,7 +123,7 @@ def agent_names() -> list[str]:
     return sorted({*_BUILT_IN, *AGENTS.names()})
 
 
-def make_agent(spec: str | Agent | type[Agent], **options: Any) -> Agent:
+def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
     """The agent that a user means.
 
     Args:
@@ -158,7 +158,12 @@ def make_agent(spec: str | Agent | type[Agent], **options: Any) -> Agent:
 
         options, found = {"algorithm": found, **options}, SB3Agent
     if not (isinstance(found, type) and issubclass(found, Agent)):
-        raise AgentError(f"{spec!r} is {found!r}; expected a subclass of amed_env.Agent.")
+        # The object itself is not shown: what a file of results names may be the environment with its secrets.
+        is_class = isinstance(found, type)
+        what = f"the class {found.__qualname__}" if is_class else f"an object of type {type(found).__name__}"
+        raise AgentError(
+            f"{'the agent' if name is None else repr(name)} is {what}; expected a subclass of amed_env.Agent."
+        )
     try:
         agent = found(**options)
     except AmedError:

@@ -139,7 +139,7 @@ class InvertedQuality(_Control):
 _KINDS: dict[str, type[_Control]] = {"shuffled": ShuffledSensitivities, "inverted": InvertedQuality}
 
 
-def make_control(spec: str, **options: Any) -> Agent:
+def make_control(spec: str, /, **options: Any) -> Agent:
     """The control of a name, for example `control/greedy-shuffled`.
 
     Args:

@@ -4,44 +4,60 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.errors import InputError
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
 from amed_env.task import Task
 
-_HIDDEN = ("table", "row")  # of an evaluator that looks up: who has the table needs no search
-
 
 class CountedEvaluator(Evaluator):
-    """Another evaluator, which remembers what it was asked.
+    """Another evaluator, which remembers what it was asked, and answers for the search split alone.
 
-    It is no `TableEvaluator`, so environments cannot look many things up at once in it.
+    It has nothing but what every evaluator has: no table, no samples, no network. Copies, deep ones too, are the
+    evaluator itself, so that what is asked of the copy of a task counts as well.
 
     Args:
         inner: The other one.
 
     Attributes:
-        asked: Allocations whose quality was asked for; the float network is free.
+        asked: Different allocations whose quality was asked for, in order; the float network is free.
     """
 
     def __init__(self, inner: Evaluator) -> None:
         self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
         self.decides_early, self.looks, self.looked_up = inner.decides_early, inner.looks, inner.looked_up
-        self.asked: set[BitAllocation] = set()
+        self.asked: list[BitAllocation] = []
+        self._known: set[BitAllocation] = set()
         self._inner = inner
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in _HIDDEN:
-            raise AttributeError(f"a benchmark's evaluator has no {name!r}.")
-        return getattr(self._inner, name)
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise InputError(
+            "the task of a benchmark cannot be pickled, as what is asked of another process would not be counted; make "
+            "evaluations with session.evaluate in the agent's own process."
+        )
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
-        """See `Evaluator.evaluate`."""
+        """See `Evaluator.evaluate`.
+
+        Raises:
+            InputError: If another split than that of the search is asked for.
+        """
+        if split != "search":
+            raise InputError(
+                f"the {split} split is closed while an agent searches; score allocations on the search split."
+            )
         self._count(allocation)
         return self._inner.evaluate(allocation, split)
 
@@ -67,8 +83,10 @@ class CountedEvaluator(Evaluator):
         return self._inner.weight_statistics()
 
     def _count(self, allocation: BitAllocation) -> None:
-        if any(precision != (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values()):
-            self.asked.add(allocation)
+        is_float = all(precision == (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values())
+        if not is_float and allocation not in self._known:
+            self._known.add(allocation)
+            self.asked.append(allocation)
 
 
 def counted(task: Task) -> tuple[Task, CountedEvaluator]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, read_result
+from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, read_result, require_different_agents
 from amed_env.bench.scores import AFTER
 from amed_env.bench.suites import Cell, is_tabular, task_digest
 from amed_env.bench.truth import NOTHING, CellTruth, FloatArray, IntArray, cell_truth
@@ -159,13 +159,8 @@ def read_folder(folder: Path) -> list[ResultFile]:
         raise InputError(f"{folder} has no result files (*{SUFFIX}); make some with `amed bench tiny --out {folder}`.")
     files = [read_result(path) for path in paths]
     first = files[0]
-    names: dict[str, Path] = {}
+    require_different_agents(files)
     for file in files:
-        if file.header.agent in names:
-            raise BenchFileError(
-                f"{file.path} and {names[file.header.agent]} both hold runs of {file.header.agent!r}; keep one of them."
-            )
-        names[file.header.agent] = file.path
         for field in _SHARED:
             found, expected = getattr(file.header, field), getattr(first.header, field)
             if found != expected:

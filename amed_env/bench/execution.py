@@ -44,7 +44,7 @@ def run_all(jobs: Iterable[Job], workers: int = 1) -> Iterator[tuple[Job, Run]]:
 
     Raises:
         KeyboardInterrupt: If a signal ended a run; what was yielded before is whole.
-        AmedError: If the task of a cell cannot be made.
+        AmedError: If the task of a cell cannot be made, or a recipe was changed meanwhile.
     """
     if workers > 1:
         yield from _Processes(workers).run(iter(jobs))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from amed_env.bench.controls import CONTROL_PREFIX
-from amed_env.bench.result_file import Header, ResultFile
+from amed_env.bench.result_file import Header, ResultFile, require_different_agents
 from amed_env.bench.scores import FloatArray, best_accuracy, optimum_on_test, regrets
 from amed_env.bench.suites import Cell, Cells, find_suite, is_tabular
 from amed_env.bench.validation import Verdict
@@ -41,6 +41,7 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
         verdicts: Of all files of one suite with tables; only the valid ones are ranked.
 
     Raises:
+        BenchFileError: If two files are of one agent.
         InputError: If none is valid, or they are of different benchmarks, or the suite has no tables.
     """
     valid = [verdict.result for verdict in verdicts if verdict.valid and verdict.result is not None]
@@ -134,7 +135,13 @@ def leaderboard_figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def _common(results: Sequence[ResultFile]) -> tuple[str, list[Cell]]:
-    """The suite and the cells that all results have."""
+    """The suite and the cells that all results have.
+
+    Raises:
+        BenchFileError: If two are of one agent.
+        InputError: If they are of different benchmarks, or the suite has no tables.
+    """
+    require_different_agents(results)
     first = results[0]
     same = ("suite", "cells", "evaluations", "seeds", "tables")
     for other in results[1:]:

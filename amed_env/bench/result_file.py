@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from amed_env.bench.limits import MOST_EVALUATIONS, MOST_SEEDS
 from amed_env.bench.suites import Cell
 from amed_env.errors import BenchFileError
 from amed_env.objective import BUDGET_METRICS
@@ -23,6 +25,13 @@ FORMAT = "amed-bench-result"
 VERSION = 1
 SUFFIX = ".jsonl"
 _MOST_PROBLEMS = 3  # that a message lists
+_UNSEEN = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # Unicode categories: control, format, surrogates, ends of lines and paragraphs
 
 
 def _known_budgets(values: dict[str, float]) -> dict[str, float]:
@@ -32,6 +41,19 @@ def _known_budgets(values: dict[str, float]) -> dict[str, float]:
     return values
 
 
+def one_line(text: str) -> str:
+    """A text without ends of lines and characters that nobody sees, as a header has it."""
+    visible = (" " if unicodedata.category(character) in _UNSEEN else character for character in text)
+    return " ".join("".join(visible).split())
+
+
+def _visible(text: str) -> str:
+    unseen = next((character for character in text if unicodedata.category(character) in _UNSEEN), None)
+    if unseen is not None:
+        raise ValueError(f"it has the character U+{ord(unseen):04X}, which nobody sees; write it in one line of text")
+    return text
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -39,6 +61,8 @@ class _Strict(BaseModel):
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Line = Annotated[str, AfterValidator(_visible)]
+Name = Annotated[Line, Field(min_length=1)]
 Factors = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1), AfterValidator(_known_budgets)]
 
 
@@ -124,6 +148,7 @@ class Header(_Strict):
         options: Options of the agent.
         family: `learner` or `search`.
         description: One line.
+        recipe: SHA-256 (hex) of the contents of the recipe that makes the agent, or None if none does.
         evaluations: Distinct evaluations that each run had.
         seeds: Number of seeds, which are 0, 1, 2 …
         saw: What the agent was tuned on; empty for nothing.
@@ -135,20 +160,21 @@ class Header(_Strict):
 
     format: Literal["amed-bench-result"] = "amed-bench-result"
     version: Literal[1] = 1
-    suite: str
+    suite: Line
     cells: Literal["held-out", "development"]
-    agent: Annotated[str, Field(min_length=1)]
-    spec: Annotated[str, Field(min_length=1)]
+    agent: Name
+    spec: Name
     options: dict[str, Any]
+    recipe: Digest | None = None
     family: Literal["learner", "search"]
-    description: str
-    evaluations: Positive
-    seeds: Positive
-    saw: tuple[str, ...]
-    versions: dict[str, str]
-    tables: dict[str, Digest]
-    machine: str
-    made: str
+    description: Line
+    evaluations: Annotated[int, Field(ge=1, le=MOST_EVALUATIONS)]
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)]
+    saw: tuple[Line, ...]
+    versions: dict[Line, Line]
+    tables: dict[Line, Digest]
+    machine: Line
+    made: Line
 
 
 M = TypeVar("M", Header, Run)
@@ -175,10 +201,12 @@ def read_result(path: str | Path) -> ResultFile:
     """Read a file.
 
     Raises:
-        BenchFileError: If it is missing, cut off, or has a line that does not belong; the message has the line.
+        BenchFileError: If it is missing, empty, cut off, or has a line that does not belong; the message has the line.
     """
     path = Path(path)
     content = _content(path)
+    if not content:
+        raise BenchFileError(f"{path} is empty; get the file again, or make it with amed bench.")
     if not content.endswith(b"\n"):
         raise BenchFileError(
             f"{path} is cut off: its last line has no end. Continue the benchmark with --resume, or get the file again."
@@ -194,6 +222,20 @@ def read_result(path: str | Path) -> ResultFile:
             )
         seen[run.key] = number
     return ResultFile(path, header, runs, hashlib.sha256(content).hexdigest())
+
+
+def require_different_agents(results: Iterable[ResultFile]) -> None:
+    """Refuse two files of one agent, of which nobody knows whose numbers would be shown.
+
+    Raises:
+        BenchFileError: If there are two.
+    """
+    paths: dict[str, Path] = {}
+    for result in results:
+        agent = result.header.agent
+        if agent in paths:
+            raise BenchFileError(f"{result.path} and {paths[agent]} both hold runs of {agent!r}; keep one of them.")
+        paths[agent] = result.path
 
 
 def whole_lines(path: Path) -> bytes:
@@ -228,6 +270,11 @@ def sequence_digest(keys: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def problems_of(error: ValidationError) -> list[str]:
+    """What was wrong where, a text for each."""
+    return [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors(include_url=False)]
+
+
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -257,7 +304,7 @@ def _parsed(model: type[M], line: str, path: Path, number: int) -> M:
         json.loads(line, object_pairs_hook=unique)
         return model.model_validate_json(line)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors(include_url=False)]
+        found = problems_of(error)
         more = f" (and {len(found) - _MOST_PROBLEMS} more)" if len(found) > _MOST_PROBLEMS else ""
         raise BenchFileError(
             f"{where} is no {model.__name__.lower()} of {FORMAT} {VERSION}: {'; '.join(found[:_MOST_PROBLEMS])}{more}."

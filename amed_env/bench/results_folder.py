@@ -10,11 +10,22 @@ from pathlib import Path
 from types import TracebackType
 
 import filelock
+from pydantic import ValidationError
 
-from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, contents_of, line_of, read_result, whole_lines
+from amed_env.bench.result_file import (
+    SUFFIX,
+    Header,
+    ResultFile,
+    Run,
+    contents_of,
+    line_of,
+    problems_of,
+    read_result,
+    whole_lines,
+)
 from amed_env.bench.running import Contender
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, task_digest
-from amed_env.errors import RunFolderError
+from amed_env.errors import InputError, RunFolderError
 from amed_env.run_folder import versions, write_atomically
 
 
@@ -25,25 +36,32 @@ def make_header(
 
     Raises:
         AmedError: If the agent or a task cannot be made, or a budget cannot be met.
+        InputError: If the agent's name or a number cannot stand in a file of results.
     """
-    family, description, saw = contender.describe()
+    described = contender.describe()
     digests = {cell.task: task_digest(cell_task(cell)) for cell in cells}
-    return Header(
-        suite=suite.name,
-        cells=which.value,
-        agent=contender.name,
-        spec=contender.spec,
-        options=dict(contender.options),
-        family="learner" if family == "learner" else "search",
-        description=description,
-        evaluations=evaluations,
-        seeds=seeds,
-        saw=saw,
-        versions=versions(),
-        tables=digests,
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        made=datetime.now(UTC).date().isoformat(),
-    )
+    try:
+        return Header(
+            suite=suite.name,
+            cells=which.value,
+            agent=contender.name,
+            spec=contender.spec,
+            options=dict(contender.options),
+            recipe=described.recipe,
+            family=described.family,
+            description=described.text,
+            evaluations=evaluations,
+            seeds=seeds,
+            saw=described.saw,
+            versions=versions(),
+            tables=digests,
+            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            made=datetime.now(UTC).date().isoformat(),
+        )
+    except ValidationError as error:
+        raise InputError(
+            f"results of {contender.spec!r} cannot be written: {'; '.join(problems_of(error))}."
+        ) from error
 
 
 class AgentFile:
@@ -122,13 +140,20 @@ class AgentFile:
     def _check_same(self, before: ResultFile) -> None:
         old, new = before.header.model_dump(), self.header.model_dump()
         differing = [name for name in new if name not in ("made", "machine") and old[name] != new[name]]
+        if old["recipe"] is None:  # files made before it stood there
+            differing = [name for name in differing if name != "recipe"]
         if differing:
-            changes = "; ".join(f"{name} (there {old[name]!r}, now {new[name]!r})" for name in differing)
+            changes = "; ".join(self._change(name, old[name], new[name]) for name in differing)
             raise RunFolderError(
                 f"{self.path} holds runs of other settings: {changes}. Give the same ones to continue it, or choose "
                 "another folder with --out."
             )
         self.header = before.header
+
+    def _change(self, name: str, old: object, new: object) -> str:
+        if name == "recipe":
+            return f"the contents of {self.header.spec} have changed since"
+        return f"{name} (there {old!r}, now {new!r})"
 
     def add(self, run: Run) -> None:
         """Write a finished run.

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import PurePath
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from amed_env.agents.protocol import Agent
-from amed_env.agents.registry import list_agents, make_agent
+from amed_env.agents.recipe import load_recipe
+from amed_env.agents.registry import is_recipe, list_agents, make_agent
 from amed_env.agents.session import SearchSession
 from amed_env.allocation import BitAllocation
 from amed_env.bench.controls import CONTROL_PREFIX, make_control
-from amed_env.bench.counting import counted
-from amed_env.bench.result_file import Improvement, Run, sequence_digest
+from amed_env.bench.counting import CountedEvaluator, counted
+from amed_env.bench.result_file import Improvement, Run, one_line, sequence_digest
 from amed_env.bench.suites import Cell, cell_task
+from amed_env.errors import AgentError
 from amed_env.evaluation.store import Trial
 from amed_env.objective import BUDGET_METRICS
 from amed_env.task import Task
@@ -25,7 +29,25 @@ from amed_env.threads import torch_threads
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_NOTE = 500  # characters of an error in a run
+LONGEST_NOTE = 500
+"""Characters of an error in a run."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an agent says of itself, as it stands in the header of its results.
+
+    Attributes:
+        family: `learner` or `search`.
+        text: One line.
+        saw: What it was tuned on; empty for nothing.
+        recipe: SHA-256 (hex) of the contents of its recipe, or None without one.
+    """
+
+    family: Literal["learner", "search"]
+    text: str
+    saw: tuple[str, ...]
+    recipe: str | None
 
 
 @dataclass(frozen=True)
@@ -35,15 +57,17 @@ class Contender:
     Attributes:
         spec: What makes it: a name, `package.module:Class`, a recipe, or a control.
         options: Options of the agent.
+        recipe: SHA-256 (hex) of the contents that a recipe must have, if that matters; see `recipe_digest`.
     """
 
     spec: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
 
     @property
     def name(self) -> str:
         """The spec; of a recipe `recipe/` and the file's name without its ending."""
-        return f"recipe/{PurePath(self.spec).stem}" if self.spec.endswith((".yaml", ".yml")) else self.spec
+        return f"recipe/{PurePath(self.spec).stem}" if is_recipe(self.spec) else self.spec
 
     @property
     def file_stem(self) -> str:
@@ -60,8 +84,8 @@ class Contender:
             return make_control(self.spec, **self.options)
         return make_agent(self.spec, **self.options)
 
-    def describe(self) -> tuple[str, str, tuple[str, ...]]:
-        """Family, description, and what the agent was tuned on.
+    def describe(self) -> Description:
+        """What the agent says of itself.
 
         Raises:
             AmedError: If it cannot be made.
@@ -69,13 +93,35 @@ class Contender:
         agent = self.make()
         listed = list_agents().get(self.spec)
         recipe = getattr(agent, "recipe", None) or {}
-        family = agent.family if agent.family in ("learner", "search") else "search"
         own = recipe.get("description") or agent.description or type(agent).__name__
-        return (
-            family,
-            own if listed is None else listed.description,
-            tuple(dict.fromkeys((*agent.saw, *recipe.get("tuned_on", ())))),
+        saw = (*agent.saw, *recipe.get("tuned_on", ()))
+        return Description(
+            family="learner" if agent.family == "learner" else "search",
+            text=one_line(own if listed is None else listed.description),
+            saw=tuple(dict.fromkeys(map(one_line, saw))),
+            recipe=recipe_digest(self.spec),
         )
+
+    def require_recipe(self) -> None:
+        """Check that the recipe says what it has to.
+
+        Raises:
+            AgentError: If it says something else now, or cannot be read.
+        """
+        if self.recipe is not None and self.recipe != recipe_digest(self.spec):
+            raise AgentError(f"the recipe {self.spec} has other contents than when the runs began.")
+
+
+def recipe_digest(spec: str) -> str | None:
+    """SHA-256 (hex) of what a recipe says, however its file is laid out; None if the spec is no recipe.
+
+    Raises:
+        AgentError: If the recipe cannot be read or is malformed.
+    """
+    if not is_recipe(spec):
+        return None
+    contents = load_recipe(spec).model_dump()
+    return sha256(json.dumps(contents, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> Run | None:
@@ -96,27 +142,27 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
         AmedError: If the task of the cell cannot be made.
     """
     task, evaluator = counted(cell_task(cell))
-    record = _Record()
+    record = _Record(evaluator)
     note = None
     started = perf_counter()
     with torch_threads(1):
         try:
             result = contender.make().search(task, evaluations, seed, on_change=record.follow)
         except (Exception, SystemExit) as error:
-            note = f"{type(error).__name__}: {error}"[:_LONGEST_NOTE]
+            note = _note(f"{type(error).__name__}: {error}")
             logger.warning("%s, seed %d, %s: %s", contender.name, seed, cell, note)
         else:
             if result.interrupted:
                 return None
             record.faults = len(result.faults)
             if result.gave_up:
-                note = f"gave up: {result.faults[-1] if result.faults else 'too many faults in a row'}"[:_LONGEST_NOTE]
-    beside = len(evaluator.asked - record.seen)
-    if beside:
+                note = _note(f"gave up: {result.faults[-1] if result.faults else 'too many faults in a row'}")
+    record.look()
+    if record.beside:
         return failed_run(
             cell,
             seed,
-            f"{beside} qualities were asked for past session.evaluate, where they are not counted",
+            f"{record.beside} qualities were asked for past session.evaluate, where they are not counted",
             round(perf_counter() - started, 3),
         )
     return Run(
@@ -133,22 +179,44 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
     )
 
 
-class _Record:
-    """What a session did, also if the agent breaks in the middle of it."""
+def _note(text: str) -> str:
+    """The beginning of a text, such that it can be written as UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")[:LONGEST_NOTE]
 
-    def __init__(self) -> None:
+
+class _Record:
+    """What a session did, also if the agent breaks in the middle of it.
+
+    Whenever the session tells of something new, all that its evaluator was asked must be known to the session. So
+    nothing can be asked for beforehand and told to the session later, in a better order.
+
+    Args:
+        evaluator: The evaluator of the session's task.
+    """
+
+    def __init__(self, evaluator: CountedEvaluator) -> None:
         self.trials: list[Trial] = []
         self.numbers: list[int] = []  # of the evaluation that each trial is; those that failed count too
-        self.seen: Set[BitAllocation] = set()
         self.evaluations = self.faults = 0
+        self.beside = 0  # qualities that were asked for past the session, or before it
+        self._evaluator = evaluator
+        self._looked_at = 0
+        self._known: Set[BitAllocation] = set()
 
     def follow(self, session: SearchSession) -> None:
         """Take over what is new."""
         self.evaluations, self.faults = session.evaluations, len(session.faults)
-        self.seen = session.asked
+        self._known = session.asked
+        self.look()
         if len(session.trials) > len(self.trials):
             self.trials.append(session.trials[-1])
             self.numbers.append(session.evaluations)
+
+    def look(self) -> None:
+        """Count what the evaluator was asked since the last look and the session does not know."""
+        new = self._evaluator.asked[self._looked_at :]
+        self._looked_at += len(new)
+        self.beside += sum(allocation not in self._known for allocation in new)
 
 
 def failed_run(cell: Cell, seed: int, note: str, seconds: float = 0.0) -> Run:

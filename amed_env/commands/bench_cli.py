@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from amed_env.bench.limits import MOST_EVALUATIONS, MOST_SEEDS
 from amed_env.commands.bench_report import report
 from amed_env.commands.options import JsonOption
 from amed_env.commands.output import Output
@@ -48,10 +49,18 @@ AgentOption = Annotated[
     ),
 ]
 SeedsOption = Annotated[
-    int, typer.Option("--seeds", min=1, max=1000, metavar="N", help="Runs of an agent in every cell.")
+    int, typer.Option("--seeds", min=1, max=MOST_SEEDS, metavar="N", help="Runs of an agent in every cell.")
 ]
 EvaluationsOption = Annotated[
-    int, typer.Option("--evaluations", "-n", min=1, metavar="N", help="Different allocations to evaluate in a run.")
+    int,
+    typer.Option(
+        "--evaluations",
+        "-n",
+        min=1,
+        max=MOST_EVALUATIONS,
+        metavar="N",
+        help="Different allocations to evaluate in a run.",
+    ),
 ]
 CellsArgument = Annotated[
     CellsOption,
@@ -159,20 +168,23 @@ def _replays(text: str) -> int | None:
 
 
 ReplayOption = Annotated[
-    str, typer.Option("--replay", metavar="N|all", help="Runs of each file that are made again and compared.")
+    str, typer.Option("--replay", metavar="N|all", help="Runs of each file, drawn by chance, that are made again.")
 ]
 
 
 @bench_app.command()
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of results.", show_default=False)],
-    replay: ReplayOption = "3",
+    replay: ReplayOption = "all",
     workers: WorkersOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure every claim of result files again, and replay runs; ends with 1 unless all of it holds.
+    """Measure every claim of result files again, and replay every run; ends with 1 unless all of it holds.
 
-    [b]Example:[/b] amed bench validate runs/tiny/*.jsonl --replay all
+    It takes as long as the runs took. With --replay N a sample is made again, and the counts of the others are
+    believed. Ctrl-C ends it and says what was checked.
+
+    [b]Example:[/b] amed bench validate runs/tiny/*.jsonl --workers 2
     """
     replays = _replays(replay)
     with Output(as_json) as output:
@@ -198,6 +210,8 @@ def leaderboard(
     as_json: JsonOption = False,
 ) -> None:
     """Write the leaderboard of the results that hold; the others are named with the reason, and ranked nowhere.
+
+    One run of each file, drawn by chance, is made again; amed bench validate makes all.
 
     [b]Example:[/b] amed bench leaderboard --results runs/tiny --out runs/tiny/LEADERBOARD.md
     """

@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.progress import TaskID
+
 from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
 from amed_env.bench.result_file import SUFFIX
 from amed_env.bench.validation import Verdict
 from amed_env.bench.validation import validate as check
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output
+from amed_env.commands.progress import progress_bars
 from amed_env.errors import InputError
 from amed_env.run_folder import write_atomically
 
@@ -20,12 +23,14 @@ def validate(output: Output, files: Sequence[Path], replays: int | None, workers
     """Check files.
 
     Returns:
-        0 if all are valid, else 1.
+        0 if all are valid; 1 if not; or 128 + the signal that ended it.
     """
-    verdicts = _verdicts(output, files, replays, workers)
+    verdicts, code = _verdicts(output, files, replays, workers)
     for verdict in verdicts:
         _tell(output, verdict)
     output.document({"files": [_json(verdict) for verdict in verdicts]})
+    if code:
+        return code
     return 0 if all(verdict.valid for verdict in verdicts) else 1
 
 
@@ -35,18 +40,21 @@ def leaderboard(
     """Write the leaderboard, and its figures as JSON.
 
     Returns:
-        0 if all files are valid, else 1.
+        0 if all files are valid; 1 if not; or 128 + the signal that ended it, and nothing is written.
 
     Raises:
-        InputError: If there are no results, or none is valid.
+        InputError: If there are no results, none is valid, or two are of one agent.
     """
     files = sorted(results.glob(f"*{SUFFIX}"))
     if not files:
         raise InputError(f"{results} has no results (*{SUFFIX}); make some with: amed bench tiny --out {results}")
-    verdicts = _verdicts(output, files, replays, workers)
+    verdicts, code = _verdicts(output, files, replays, workers)
     for verdict in verdicts:
-        if not verdict.valid:
+        if not verdict.valid or verdict.remarks:
             _tell(output, verdict)
+    if code:
+        output.document({"leaderboard": None, "files": [_json(verdict) for verdict in verdicts]})
+        return code
     text = leaderboard_text(verdicts)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text)
@@ -54,27 +62,46 @@ def leaderboard(
         figures.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(figures, json.dumps(leaderboard_figures(verdicts), indent=1, sort_keys=True) + "\n")
     valid = sum(verdict.valid for verdict in verdicts)
-    output.show(f"{out}: {valid} of {len(verdicts)} files are valid.")
+    replayed, runs = sum(verdict.replayed for verdict in verdicts), sum(verdict.runs for verdict in verdicts)
+    rest = "" if replayed == runs else "; the counts of the others are unchecked"
+    output.show(f"{out}: {valid} of {len(verdicts)} files are valid, {replayed} of {runs} runs replayed{rest}.")
     output.document({"leaderboard": str(out), "files": [_json(verdict) for verdict in verdicts]})
     return 0 if valid == len(verdicts) else 1
 
 
-def _verdicts(output: Output, files: Sequence[Path], replays: int | None, workers: int) -> list[Verdict]:
-    verdicts = []
-    with output.status("validating") as say, Interrupts():
+def _verdicts(
+    output: Output, files: Sequence[Path], replays: int | None, workers: int
+) -> tuple[list[Verdict], int | None]:
+    """What is known of each file, and the exit code if a signal ended it; the last verdict is then of half a check."""
+    verdicts: list[Verdict] = []
+    bars = progress_bars(output.stderr, output.live)
+    with bars, Interrupts() as interrupts:
         for path in files:
-            say(f"validating {path.name}")
-            verdicts.append(check(path, replays, workers=workers, on_progress=say))
-    return verdicts
+            bar = bars.add_task(path.name, total=None)
+
+            def follow(done: int, total: int, bar: TaskID = bar) -> None:
+                bars.update(bar, completed=done, total=total)
+                interrupts.check()
+
+            verdicts.append(check(path, replays, workers=workers, on_progress=follow))
+            bars.remove_task(bar)
+            if verdicts[-1].interrupted:
+                break
+    if not verdicts or not verdicts[-1].interrupted:
+        return verdicts, None
+    left = len(files) - len(verdicts)
+    output.note(f"interrupted in {verdicts[-1].path}; {left} of {len(files)} files were not looked at.")
+    return verdicts, interrupts.exit_code or 130
 
 
 def _tell(output: Output, verdict: Verdict) -> None:
-    count = f"{verdict.claims} claims measured, {verdict.replayed} runs replayed"
-    output.show(f"{verdict.path}: {verdict.word} ({count})")
+    output.show(f"{verdict.path}: {verdict.word} ({verdict.count})")
     for problem in verdict.problems:
         output.show(f"  {problem}")
     for reason in verdict.unchecked:
         output.show(f"  not checked: {reason}")
+    for remark in verdict.remarks:
+        output.show(f"  remark: {remark}")
 
 
 def _json(verdict: Verdict) -> dict[str, object]:
@@ -83,6 +110,8 @@ def _json(verdict: Verdict) -> dict[str, object]:
         "verdict": verdict.word,
         "problems": verdict.problems,
         "unchecked": verdict.unchecked,
+        "remarks": verdict.remarks,
         "claims": verdict.claims,
+        "runs": verdict.runs,
         "replayed": verdict.replayed,
     }

@@ -73,6 +73,45 @@ def test_quality_past_the_session_is_found_out():
     assert "qualities were asked for past session.evaluate" in run.note and not run.improvements
 
 
+@pytest.mark.parametrize("agent", ["Reorders", "Copies", "Rebudgets", "Late"])
+def test_quality_before_the_session_and_of_copies_is_found_out(agent):
+    """Also where everything that was asked for is told to the session in the end, in a better order."""
+    run = run_once(Contender(f"misbehaving_agents:{agent}"), CELL, 0, 10)
+    assert "qualities were asked for past session.evaluate" in run.note
+    assert run.evaluations == 0 and not run.improvements
+
+
+def test_a_task_cannot_be_taken_elsewhere_to_be_asked():
+    run = run_once(Contender("misbehaving_agents:Pickles"), CELL, 0, 10)
+    assert run.note.startswith("InputError: the task of a benchmark cannot be pickled") and run.evaluations == 0
+
+
+def test_the_test_split_is_closed_during_a_search():
+    run = run_once(Contender("misbehaving_agents:ReadsTest"), CELL, 0, 10)
+    assert run.note.startswith("InputError: the test split is closed") and run.evaluations == 1
+
+
+BUILT_IN = (
+    "uniform", "random", "greedy", "amed", "amed-released", "milp", "pairwise", "local", "annealing", "evolution",
+    "tpe", "policy", "maskable-ppo", "dqn", "ddpg", "control/greedy-shuffled",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", BUILT_IN)
+def test_what_this_package_has_asks_its_session_alone(spec):
+    options = {"warm_start_steps": 0} if spec in ("maskable-ppo", "dqn") else {}
+    run = run_once(Contender(spec, options), CELL, 0, 6)
+    assert run.note is None and run.improvements
+    assert run.evaluations == 6 or spec in ("uniform", "greedy", "control/greedy-shuffled")  # which may be done before
+
+
+def test_an_evaluator_has_nothing_beside_what_all_have():
+    """On a network, what makes and holds the samples is out of reach."""
+    _, evaluator = counted(make_task("digits-cnn", device="bops"))
+    for name in ("evaluate_many", "samples", "network", "traced", "table"):
+        assert not hasattr(evaluator, name)
+
+
 def test_the_table_is_not_in_reach_of_an_agent(monkeypatch):
     from amed_env import Agent, register_agent
     from amed_env.agents.registry import AGENTS

@@ -1,0 +1,5 @@
+"""How large a benchmark may be: the command keeps to it, and so does every file of results."""
+
+MOST_SEEDS = 1_000
+MOST_EVALUATIONS = 100_000
+"""Distinct evaluations of a run: more than any table of the suites has rows, and few enough to be made again."""
