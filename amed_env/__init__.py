@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amed_env.agents import Agent, SearchResult, SearchSession, make_agent, register_agent
     from amed_env.evaluation.quality import Quality
     from amed_env.evaluation.store import Trial, TrialStore
+    from amed_env.ground_truth import optimum, pareto_front, regret
     from amed_env.hardware import HardwareBackend, check_hardware, load_device, register_hardware
     from amed_env.task import Task
     from amed_env.task_registry import make_task
@@ -25,6 +26,7 @@ _LAZY = {
     **dict.fromkeys(("Agent", "SearchResult", "SearchSession", "make_agent", "register_agent"), "amed_env.agents"),
     "Quality": "amed_env.evaluation.quality",
     **dict.fromkeys(("Trial", "TrialStore"), "amed_env.evaluation.store"),
+    **dict.fromkeys(("optimum", "pareto_front", "regret"), "amed_env.ground_truth"),
     **dict.fromkeys(("HardwareBackend", "check_hardware", "load_device", "register_hardware"), "amed_env.hardware"),
     "Task": "amed_env.task",
     "make_task": "amed_env.task_registry",
@@ -50,8 +52,11 @@ __all__ = [
     "load_device",
     "make_agent",
     "make_task",
+    "optimum",
+    "pareto_front",
     "register_agent",
     "register_hardware",
+    "regret",
     "trace",
 ]
 

@@ -118,3 +118,14 @@ def test_a_failing_plugin_is_named():
     with pytest.raises(PluginError, match=r"creating it failed: ZeroDivisionError"):
         call_into_plugin("creating it", lambda: 1 / 0)
     assert call_into_plugin("creating it", lambda: 5) == 5
+
+
+def test_attributes_of_what_has_no_dictionary_are_looked_for_too():
+    with pytest.raises(UnknownNameError, match=r"agent class in os"):
+        import_object("os:sep.x", "agent class")
+
+
+def test_an_attribute_that_fails_is_named_with_its_error(module):
+    module("registry_sample_lazy", "def __getattr__(name):\n    raise ImportError('no torch')\n")
+    with pytest.raises(InputError, match="cannot be got: ImportError: no torch"):
+        import_object("registry_sample_lazy:Agent", "agent class")

@@ -171,7 +171,7 @@ class Header(_Strict):
     evaluations: Annotated[int, Field(ge=1, le=MOST_EVALUATIONS)]
     seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)]
     saw: tuple[Line, ...]
-    versions: dict[Line, Line]
+    versions: Annotated[dict[Line, Line], Field(min_length=1)]
     tables: dict[Line, Digest]
     machine: Line
     made: Line

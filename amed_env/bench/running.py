@@ -139,8 +139,9 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
         The run, or None if Ctrl-C ended it.
 
     Raises:
-        AmedError: If the task of the cell cannot be made.
+        AmedError: If the task of the cell cannot be made, or the recipe was changed meanwhile.
     """
+    contender.require_recipe()
     task, evaluator = counted(cell_task(cell))
     record = _Record(evaluator)
     note = None

@@ -116,8 +116,12 @@ def _check(verdict: Verdict, replays: int | None, workers: int, on_progress: Cal
         for problem in run_problems(run, result.header.evaluations) if run.cell in known else ():
             verdict.problems.append(f"line {number}, seed {run.seed} of {run.cell}: {problem}")
         verdict.claims += len(run.improvements)
-    if contender is not None and not verdict.problems:
+    if contender is None or verdict.problems:
+        return
+    try:
         _replay(verdict, result, contender, replays, workers, on_progress)
+    except AmedError as error:  # of a recipe that was changed just now
+        verdict.unchecked.append(f"the replay could not go on: {error}")
 
 
 def _check_tables(verdict: Verdict, result: ResultFile, suite: Suite) -> None:
@@ -154,6 +158,8 @@ def _check_agent(verdict: Verdict, result: ResultFile) -> Contender | None:
         verdict.unchecked.append(f"no run can be replayed, as the agent cannot be made here: {error}")
         return None
     others = _other_versions(result)
+    if others:
+        verdict.remarks.append(f"it was made with other versions: {_versions_apart(result)}.")
     for name, claimed, found in (("family", header.family, here.family), ("saw", header.saw, here.saw)):
         if claimed != found:
             verdict.problems.append(f"{name} is claimed to be {claimed!r}, the agent says {found!r}{others}.")
@@ -221,10 +227,14 @@ def _difference(claimed: Run, made: Run) -> str | None:
 
 
 def _other_versions(result: ResultFile) -> str:
+    differing = _versions_apart(result)
+    return f" (versions differ: {differing})" if differing else ""
+
+
+def _versions_apart(result: ResultFile) -> str:
     here = versions()
-    differing = [
+    return "; ".join(
         f"{name} {made} there, {here.get(name, 'none')} here"
         for name, made in result.header.versions.items()
         if here.get(name) != made
-    ]
-    return f" (versions differ: {'; '.join(differing)})" if differing else ""
+    )

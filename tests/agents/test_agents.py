@@ -214,6 +214,24 @@ def test_unknown_agents_and_options_are_refused_with_the_nearest_names():
         make_agent("collections:OrderedDict")
 
 
+def test_what_is_no_agent_is_told_by_its_type_alone(monkeypatch):
+    """The object may be anything, the environment with its secrets among them."""
+    monkeypatch.setenv("SECRET_OF_THIS_TEST", "do-not-publish")
+    with pytest.raises(AgentError, match="'os:environ' is an object of type _Environ; expected") as caught:
+        make_agent("os:environ")
+    assert "do-not-publish" not in str(caught.value)
+    with pytest.raises(AgentError, match="'json:JSONDecoder' is the class JSONDecoder; expected"):
+        make_agent("json:JSONDecoder")
+    with pytest.raises(AgentError, match="the agent is an object of type dict; expected"):
+        make_agent({"secret": 1})
+
+
+@pytest.mark.parametrize("name", ["spec", "self"])
+def test_options_of_any_name_are_options(name):
+    with pytest.raises(AgentError, match="agent 'random' cannot be made"):
+        make_agent("random", **{name: "greedy"})
+
+
 def test_an_own_agent_can_be_registered_listed_and_used():
     @amed_env.register_agent("test-widest")
     class Widest(Agent):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from bench_suite import EVALUATIONS, SUITE
 
+from amed_env.agents.baselines import RandomAgent
 from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
 from amed_env.bench.result_file import read_result
 from amed_env.bench.scores import best_accuracy, regret_after, regrets
@@ -114,10 +115,20 @@ def test_unequal_conditions_are_not_compared(good, edited):
         leaderboard_text([validate(good["greedy"], 0), validate(edited(change), 0)])
 
 
-def test_what_an_agent_saw_stands_beside_it(edited):
+def test_two_files_of_one_agent_are_refused(good, tmp_path):
+    copy = tmp_path / "again.jsonl"
+    copy.write_bytes(good["greedy"].read_bytes())
+    verdicts = [validate(path, 0) for path in (good["greedy"], good["random"], copy)]
+    for table in (leaderboard_text, leaderboard_figures):
+        with pytest.raises(InputError, match="both hold runs of 'greedy'; keep one"):
+            table(verdicts)
+
+
+def test_what_an_agent_saw_stands_beside_it(edited, monkeypatch):
     def change(header, runs):
         header["saw"] = ["bops, latency 0.5", "digits"]
 
+    monkeypatch.setattr(RandomAgent, "saw", ("bops, latency 0.5", "digits"))
     text = leaderboard_text([validate(edited(change), 0)])
     assert table_rows(text, "## What each agent saw")[0][2] == "bops, latency 0.5; digits"
     assert json.dumps("saw") not in text

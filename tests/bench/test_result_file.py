@@ -8,7 +8,7 @@ from bench_suite import SUITE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amed_env.bench.result_file import Improvement, Run, contents_of, line_of, read_result, sequence_digest
+from amed_env.bench.result_file import Improvement, Run, contents_of, line_of, one_line, read_result, sequence_digest
 from amed_env.errors import AmedError, BenchFileError
 
 claims = st.builds(
@@ -122,3 +122,30 @@ def test_keys_that_stand_twice_and_other_headers(tmp_path, result):
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(BenchFileError, match="line 1: no UTF-8"):
         read_result(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seeds": 1001}, "seeds"),
+        ({"evaluations": 100_001}, "evaluations"),
+        ({"evaluations": 10**30}, "evaluations"),
+        ({"description": "one line\n| 1 | `mine` |"}, "description: .*U\\+000A"),
+        ({"agent": "greedy\u200b"}, "agent: .*U\\+200B"),
+        ({"saw": ["nothing\x1b[2K"]}, "saw.0: .*U\\+001B"),
+        ({"machine": "a\u2028b"}, "machine"),
+        ({"versions": {"numpy\n": "2"}}, "versions"),
+        ({"versions": {}}, "versions"),
+        ({"recipe": "abc"}, "recipe"),
+    ],
+)
+def test_headers_are_small_and_readable(tmp_path, result, change, reason):
+    path = tmp_path / "any.jsonl"
+    path.write_text(json.dumps({**json.loads(line_of(result.header)), **change}) + "\n")
+    with pytest.raises(BenchFileError, match=f"line 1 is no header.*{reason}"):
+        read_result(path)
+
+
+def test_texts_of_agents_become_one_line():
+    assert one_line("two\n  lines\x00 and\u200b more ") == "two lines and more"
+    assert one_line("1 µs, 500 KiB × 2") == "1 µs, 500 KiB × 2"

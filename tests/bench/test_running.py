@@ -222,7 +222,9 @@ def test_a_recipe_says_what_it_was_tuned_on(monkeypatch):
     agent = make_agent("greedy")
     agent.recipe = {"description": "greedy, but tuned", "tuned_on": ["bops, latency 0.5"]}
     monkeypatch.setattr("amed_env.bench.running.make_agent", lambda spec, **options: agent)
-    assert Contender("agents/greedy.yaml").describe() == ("search", "greedy, but tuned", ("bops, latency 0.5",))
+    described = Contender("tuned:Greedy").describe()
+    assert (described.family, described.text) == ("search", "greedy, but tuned")
+    assert described.saw == ("bops, latency 0.5",) and described.recipe is None
 
 
 def test_what_is_free_is_in_reach_of_an_agent():

@@ -5,10 +5,14 @@ import json
 import sys
 
 import pytest
-from bench_suite import EVALUATIONS, SEEDS, SUITE
+from bench_suite import EVALUATIONS, SEEDS, SUITE, write
 
+from amed_env.bench.execution import Job, run_all
+from amed_env.bench.result_file import sequence_digest
+from amed_env.bench.running import Contender, recipe_digest
 from amed_env.bench.suites import cell_task
 from amed_env.bench.validation import validate
+from amed_env.errors import AgentError, RunFolderError
 from amed_env.ground_truth import all_costs
 
 
@@ -28,8 +32,35 @@ def test_what_was_run_is_valid(good, spec):
 
 def test_a_sample_is_replayed_and_progress_is_told(good):
     said = []
-    verdict = validate(good["random"], 3, on_progress=said.append)
-    assert verdict.valid and verdict.replayed == 3 and said[-1] == "random.jsonl: 3 of 3 runs replayed"
+    verdict = validate(good["random"], 3, on_progress=lambda *numbers: said.append(numbers))
+    assert verdict.valid and verdict.replayed == 3 and said == [(1, 3), (2, 3), (3, 3)]
+    assert verdict.count.endswith("3 of 8 runs replayed; the counts of the others are unchecked")
+
+
+def test_every_run_is_replayed_if_nothing_else_is_said(edited):
+    def change(header, runs):
+        runs[5]["sequence"] = "0" * 64
+
+    verdict = validate(edited(change))
+    assert verdict.replayed == 7 and verdict.count.endswith(
+        "7 of 8 runs replayed; the counts of the others are unchecked"
+    )
+    assert ["does not replay" in problem for problem in verdict.problems] == [True]
+    assert validate(edited(lambda header, runs: None)).count.endswith("8 of 8 runs replayed")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("evaluations", EVALUATIONS - 1), ("faults", 3), ("note", "no luck"), ("sequence", "0" * 64)]
+)
+def test_what_the_tables_do_not_know_is_found_by_default(edited, name, value):
+    """Nothing else in the file tells of it."""
+
+    def change(header, runs):
+        run = next(run for run in runs if run["improvements"][-1]["evaluation"] < EVALUATIONS)
+        run[name] = value
+
+    assert validate(edited(change), 0).valid
+    assert "does not replay" in "\n".join(validate(edited(change)).problems)
 
 
 def test_an_edited_accuracy(edited):
@@ -76,8 +107,8 @@ def test_an_exceeded_budget_of_evaluations(edited):
 
 def test_a_wrong_number_of_evaluations(edited):
     def change(header, runs):
-        runs[0]["evaluations"] = max(i["evaluation"] for i in runs[0]["improvements"])
-        assert runs[0]["evaluations"] < EVALUATIONS
+        runs[0]["evaluations"] = EVALUATIONS - 1
+        assert max(i["evaluation"] for i in runs[0]["improvements"]) < EVALUATIONS - 1
 
     path = edited(change)
     assert "does not replay: evaluations" in reasons(path, None)
@@ -123,7 +154,9 @@ def test_a_missing_run(edited):
 def test_a_truncated_file(good, tmp_path):
     content = good["random"].read_bytes()
     path = tmp_path / "random.jsonl"
-    for length in (0, 10, len(content) // 2, len(content) - 1):
+    path.write_bytes(b"")
+    assert "random.jsonl is empty" in reasons(path)
+    for length in (10, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         assert "cut off" in reasons(path)
     assert "cannot read" in reasons(tmp_path / "nothing.jsonl")
@@ -244,21 +277,168 @@ def test_other_versions_are_named_where_a_replay_differs(edited):
         header["versions"]["torch"] = "1.0"
         runs[0]["sequence"] = "0" * 64
 
-    found = reasons(edited(change), None)
-    assert "the allocations, or their order, are others (versions differ: torch 1.0 there" in found
+    path = edited(change)
+    assert "the allocations, or their order, are others (versions differ: torch 1.0 there" in reasons(path, None)
+    unreplayed = validate(path, 0)
+    assert unreplayed.valid and "made with other versions: torch 1.0 there" in unreplayed.remarks[0]
 
 
-def test_the_sample_depends_on_the_contents(edited):
-    """So that nobody can know beforehand which runs are made again."""
-    samples = set()
-    for number in range(6):
+def test_the_sample_is_no_function_of_the_file(edited):
+    """So that nobody can change a file until the sample leaves out what is forged."""
 
-        def change(header, runs, number=number):
-            header["machine"] = f"machine {number}"
-            runs[0]["sequence"] = "0" * 64
+    def change(header, runs):
+        for run in runs[::2]:
+            run["sequence"] = "0" * 64
 
-        samples.add(bool(validate(edited(change), 4).problems))
-    assert samples == {True, False}
+    path = edited(change)
+    assert {validate(path, 1).valid for _ in range(40)} == {True, False}  # all alike: once in 10 ** 11
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("task", "tabular/none"), ("device", "none"), ("budget", {"latency": 1e-9}), ("budget", {"energy": 0.35})],
+)
+def test_a_run_of_no_cell_is_refused_with_its_line(edited, name, value):
+    def change(header, runs):
+        runs[4][name] = value
+
+    found = reasons(edited(change))
+    assert "line 6: seed 0 of " in found and "is none of the cells that the header claims" in found
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"evaluations": 0, "improvements": []}, "its sequence is of some allocations, but none was evaluated"),
+        ({"sequence": sequence_digest(())}, f"its sequence is of no allocation, but {EVALUATIONS} were evaluated"),
+        ({"evaluations": 0, "improvements": [], "sequence": sequence_digest(()), "faults": 2}, "but none was made"),
+        ({"note": ""}, "its note has 0 characters"),
+        ({"note": "n" * 501}, "its note has 501 characters"),
+    ],
+)
+def test_what_contradicts_itself_needs_no_replay(edited, values, reason):
+    assert reason in reasons(edited(lambda header, runs: runs[0].update(values)))
+
+
+def test_a_sequence_of_improvements_alone_needs_no_replay(edited):
+    def change(header, runs):
+        runs[0]["improvements"] = runs[0]["improvements"][:1]
+        runs[0]["improvements"][0]["evaluation"] = runs[0]["evaluations"] = 1
+
+    assert "its sequence is not that of its improvements" in reasons(edited(change))
+
+
+def test_what_the_agent_says_of_itself_cannot_be_edited(edited):
+    assert "family is claimed to be 'learner', the agent says 'search'" in reasons(
+        edited(lambda header, runs: header.update(family="learner"))
+    )
+    found = reasons(edited(lambda header, runs: header.update(saw=["nothing of importance"])))
+    assert "saw is claimed to be ('nothing of importance',), the agent says ()" in found
+
+
+def test_the_description_is_the_agents_own(edited):
+    """One of an older version does no harm, as it is shown nowhere."""
+    verdict = validate(edited(lambda header, runs: header.update(description="the champion of the world")), 0)
+    assert verdict.valid and "'the champion of the world'" in verdict.remarks[0]
+    assert verdict.result.header.description == "random allocations that meet the budget"
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        ("os:sep.x", {}),
+        ("os:environ", {}),
+        ("random", {"spec": "greedy"}),
+        ("random", {"self": 1}),
+        ("control/greedy-inverted", {"spec": "x"}),
+        ("control/-inverted", {}),
+        ("..:x", {}),
+        ("missing.yaml", {}),
+    ],
+)
+def test_what_makes_no_agent_is_named_and_breaks_nothing(edited, monkeypatch, spec, options):
+    monkeypatch.setenv("SECRET_OF_THIS_TEST", "do-not-publish")
+
+    def change(header, runs):
+        name = "recipe/missing" if spec == "missing.yaml" else spec
+        header.update(spec=spec, agent=name, options=options)
+
+    verdict = validate(edited(change))
+    assert verdict.word == "not validated" and "cannot be made here" in verdict.unchecked[0]
+    assert "do-not-publish" not in verdict.unchecked[0]
+
+
+def test_a_suite_whose_tasks_are_not_here_needs_runs_as_well(edited, monkeypatch):
+    monkeypatch.setattr("amed_env.bench.validation.missing_task", lambda name: "it is somewhere else")
+
+    def change(header, runs):
+        header["tables"] = {}
+        return []
+
+    assert "has no runs on tabular/digits-cnn" in reasons(edited(change))
+
+
+RECIPE = """
+format: amed-agent/1
+description: |
+  annealing,
+  but warmer
+algorithm: annealing
+hyperparameters: {{first_temperature: {temperature}}}
+tuned_on: []
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "warm.yaml"
+    path.write_text(RECIPE.format(temperature=2.0))
+    return path
+
+
+def test_a_recipe_that_was_changed_is_named_and_not_mixed(recipe, tmp_path):
+    path = write(tmp_path, str(recipe), evaluations=3)
+    lines = path.read_text().splitlines(keepends=True)
+    assert json.loads(lines[0])["description"] == "annealing, but warmer"
+    assert validate(path).valid
+    recipe.write_text("# the same in other words" + RECIPE.format(temperature="2.0 "))
+    assert validate(path, 1).valid
+
+    recipe.write_text(RECIPE.format(temperature=1.0))
+    verdict = validate(path)
+    assert verdict.word == "not validated" and "warm.yaml has other contents" in verdict.unchecked[0]
+    path.write_text("".join(lines[:-1]))
+    with pytest.raises(RunFolderError, match=r"the contents of .*warm.yaml have changed since"):
+        write(tmp_path, str(recipe), evaluations=3)
+
+
+def test_a_recipe_that_changes_while_it_runs_ends_the_benchmark(recipe):
+    contender = Contender(str(recipe), recipe=recipe_digest(str(recipe)))
+    jobs = [Job(contender, SUITE.cells()[0], seed, 3) for seed in range(2)]
+    runs = run_all(jobs)
+    assert next(runs)[1].note is None
+    recipe.write_text(RECIPE.format(temperature=1.0))
+    with pytest.raises(AgentError, match="other contents than when the runs began"):
+        next(runs)
+
+
+def test_files_from_before_recipes_were_kept_are_still_good(recipe, tmp_path):
+    path = write(tmp_path, str(recipe), evaluations=3)
+    header, *runs = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(header.pop("recipe")) == 64
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *runs[:-1]]))
+    write(tmp_path, str(recipe), evaluations=3)  # which resumes
+    assert validate(path).valid
+
+
+def test_ctrl_c_keeps_what_was_found(good):
+    def interrupt(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    verdict = validate(good["random"], on_progress=interrupt)
+    assert verdict.interrupted and verdict.word == "not validated" and "interrupted" in verdict.unchecked[0]
+    assert verdict.count.endswith("2 of 8 runs replayed; the counts of the others are unchecked")
 
 
 def test_a_long_list_of_problems_ends(edited):
@@ -271,8 +451,6 @@ def test_a_long_list_of_problems_ends(edited):
 
 
 def test_files_of_users_agents_replay_in_several_processes(tmp_path, monkeypatch):
-    from bench_suite import write
-
     monkeypatch.setattr(sys, "path", [*sys.path])
     path = write(tmp_path, "misbehaving_agents:Raises")
     assert all("no such luck" in json.loads(line)["note"] for line in itertools.islice(path.open(), 1, None))

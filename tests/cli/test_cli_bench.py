@@ -111,6 +111,67 @@ def test_a_bad_file_is_refused(amed, tmp_path):
     assert amed("bench", "leaderboard", "--results", "nowhere").code == 2
 
 
+def test_what_was_replayed_is_said(run, amed, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    import amed_env.bench.suites as suites
+
+    small = replace(suites.SUITES["tiny"], tasks=("tabular/digits-cnn",))
+    monkeypatch.setitem(suites.SUITES, "tiny", small)
+    assert run("--out", "results").code == 0
+    files = sorted((tmp_path / "results").glob("*.jsonl"))
+    whole = amed("bench", "validate", files[0])
+    assert whole.code == 0 and "18 of 18 runs replayed)" in whole.out
+    part = amed("bench", "validate", files[0], "--replay", 2)
+    assert part.code == 0 and "2 of 18 runs replayed; the counts of the others are unchecked)" in part.out
+    ranked = amed("bench", "leaderboard", "--results", "results", "--out", "L.md")
+    assert ranked.code == 0
+    assert "2 of 2 files are valid, 2 of 36 runs replayed; the counts of the others are unchecked" in ranked.out
+
+    header, *runs = files[0].read_text().splitlines(keepends=True)
+    files[0].write_text("".join([header, *runs[:3], runs[3].replace("tabular/digits-cnn", "tabular/none"), *runs[4:]]))
+    ranked = amed("bench", "leaderboard", "--results", "results", "--out", "L.md")
+    assert (
+        ranked.code == 1 and "1 of 2 files are valid" in ranked.out and "line 5: seed 1 of tabular/none" in ranked.out
+    )
+
+
+WAITING = """
+import time
+from pathlib import Path
+
+from amed_env import Agent
+
+
+class Waits(Agent):
+    def explore(self, session):
+        session.evaluate(session.task.allocation(session.task.uniform_choices(0)))
+        if Path("wait").exists() and session.task.device == "eyeriss-ws":
+            Path("waiting").touch()
+            time.sleep(100)
+"""
+
+
+def test_ctrl_c_ends_a_validation_and_says_what_was_checked(start, tmp_path, amed, request):
+    (tmp_path / "waiting_agent.py").write_text(WAITING)
+    request.addfinalizer(lambda: sys.modules.pop("waiting_agent", None))
+    arguments = ("--agent", "waiting_agent:Waits", "--seeds", 1, "--evaluations", 1, "--out", "r")
+    assert amed("bench", "tiny", *arguments).code == 0
+    (tmp_path / "wait").touch()
+    process = start("bench", "validate", "r/waiting_agent-Waits.jsonl", "r/greedy.jsonl", "--json")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "waiting").exists():
+        assert process.popen.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.popen.send_signal(signal.SIGINT)
+    answer = process.finish()
+    assert answer.code == 130, answer.err
+    assert "interrupted in r/waiting_agent-Waits.jsonl; 1 of 2 files were not looked at" in answer.err
+    (checked,) = answer.json["files"]
+    assert checked["verdict"] == "not validated" and "interrupted" in checked["unchecked"][0]
+    assert (checked["replayed"], checked["runs"]) == (8, 36)  # of the two devices before
+
+
 def test_an_agent_that_fails_costs_its_own_runs_only(run, tmp_path, request):
     (tmp_path / "narrow_agent.py").write_text(AGENT.replace("session.evaluate", "session.evaluation"))
     request.addfinalizer(lambda: sys.modules.pop("narrow_agent", None))
