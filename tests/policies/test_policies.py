@@ -9,7 +9,7 @@ import torch
 from amed_env import make_task
 from amed_env.agents.policy import PolicyAgent
 from amed_env.constraints import cheapest_choices
-from amed_env.errors import AgentError, BudgetError, InputError
+from amed_env.errors import AgentError, BudgetError
 from amed_env.ground_truth import optimum
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import Problem, problem_of
@@ -216,5 +216,5 @@ def test_the_agent_ends_when_everything_is_known(folder):
 def test_wrong_uses_are_refused(folder):
     with pytest.raises(BudgetError, match="has none"):
         PolicyAgent(folder).answer(make_task(TASK))
-    with pytest.raises(InputError, match="batch of at least 1"):
+    with pytest.raises(AgentError, match="batch is 0; give a whole number of at least 1"):
         PolicyAgent(folder, batch=0)
