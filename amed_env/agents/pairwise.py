@@ -29,7 +29,9 @@ class PairwiseAgent(Agent):
 
     The prior are divergences on calibration samples by forward passes: KL(i, j) - KL(i) - KL(j) is what two layers do
     together beyond the sum of each alone. Where a task gives no such divergences, the prior has single layers only,
-    and a warning says so. With `calibrate`, every trial then corrects the terms of layers and of pairs.
+    and a warning says so. With `calibrate`, the optimum without pairs is evaluated first, then that with pairs; the
+    prior is the average of both, and every trial corrects the terms of layers and of pairs. For divergences grow little
+    more once a layer at 2 bits has spoilt the network, and the sum of many negative pairs makes the rest seem free.
 
     Args:
         reach: Couple layers at most so far apart; by default as far as `MOST_PAIRS` goes.
@@ -38,8 +40,8 @@ class PairwiseAgent(Agent):
         most_width: Effort of the solver; see `best_choices`.
 
     Attributes:
-        gap: By how much the first solution of the prior may miss its optimum, in nats; 0 is proven to be optimal,
-            infinite where costs do not add up.
+        gap: By how much the first solution with pairs may miss the optimum of the prior, in nats; 0 is proven to be
+            optimal, infinite where costs do not add up.
 
     Raises:
         AgentError: If an option is of the wrong type.
@@ -59,33 +61,36 @@ class PairwiseAgent(Agent):
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
-        terms = self._terms(session)
+        single = Terms(prior(session, get_proxies("kl")[0]), None)
+        terms = self._terms(session, single)
+        priors = [single] if terms is single else [single, terms]
         candidates = Candidates(session, terms, self.most_width)
-        first = candidates.best(terms, 1)
-        self.gap = candidates.gap
+        for start in priors if self.calibrate else [terms]:
+            first = candidates.best(start, 1)
+            self.gap = candidates.gap
+            for choices in first:
+                candidates.use(choices)
+                evaluate(session, choices)
         if 0 < self.gap < np.inf:
-            logger.info("the first allocation is optimal by its proxy to %.3g nats", self.gap)
-        for choices in first:
-            candidates.use(choices)
-            evaluate(session, choices)
+            logger.info("the optimum with pairs is optimal by its proxy to %.3g nats", self.gap)
         if self.calibrate:
-            search_calibrated(session, candidates, Calibration([terms], pairwise=True))
+            search_calibrated(session, candidates, Calibration(priors, pairwise=True))
         else:
             search_in_order(session, candidates, [terms])
 
-    def _terms(self, session: SearchSession) -> Terms:
+    def _terms(self, session: SearchSession, single: Terms) -> Terms:
+        """Single layers with their pairs, or the single layers alone where a task gives no pairs."""
         task = session.task
         reach = longest_reach(task) if self.reach is None else min(self.reach, len(task.workload) - 1)
-        single = prior(session, get_proxies("kl")[0])
         session.say("measuring pairs of layers")
         try:
             pairs = task.evaluator.pair_divergences(task.precisions, reach)
         except InputError as error:
             logger.warning("pairwise starts from single layers: %s", error)
-            return Terms(single, None)
+            return single
         finally:
             session.say("")
-        return positive_semidefinite(single, pairs) if self.project else Terms(single, pairs)
+        return positive_semidefinite(single.single, pairs) if self.project else Terms(single.single, pairs)
 
 
 def longest_reach(task: Task) -> int:
