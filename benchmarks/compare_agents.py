@@ -74,13 +74,13 @@ def table() -> None:
         rows = read(path)
         console.print(f"\n**{path.stem}** ({rows[0]['evaluations_allowed']} evaluations)\n", highlight=False)
         console.print(
-            "| agent | seeds | evaluations | search accuracy % | test accuracy % | latency |", highlight=False
+            "| agent | seeds | evaluations | search accuracy % | test accuracy % | part of 8 bit |", highlight=False
         )
         console.print("|---|---|---|---|---|---|", highlight=False)
         for name in agents_of(rows):
             found = [row for row in rows if row["agent"] == name and row["best"]]
             columns = [[100 * row["best"][split]["accuracy"] for row in found] for split in ("search", "test")]
-            costs = [row["best"]["relative_costs"]["latency"] for row in found]
+            costs = [row["best"]["relative_costs"][metric] for row in found for metric in row["budgets"]]
             counts = sorted({row["evaluations"] for row in found})
             console.print(
                 f"| `{name}` | {len(found)} | {'–'.join(map(str, {counts[0], counts[-1]}))} | {spread(columns[0])} "
