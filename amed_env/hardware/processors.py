@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -42,11 +43,11 @@ class _ScaledBackend(HardwareBackend):
         )
         return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
 
+    @abc.abstractmethod
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
     ) -> dict[str, FloatArray]:
         """Metrics of layers at widths as float64 of shape (L, W, A)."""
-        raise NotImplementedError
 
 
 class ProcessorBackend(_ScaledBackend):

@@ -4,6 +4,7 @@ from amed_env.bench.execution import Job, run_all
 from amed_env.bench.results_folder import AgentFile, make_header
 from amed_env.bench.running import Contender
 from amed_env.bench.suites import BudgetedDevice, CellGrid, Cells, Suite
+from amed_env.bench.validation import validate
 
 SUITE = Suite(
     "unit",
@@ -33,3 +34,10 @@ def write(folder, spec, evaluations=EVALUATIONS, seeds=SEEDS, workers=1, cells=N
             file.add(run)
         file.sort()
     return file.path
+
+
+def reasons(path, replays=0):
+    """Why a file is refused; fails if it is not."""
+    verdict = validate(path, replays)
+    assert verdict.word == "refused" and not verdict.valid
+    return "\n".join(verdict.problems)
