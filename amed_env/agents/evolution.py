@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.moves import evaluate, filled, fresh_choices, good_starts, narrowed, near_the_budget, prior
-from amed_env.agents.neighbours import random_neighbour
+from amed_env.agents.moves import evaluate, good_starts, near_the_budget, new_near, prior
 from amed_env.agents.optional import import_optional
 from amed_env.agents.options import positive_whole
 from amed_env.agents.protocol import Agent
@@ -21,7 +20,6 @@ IntArray = npt.NDArray[np.int64]
 _WORST = 1e6  # objective of what failed
 _CHEAP_ENOUGH = 0.9  # of the limit: below it nothing is gained
 _FILLED = 0.5  # probability that the slack of an offspring is spent
-_MUTATIONS = 5  # tries to make a known offspring a new one
 _DRAWS = 10  # draws for each place in the first population
 
 
@@ -59,7 +57,7 @@ class EvolutionAgent(Agent):
             session.check()
             offspring = algorithm.ask()
             genes = offspring.get("X")
-            rows = first if not started else [self._new(session, self._choices(session, row)) for row in genes]
+            rows = first if not started else [new_near(session, self._choices(session, row), _FILLED) for row in genes]
             tried = [choices for choices in rows if choices is not None]
             if not tried:
                 return
@@ -102,20 +100,6 @@ class EvolutionAgent(Agent):
             if drawn is not None:
                 found[drawn.tobytes()] = drawn
         return np.asarray(list(found.values()), dtype=np.int64).reshape(len(found), len(session.task.workload))
-
-    def _new(self, session: SearchSession, choices: IntArray) -> IntArray | None:
-        """An allocation within the budget that is not known, close to the given one; None if there is none."""
-        task = session.task
-        changed = choices
-        for _ in range(_MUTATIONS):
-            inside = narrowed(session, changed)
-            if inside is not None:
-                if task.limits and session.rng.random() < _FILLED:
-                    inside = filled(session, inside)
-                if not session.knows(task.allocation(inside)):
-                    return inside
-            changed = random_neighbour(task, choices, session.rng)
-        return fresh_choices(session)
 
     def _choices(self, session: SearchSession, genes: IntArray) -> IntArray:
         """A gene is the position among what a layer may choose."""

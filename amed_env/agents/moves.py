@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.neighbours import neighbours
+from amed_env.agents.neighbours import neighbours, random_neighbour
 from amed_env.agents.session import SearchSession
 from amed_env.constraints import TOLERANCE, allowed_choices, cheapest_choices, least_rest
 from amed_env.errors import AmedError, BackendError, SearchEnded, StoreError
@@ -23,6 +23,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 _DRAWS = 3  # random allocations near the budget before known ones are varied
+_MUTATIONS = 5  # tries to make a known allocation a new one
 
 
 def prior(session: SearchSession, proxy: Proxy) -> FloatArray:
@@ -286,6 +287,33 @@ def fresh_choices(session: SearchSession) -> IntArray | None:
         if len(fitting):
             return np.asarray(around[session.rng.choice(fitting)])
     return None
+
+
+def new_near(session: SearchSession, choices: IntArray, fill: float = 0.0) -> IntArray | None:
+    """An allocation within the budgets that this search has not evaluated, close to the given one.
+
+    What exceeds a budget is `narrowed`, what is known is mutated until it is new, and where that does not help it is
+    `fresh_choices`.
+
+    Args:
+        session: The search.
+        choices: int64 (L,).
+        fill: Probability that what is left of the budgets is spent.
+
+    Returns:
+        int64 (L,), or None if there is nothing new to be found.
+    """
+    task = session.task
+    changed = choices
+    for _ in range(_MUTATIONS):
+        inside = narrowed(session, changed)
+        if inside is not None:
+            if fill > 0 and task.limits and session.rng.random() < fill:
+                inside = filled(session, inside)
+            if not session.knows(task.allocation(inside)):
+                return inside
+        changed = random_neighbour(task, choices, session.rng)
+    return fresh_choices(session)
 
 
 def quality_order(trial: Trial) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.moves import evaluate, fresh_choices, good_starts, narrowed, near_the_budget, prior
+from amed_env.agents.moves import evaluate, fresh_choices, good_starts, near_the_budget, new_near, prior
 from amed_env.agents.optional import import_optional
 from amed_env.agents.options import positive_whole
 from amed_env.agents.protocol import Agent
@@ -18,15 +18,12 @@ from amed_env.task import Task
 
 IntArray = npt.NDArray[np.int64]
 
-_REPEATS = 3  # known allocations in a row after which a fresh one follows
-
 
 class TPEAgent(Agent):
     """Samples precisions from what good allocations have in common (Bergstra et al. 2011), all layers at once.
 
-    It starts with the proxy's optimum and random allocations near the budget. What exceeds the budget is narrowed, and
-    the estimator learns from the narrowed allocation. One that is known already costs nothing; after three of them a
-    fresh one follows, so that the estimator does not stand still.
+    It starts with the proxy's optimum and random allocations near the budget. What exceeds the budget is narrowed, what
+    is known already is mutated until it is new, and the estimator learns from what became of its sample.
 
     Args:
         startup: Allocations at the beginning that do not come from the estimator.
@@ -59,27 +56,24 @@ class TPEAgent(Agent):
         space = self._space(task)
         study = self._study(session.seed)
         queue = good_starts(session, prior(session, self.proxy))[:1]
-        known = 0
         while True:
             session.check()
             choices: IntArray | None
             if queue:
                 choices = queue.pop()
-            elif not space or known > _REPEATS:
+            elif not space:
                 choices = fresh_choices(session)
-                if choices is None:
-                    return
             elif session.evaluations < self.startup:
                 choices = near_the_budget(session)
+                if choices is None or session.knows(task.allocation(choices)):
+                    choices = fresh_choices(session)
             else:
                 asked = study.ask(space)
-                # What is told is the narrowed allocation, below.
+                # What is told is the allocation that became of it, below.
                 study.tell(asked, state=optuna.trial.TrialState.FAIL)
-                choices = narrowed(session, self._choices(task, asked.params))
-            if choices is None or session.knows(task.allocation(choices)):
-                known += 1
-                continue
-            known = 0
+                choices = new_near(session, self._choices(task, asked.params))
+            if choices is None:
+                return
             trial = evaluate(session, choices)
             if trial is not None and space:
                 value = score(trial.quality.accuracy, task.float_quality.accuracy)
