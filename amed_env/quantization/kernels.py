@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from amed_env.quantization.layers import SIGNED_ZERO, PreparedWidth, Quantizable, channels_last
+from amed_env.quantization.saturation import halves, sums_saturate, twice, two_products_fit
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,10 @@ class LayerKernel:
         self._shape: tuple[list[int], list[int], list[int], int] | None = None
         if isinstance(layer, nn.Conv1d | nn.Conv2d):
             self._shape = _convolution_shape(layer)
-        self._packed: dict[tuple[int, int], tuple[PreparedWidth, torch.Tensor]] = {}
+        self._groups = 1 if self._shape is None else self._shape[-1]
+        depthwise = self._groups > 1 and layer.weight.shape[1] == 1
+        self._saturates = sums_saturate(depthwise)
+        self._packed: dict[tuple[int, int, int], tuple[PreparedWidth, torch.Tensor, bool]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("kernels hold packed weights, which cannot be pickled; make them anew.")
@@ -123,8 +127,10 @@ class LayerKernel:
         Returns:
             uint8 codes, or float32 values.
         """
-        packed = self._pack(prepared, weight_bits, read.format.zero_point)
+        packed, halved = self._pack(prepared, weight_bits, read.format)
         codes = read.tensor.unsqueeze(2) if self._flat else read.tensor
+        if halved:
+            codes = twice(codes, -1 if self._linear else 1, self._groups)
         arguments = [
             codes if self._linear else channels_last(codes),
             read.format.scale,
@@ -185,17 +191,22 @@ class LayerKernel:
             )
         return result if (least, most) == (0, LARGEST_CODE) else result.clamp_(least, most)
 
-    def _pack(self, prepared: PreparedWidth, weight_bits: int, zero_point: int) -> torch.Tensor:
-        known = self._packed.get((weight_bits, zero_point))
+    def _pack(self, prepared: PreparedWidth, weight_bits: int, read: Format) -> tuple[torch.Tensor, bool]:
+        """The weights as the kernel wants them, and whether they are halved for an input that is read twice."""
+        key = weight_bits, read.zero_point, read.high
+        known = self._packed.get(key)
         if known is not None and known[0] is prepared:
-            return known[1]
+            return known[1:]
         integers = prepared.integers.unsqueeze(2) if self._flat else prepared.integers
+        halved = self._saturates and not two_products_fit(read.high, integers)
+        if halved:
+            integers = halves(integers)
         if self._shape is None:
             packed = torch.ops.onednn.qlinear_prepack(integers, None)
         else:
-            packed = torch.ops.onednn.qconv_prepack(integers, prepared.scales, 1.0, zero_point, *self._shape, None)
-        self._packed[weight_bits, zero_point] = prepared, packed
-        return packed  # type: ignore[no-any-return]
+            packed = torch.ops.onednn.qconv_prepack(integers, prepared.scales, 1.0, read.zero_point, *self._shape, None)
+        self._packed[key] = prepared, packed, halved
+        return packed, halved
 
 
 def _convolution_shape(layer: nn.Conv1d | nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
@@ -288,10 +299,7 @@ class Requantizer:
 
 @lru_cache(maxsize=1)
 def integer_kernels_are_exact() -> bool:
-    """Whether this machine has integer kernels, and none of their sums saturates.
-
-    Processors without VNNI instructions add products of 8 bits in 16 bits, which can overflow.
-    """
+    """Whether this machine has integer kernels, and what they return is exact; see `saturation`."""
     if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
         return False
     generator = torch.Generator().manual_seed(0)
@@ -310,7 +318,7 @@ def integer_kernels_are_exact() -> bool:
                 found = kernel(codes, PreparedWidth(weight, torch.ones(32), None, 1.0), number, None)
                 expected = F.conv2d(read.double() - zero_point, weight.double(), padding=1)
                 if not torch.equal(found.double(), expected):
-                    logger.info("the integer kernels of this processor saturate; networks are evaluated in float")
+                    logger.info("the integer kernels of this processor are not exact; networks are evaluated in float")
                     return False
     except RuntimeError as error:
         logger.info("this build of torch has no integer kernels: %s", error)

@@ -1,0 +1,100 @@
+"""Exact sums on processors that add products of 8 bits in 16 bits."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from amed_env.quantization import kernels
+from amed_env.quantization.kernels import Codes, Format, LayerKernel, integer_kernels_are_exact
+from amed_env.quantization.layers import PreparedWidth
+from amed_env.quantization.saturation import halves, sums_saturate, twice, two_products_fit
+
+exact_only = pytest.mark.skipif(not integer_kernels_are_exact(), reason="this machine has no exact integer kernels")
+
+
+def saturating_sum(codes, integers):
+    """What VPMADDUBSW and an addition in 32 bits make of a sum of products."""
+    products = codes.astype(np.int64) * integers.astype(np.int64)
+    pairs = np.append(products, 0)[: len(products) // 2 * 2 + 2 * (len(products) % 2)].reshape(-1, 2).sum(axis=1)
+    return int(np.clip(pairs, -(2**15), 2**15 - 1).sum())
+
+
+numbers = st.integers(0, 255), st.integers(-128, 127)
+
+
+@given(st.lists(st.tuples(*numbers), min_size=1, max_size=40))
+def test_halves_never_saturate(pairs):
+    codes, integers = np.asarray(pairs).T
+    both = halves(torch.from_numpy(integers).to(torch.int8)[None])[0].numpy()
+    assert saturating_sum(np.tile(codes, 2), both) == int(codes @ integers)
+
+
+@given(st.lists(st.tuples(*numbers), min_size=1, max_size=40))
+def test_what_is_said_to_fit_does(pairs):
+    codes, integers = np.asarray(pairs).T
+    if two_products_fit(int(codes.max()), torch.from_numpy(integers).to(torch.int8)):
+        assert saturating_sum(codes, integers) == int(codes @ integers)
+
+
+@pytest.mark.parametrize(("code", "integer", "fits"), [(255, 64, True), (255, -65, False), (15, -128, True)])
+def test_the_border_of_what_fits(code, integer, fits):
+    assert two_products_fit(code, torch.tensor([0, integer], dtype=torch.int8)) is fits
+    assert (saturating_sum(np.full(2, code), np.full(2, integer)) == 2 * code * integer) is fits
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_a_layer_that_reads_twice_returns_the_same(groups):
+    generator = torch.Generator().manual_seed(groups)
+    weight = torch.randint(-128, 128, (8, 8 // groups, 3, 3), generator=generator).to(torch.int8)
+    read = torch.randint(0, 256, (2, 8, 5, 5), generator=generator)
+    found = F.conv2d(twice(read, 1, groups).double(), halves(weight).double(), groups=groups)
+    assert torch.equal(found, F.conv2d(read.double(), weight.double(), groups=groups))
+
+
+LAYERS = {
+    "dense": lambda: nn.Conv2d(16, 8, 3, padding=1),
+    "two groups": lambda: nn.Conv2d(16, 8, 3, padding=1, groups=2),
+    "depthwise": lambda: nn.Conv2d(16, 16, 3, padding=1, groups=16),
+    "one dimension": lambda: nn.Conv1d(16, 8, 3, padding=1, stride=2),
+    "linear": lambda: nn.Linear(48, 8),
+}
+SHAPES = {"one dimension": (3, 16, 9), "linear": (3, 48)}
+
+
+@exact_only
+@pytest.mark.parametrize("saturates", [None, True])
+@pytest.mark.parametrize("zero_point", [0, 128])
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_sums_are_exact(monkeypatch, kind, extreme, zero_point, saturates):
+    """On this processor as it is (None), and with the halves that a processor without VNNI needs."""
+    if saturates is not None:
+        monkeypatch.setattr(kernels, "sums_saturate", lambda depthwise: saturates)
+    layer, generator = LAYERS[kind](), torch.Generator().manual_seed(5)
+    shape = SHAPES.get(kind, (3, 16, 6, 6))
+    read = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+    integers = torch.randint(-128, 128, layer.weight.shape, generator=generator).to(torch.int8)
+    if extreme:
+        read.fill_(255)
+        integers.fill_(-128)
+    prepared = PreparedWidth(integers, torch.ones(integers.shape[0]), None, 1.0)
+    found = LayerKernel(layer)(Codes(read, Format(1.0, zero_point, 0, 255)), prepared, 8, None)
+    layer.double().weight.data = integers.double()
+    layer.bias.data.zero_()
+    assert torch.equal(found.double(), layer(read.double() - zero_point))
+
+
+def test_the_probe_finds_saturation(monkeypatch):
+    def saturating(read, scale, zero_point, packed, *rest):
+        return torch.full((1, 32, 5, 5), 1.0)
+
+    monkeypatch.setattr(torch.ops.onednn, "qconv2d_pointwise", saturating)
+    sums_saturate.cache_clear()
+    try:
+        assert sums_saturate(False) and sums_saturate(True)
+    finally:
+        sums_saturate.cache_clear()
