@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 FORMAT = "amed-run/1"
 DISTRIBUTIONS = ("torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
 """Distributions whose versions a run records."""
-_LOCK, _CONFIG, _STORE, _RESULT, _ALLOCATION, _RECOMMENDED = (
+_LOCK, _CONFIG, _STORE, _RESULT, _ALLOCATION = (
     ".lock",
     "config.json",
     "trials.sqlite",
     "result.json",
     "allocation.json",
-    "recommended.json",
 )
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
 """A full disk, a missing permission and the like, which no traceback explains better than their name."""
@@ -255,21 +254,15 @@ class RunFolder:
             )
 
     def write_result(self, result: SearchResult) -> list[Path]:
-        """Write `result.json`, `allocation.json` if there is a best one, `recommended.json` if that is another one.
-
-        Returns:
-            What was written.
-        """
+        """Write `result.json` and, if there is a best allocation, `allocation.json`; returns what was written."""
         written = [self.path / _RESULT]
         write_atomically(written[0], json_text(result.to_json()))
-        another = result.recommended if result.recommends_another else None
-        for name, trial in ((_ALLOCATION, result.best), (_RECOMMENDED, another)):
-            path = self.path / name
-            if trial is None:
-                path.unlink(missing_ok=True)
-            else:
-                write_atomically(path, json_text(trial.allocation.to_json(result.task.network)))
-                written.append(path)
+        allocation = self.path / _ALLOCATION
+        if result.best is None:
+            allocation.unlink(missing_ok=True)
+        else:
+            write_atomically(allocation, json_text(result.best.allocation.to_json(result.task.network)))
+            written.append(allocation)
         return written
 
     def write_pictures(self, result: SearchResult) -> list[Path]:

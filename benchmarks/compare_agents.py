@@ -58,9 +58,8 @@ def run(
             result = amed_env.make_agent(agent).search(problem, evaluations, seed, store=trials, on_change=say)
             if result.interrupted:
                 raise typer.Exit(130)
-            for name, trial in (("best", result.best), ("recommended", result.recommended)):
-                if trial is not None:
-                    result.test[name] = problem.quality(trial.allocation, "test")
+            if result.best is not None:
+                result.test["best"] = problem.quality(result.best.allocation, "test")
             row = {**summary(result), "anytime": anytime(result)}
             with path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
@@ -75,19 +74,17 @@ def table() -> None:
         rows = read(path)
         console.print(f"\n**{path.stem}** ({rows[0]['evaluations_allowed']} evaluations)\n", highlight=False)
         console.print(
-            "| agent | seeds | count | search accuracy % | test accuracy % | test % if recommended | part of 8 bit |",
-            highlight=False,
+            "| agent | seeds | evaluations | search accuracy % | test accuracy % | part of 8 bit |", highlight=False
         )
-        console.print("|---|---|---|---|---|---|---|", highlight=False)
+        console.print("|---|---|---|---|---|---|", highlight=False)
         for name in agents_of(rows):
             found = [row for row in rows if row["agent"] == name and row["best"]]
             columns = [[100 * row["best"][split]["accuracy"] for row in found] for split in ("search", "test")]
-            steady = [100 * row["recommended"]["test"]["accuracy"] for row in found if row.get("recommended")]
             costs = [row["best"]["relative_costs"][metric] for row in found for metric in row["budgets"]]
             counts = sorted({row["evaluations"] for row in found})
             console.print(
                 f"| `{name}` | {len(found)} | {'–'.join(map(str, {counts[0], counts[-1]}))} | {spread(columns[0])} "
-                f"| {spread(columns[1])} | {spread(steady) if steady else '–'} | {min(costs):.3f}–{max(costs):.3f} |",
+                f"| {spread(columns[1])} | {min(costs):.3f}–{max(costs):.3f} |",
                 highlight=False,
             )
     points = Table("task", "agent", *map(str, CHECKPOINTS), title="mean best search accuracy (%) after … evaluations")

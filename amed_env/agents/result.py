@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amed_env._version as version
-from amed_env.agents.recommendation import recommended_trial
 from amed_env.allocation import BitAllocation
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
@@ -26,7 +25,7 @@ class SearchResult:
         task: The task that was solved.
         agent: Name of the agent.
         seed: Seed of the search.
-        best: The feasible trial of the highest search accuracy, or None if none was found; compare `recommended`.
+        best: The feasible trial of the highest search accuracy, or None if none was found.
         pareto: Trials of which none has both more accuracy and less of `pareto_metric`, cheapest first.
         pareto_metric: The metric of the first budget, `latency_ms` without one.
         trials: Every trial of the search, in order.
@@ -40,8 +39,7 @@ class SearchResult:
         device_retries: Calls of the device that failed and were made again.
         baselines: Uniform allocations (but for pinned layers) by width, with search quality and costs; see
             `add_report`.
-        test: Quality on the test split by name: `best`, `recommended`, `float`, and `uniform-8` and so on; see
-            `add_report`.
+        test: Quality on the test split by name: `best`, `float`, and `uniform-8` and so on; see `add_report`.
     """
 
     task: Task
@@ -62,23 +60,8 @@ class SearchResult:
     device_faults: int = 0
     device_retries: int = 0
 
-    @property
-    def recommended(self) -> Trial | None:
-        """The feasible trial to deploy, or None: of those as accurate as the best but for chance, that of least loss.
-
-        See `recommended_trial`.
-        """
-        complete = [trial for trial in self.trials if not trial.quality.partial]
-        return recommended_trial([trial for trial in complete if self.task.feasible(trial.costs)])
-
-    @property
-    def recommends_another(self) -> bool:
-        """Whether the recommended allocation is not the best one."""
-        recommended = self.recommended
-        return recommended is not None and (self.best is None or recommended.allocation != self.best.allocation)
-
     def add_report(self) -> None:
-        """Evaluate what the final report compares with, and read the test split of it and of what was found."""
+        """Evaluate what the final report compares with, and read the test split: for the best and the uniform ones."""
         task = self.task
         for bits in task.free_bits:
             self.baselines[f"uniform-{bits}"] = task.measure(task.uniform(bits))
@@ -87,10 +70,6 @@ class SearchResult:
             self.test[name] = task.quality(trial.allocation, "test")
         if self.best is not None:
             self.test["best"] = task.quality(self.best.allocation, "test")
-        recommended = self.recommended
-        if recommended is not None:
-            known = None if self.recommends_another else self.test.get("best")
-            self.test["recommended"] = task.quality(recommended.allocation, "test") if known is None else known
 
     def best_uniform(self) -> str | None:
         """Name of the feasible uniform baseline of the highest search accuracy, or None."""
@@ -109,7 +88,7 @@ class SearchResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON document in format `amed-result/1`."""
-        task, recommended = self.task, self.recommended
+        task = self.task
         return {
             "format": FORMAT,
             "version": version.__version__,
@@ -135,7 +114,6 @@ class SearchResult:
             "kept_float": list(task.evaluator.kept_float),
             "float": {"search": task.float_quality.to_json(), "test": self._test_json("float")},
             "best": None if self.best is None else self._trial_json(self.best, "best"),
-            "recommended": None if recommended is None else self._trial_json(recommended, "recommended"),
             "pareto_metric": self.pareto_metric,
             "pareto": [self._trial_json(trial) for trial in self.pareto],
             "baselines": {name: self._trial_json(trial, name) for name, trial in self.baselines.items()},

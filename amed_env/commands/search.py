@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from amed_env.agents.protocol import Agent
-from amed_env.agents.recommendation import standard_error
 from amed_env.agents.registry import make_agent
 from amed_env.agents.result import SearchResult
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
@@ -213,7 +212,7 @@ def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
             output.show(table)
     except BackendError as error:
         output.warn(f"the allocation is in allocation.json; its costs by layer are missing: {error}")
-    output.show(comparison_table(result), _verdict(result), *_advice(result), *(f"wrote {path}" for path in written))
+    output.show(comparison_table(result), _verdict(result), *(f"wrote {path}" for path in written))
     if result.best is None:
         output.warn(
             f"none of {result.evaluations} evaluated allocations is within the budget; try another agent, or more "
@@ -242,18 +241,6 @@ def _verdict(result: SearchResult) -> str:
     elif result.baselines:
         text += ", no uniform width is within the budget"
     return f"{text} ({spent})."
-
-
-def _advice(result: SearchResult) -> list[str]:
-    """A line on the recommended allocation, where it is not the best one."""
-    recommended, best = result.recommended, result.best
-    if recommended is None or best is None or not result.recommends_another:
-        return []
-    return [
-        f"To deploy, rather take recommended.json: its {percent(recommended.quality.accuracy)} on the search split are "
-        f"within one standard error ({100 * standard_error(best.quality):.2f} points) of the best, and its loss is "
-        f"lower ({recommended.quality.loss:.4f} against {best.quality.loss:.4f}): it owes less to luck."
-    ]
 
 
 def _settings(

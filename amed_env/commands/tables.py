@@ -136,7 +136,7 @@ def allocation_table(result: SearchResult) -> Table | None:
 
 
 def comparison_table(result: SearchResult) -> Table:
-    """The best and the recommended allocation against every uniform width and the float network."""
+    """The best allocation against every uniform width and the float network."""
     task = result.task
     relative = task.reference_cost is not None
     notes = [
@@ -158,10 +158,8 @@ def comparison_table(result: SearchResult) -> Table:
             return [f"{factors[name]:.3f}" if name in factors else MISSING for name, _ in metrics]
         return [number(costs[metric]) if metric in costs else MISSING for _, metric in metrics]
 
-    found = {} if result.best is None else {"best": result.best}
-    if result.recommended is not None and result.recommends_another:
-        found["recommended"] = result.recommended
-    for name, trial in {**found, **result.baselines}.items():
+    trials = {**({} if result.best is None else {"best": result.best}), **result.baselines}
+    for name, trial in trials.items():
         table.add_row(
             result.agent if name == "best" else name.replace("uniform-", "uniform "),
             percent(trial.quality.accuracy),
@@ -169,7 +167,7 @@ def comparison_table(result: SearchResult) -> Table:
             *cells(trial.costs),
             "yes" if task.feasible(trial.costs) else "no",
             style="bold" if name == "best" else None,
-            end_section=name in found and name == list(found)[-1],
+            end_section=name == "best",
         )
     test = percent(result.test["float"].accuracy) if "float" in result.test else MISSING
     table.add_row("float", percent(task.float_quality.accuracy), test, *(MISSING for _ in metrics), MISSING)

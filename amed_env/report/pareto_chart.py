@@ -182,20 +182,6 @@ def _draw_best(axes: Axes, result: SearchResult, scale: _Scale) -> None:
         zorder=5,
         label=f"best within budget, {accuracy:.2f} %",
     )
-    if result.recommended is not None and result.recommends_another:
-        cost, accuracy = scale.positions([result.recommended])[0]
-        axes.plot(
-            cost,
-            accuracy,
-            marker="*",
-            markersize=15,
-            markerfacecolor="white",
-            markeredgecolor=ACCENT,
-            markeredgewidth=1.4,
-            linestyle="none",
-            zorder=5,
-            label=f"recommended, {accuracy:.2f} %",
-        )
 
 
 def _finish(figure: Figure, axes: Axes, result: SearchResult, scale: _Scale) -> None:

@@ -19,14 +19,7 @@ def test_run_folder_has_everything(amed, tmp_path):
     assert set(document["baselines"]) == {"uniform-2", "uniform-3", "uniform-4", "uniform-8"}
     folder = tmp_path / "run"
     visible = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    assert visible - {"recommended.json"} == {
-        "config.json",
-        "trials.sqlite",
-        "result.json",
-        "allocation.json",
-        "pareto.png",
-        "allocation.png",
-    }
+    assert visible == {"config.json", "trials.sqlite", "result.json", "allocation.json", "pareto.png", "allocation.png"}
     saved = json.loads((folder / "result.json").read_text())
     assert saved == {key: value for key, value in document.items() if key != "files"}
     assert {str(folder / name).rpartition("/")[2] for name in visible} >= {
@@ -34,10 +27,6 @@ def test_run_folder_has_everything(amed, tmp_path):
     }
     allocation = BitAllocation.load(folder / "allocation.json")
     assert allocation == BitAllocation.from_json(document["best"]["allocation"])
-    recommended = BitAllocation.from_json(document["recommended"]["allocation"])
-    assert ("recommended.json" in visible) == ("recommended.json" in answer.out) == (recommended != allocation)
-    if recommended != allocation:
-        assert BitAllocation.load(folder / "recommended.json") == recommended
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 3 and config["settings"]["evaluations"] == 6
     assert {"amed_env", "python", "torch", "numpy", "gymnasium", "stable-baselines3"} <= set(config["versions"])
