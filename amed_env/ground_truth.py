@@ -7,6 +7,7 @@ whose costs do not add up is asked for every allocation once, which may take lon
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from amed_env.errors import BudgetError, InputError
 from amed_env.evaluation.quality import Split, check_split
 from amed_env.evaluation.store import Trial
 from amed_env.evaluation.table import TableEvaluator
+from amed_env.hardware import HardwareBackend, load_device
 from amed_env.task import Task
 
 if TYPE_CHECKING:
@@ -26,19 +28,20 @@ if TYPE_CHECKING:
 Budgets = Mapping[str, str | float] | Iterable[str]
 
 
-def optimum(task: Task, budget: Budgets | None = None, split: Split = "search") -> Trial:
+def optimum(task: Task, budget: Budgets | float | None = None, split: Split = "search") -> Trial:
     """The best allocation within the budgets: the most correct samples, then the least loss, then the first row.
 
     Args:
         task: A task on a quality table; its pins and widths hold.
-        budget: Budgets in place of the task's own.
+        budget: Budgets in place of the task's own; a number is another value of its first one.
         split: The split whose quality counts.
 
     Raises:
         InputError: If the task is on no table.
         BudgetError: If no allocation meets the budgets.
     """
-    task = task if budget is None else task.with_budget(budget)
+    _evaluator(task)
+    task = task if budget is None else task.with_budget(_budgets(task, budget))
     table = _evaluator(task).table
     feasible = feasible_rows(task)
     if not feasible.any():
@@ -48,7 +51,12 @@ def optimum(task: Task, budget: Budgets | None = None, split: Split = "search") 
     return _trial(task, int(rows[table.loss[split][rows].argmin()]), split)
 
 
-def pareto_front(task: Task, metric: str = "latency_ms", split: Split = "search") -> list[Trial]:
+def pareto_front(
+    task: Task,
+    device: str | Path | HardwareBackend | None = None,
+    metric: str = "latency_ms",
+    split: Split = "search",
+) -> list[Trial]:
     """All that is best for its cost: allocations of which no other has more accuracy at the same cost or less.
 
     Costs that differ by rounding errors of sums alone count as equal; of equally good allocations of equal cost the
@@ -56,6 +64,7 @@ def pareto_front(task: Task, metric: str = "latency_ms", split: Split = "search"
 
     Args:
         task: A task on a quality table; its budgets, pins and widths hold.
+        device: Another device than the task's, as `make_task` takes it: quality does not depend on the device.
         metric: The metric of the cost.
         split: The split whose quality counts.
 
@@ -64,8 +73,11 @@ def pareto_front(task: Task, metric: str = "latency_ms", split: Split = "search"
 
     Raises:
         InputError: If the task is on no table, or the device does not report the metric.
+        UnknownNameError: If there is no such device.
+        BudgetError: If no allocation meets the task's budgets on the other device.
     """
     table = _evaluator(task).table
+    task = task if device is None else task.with_device(load_device(device))
     rows = np.flatnonzero(feasible_rows(task))
     costs, correct = all_costs(task, metric)[rows], table.correct[check_split(split)][rows].astype(np.int64)
     by_cost = np.argsort(costs, kind="stable")
@@ -160,7 +172,20 @@ def rows_of(task: Task, choices: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return np.asarray(np.asarray(_columns(task))[numbers] @ strides)
 
 
+def _budgets(task: Task, budget: Budgets | float) -> Budgets:
+    """Budgets as `Task.with_budget` takes them."""
+    if isinstance(budget, Mapping | Iterable):
+        return budget
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise InputError(f"budget is {budget!r}; give a mapping such as {{'latency': 0.45}}, or a number.")
+    if not task.budgets:
+        raise InputError(f"the task has no budget that {budget} could be a value of; write {{'latency': {budget}}}.")
+    return {task.budgets[0].name: budget}
+
+
 def _evaluator(task: Task) -> TableEvaluator:
+    if not isinstance(task, Task):
+        raise InputError(f"{task!r} is no task; make one with amed_env.make_task.")
     if not isinstance(task.evaluator, TableEvaluator):
         raise InputError(
             f"task {task.network!r} has no table of all allocations, so nobody knows its optimum; take a task whose "

@@ -37,6 +37,7 @@ class Proxy:
 
 
 PROXIES: Registry[Proxy] = Registry("proxy")
+_SYNONYMS = {"taylor": "fisher", "hessian-trace": "hessian", "mse": "squared-error", "squared_error": "squared-error"}
 """Proxies by name."""
 
 
@@ -55,6 +56,8 @@ def register_proxy(proxy: Proxy) -> Proxy:
 def get_proxies(names: str | Iterable[str]) -> list[Proxy]:
     """Proxies by their names, given as a list or as one text with commas.
 
+    `taylor`, `hessian-trace` and `mse` are other names that papers use.
+
     Raises:
         UnknownNameError: If there is none of that name.
         AgentError: If none is named, or what is given is no text.
@@ -62,7 +65,7 @@ def get_proxies(names: str | Iterable[str]) -> list[Proxy]:
     listed = names.split(",") if isinstance(names, str) else list(names) if isinstance(names, Iterable) else []
     if not listed or not all(isinstance(name, str) for name in listed):
         raise AgentError(f"proxy is {names!r}; give a name or several: {', '.join(PROXIES.names())}.")
-    return [PROXIES.get(name.strip()) for name in listed]
+    return [PROXIES.get(_SYNONYMS.get(name.strip(), name.strip())) for name in listed]
 
 
 def proxy_table(task: Task, proxy: Proxy) -> FloatArray:

@@ -350,6 +350,24 @@ class Task:
         task.limits = task.resolve_limits(task.budgets)
         return task
 
+    def with_device(self, backend: HardwareBackend) -> Task:
+        """The same task on another device: network, widths, pins and budgets stay, relative ones are its own.
+
+        Raises:
+            UnsupportedPrecisionError: If the device cannot run a layer at one of the widths.
+            BudgetError: If no allocation can meet the budgets on it.
+        """
+        return Task(
+            self.network,
+            self.evaluator,
+            backend,
+            self.free_bits,
+            separate=self.separate,
+            activation_bits=self.activation_bits,
+            budgets=self.budgets,
+            pins=self.pins,
+        )
+
     def resolve_limits(self, budgets: Iterable[Budget]) -> dict[str, float]:
         """Limits by metric, after checking that an allocation can meet them.
 

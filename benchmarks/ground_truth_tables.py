@@ -93,7 +93,7 @@ def optima(tasks: list[str], which: Cells, title: str) -> str:
         best = optimum(task)
         test = task.evaluator.evaluate(best.allocation, "test")
         ((name, factor),) = cell.budget
-        front = pareto_front(task, BUDGET_METRICS[name])
+        front = pareto_front(task, metric=BUDGET_METRICS[name])
         lines.append(
             f"| `{cell.task}` | `{cell.device}` | {name} {factor:g} | {100 * best.quality.accuracy:.2f} | "
             f"{100 * test.accuracy:.2f} | {regret_of(task, best.allocation, 'test'):.2f} | {len(front)} |"
@@ -113,7 +113,7 @@ def fronts(tasks: list[str]) -> str:
     cells = [cell for which in Cells for cell in find_suite("tiny").cells(which, tasks)]
     for task, device, name in dict.fromkeys((cell.task, cell.device, cell.budget[0][0]) for cell in cells):
         problem, metric = make_task(task, device=device), BUDGET_METRICS[name]
-        front, reference = pareto_front(problem, metric), problem.reference_cost
+        front, reference = pareto_front(problem, metric=metric), problem.reference_cost
         assert reference is not None
         first, last = (
             f"{trial.costs[metric] / reference[metric]:.3f}: {100 * trial.quality.accuracy:.2f} %"

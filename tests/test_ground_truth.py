@@ -9,7 +9,7 @@ from small_task import BitProportional, FormulaEvaluator, SharedBuffer
 import amed_env
 from amed_env import BitAllocation, Precision, make_agent, make_task
 from amed_env.agents.result import pareto_front as front_of_trials
-from amed_env.errors import BudgetError, InputError
+from amed_env.errors import BudgetError, InputError, UnknownNameError
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.table import TableEvaluator
 from amed_env.evaluation.table_file import QualityTable
@@ -85,7 +85,7 @@ def test_the_optimum_is_the_best_of_all(options, budget, split):
 def test_the_front_has_nothing_that_something_dominates(options, metric):
     for seed in range(3):
         problem = task(seed, **options)
-        front, everything = pareto_front(problem, metric), every_trial(problem)
+        front, everything = pareto_front(problem, metric=metric), every_trial(problem)
         for trial in everything:
             best = max(f.quality.correct for f in front if f.costs[metric] <= trial.costs[metric] * (1 + 1e-9))
             assert best >= trial.quality.correct
@@ -99,8 +99,20 @@ def test_the_front_has_nothing_that_something_dominates(options, metric):
 
 
 def test_the_front_within_budgets():
-    front = pareto_front(task().with_budget({"memory": 0.5}), "latency_ms")
+    front = pareto_front(task().with_budget({"memory": 0.5}), metric="latency_ms")
     assert front and all(trial.costs["weight_kib"] <= 0.5 * task().reference_cost["weight_kib"] for trial in front)
+
+
+def test_one_table_serves_every_device():
+    on_bops = amed_env.make_task("tabular/digits-cnn", device="bops", budget={"latency": 0.5})
+    on_bitfusion = amed_env.make_task("tabular/digits-cnn", device="bitfusion", budget={"latency": 0.5})
+    assert pareto_front(on_bops, "bitfusion") == pareto_front(on_bitfusion)
+    assert pareto_front(on_bops, on_bitfusion.backend) == pareto_front(on_bitfusion) != pareto_front(on_bops)
+
+
+def test_a_number_is_another_value_of_the_first_budget():
+    problem = task().with_budget({"latency": 0.6})
+    assert optimum(problem, 0.45) == optimum(task(), {"latency": 0.45}) == optimum(task(), ["latency=0.45"])
 
 
 def test_regret_is_looked_up():
@@ -138,7 +150,15 @@ def test_what_cannot_be_answered_is_refused():
     with pytest.raises(InputError, match="has no table"):
         optimum(make_task("digits-cnn", recipe="nearest"))
     with pytest.raises(InputError, match="reports no energy_uj"):
-        pareto_front(task(), "energy_uj")
+        pareto_front(task(), metric="energy_uj")
+    with pytest.raises(UnknownNameError, match="nowhere"):
+        pareto_front(task(), "nowhere")
+    with pytest.raises(InputError, match="is no task"):
+        optimum("tabular/digits-cnn", {"latency": 0.5})
+    with pytest.raises(InputError, match="no budget that 0.5"):
+        optimum(task(), 0.5)
+    with pytest.raises(InputError, match="give a mapping"):
+        optimum(task().with_budget({"latency": 0.6}), True)
     with pytest.raises(BudgetError, match="smallest reachable"):
         optimum(task(), {"latency": 0.01})
     with pytest.raises(BudgetError, match="no allocation meets"):

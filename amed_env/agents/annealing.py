@@ -35,6 +35,7 @@ class AnnealingAgent(Agent):
     """
 
     name = "annealing"
+    needs = "sensitivities"
 
     def __init__(self, proxy: str = "kl", first_temperature: float = 0.1, last_temperature: float = 0.005) -> None:
         self.proxy = get_proxies(proxy)[0]

@@ -67,6 +67,7 @@ class GreedyAgent(Agent):
     """
 
     name = "greedy"
+    needs = "sensitivities"
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""

@@ -40,6 +40,7 @@ class EvolutionAgent(Agent):
     """
 
     name = "evolution"
+    needs = "sensitivities, amed-env[search]"
 
     def __init__(self, population: int = 20, proxy: str = "kl") -> None:
         self.population = positive_whole("population", population)

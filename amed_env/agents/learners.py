@@ -81,6 +81,7 @@ class DQNAgent(SB3Agent):
     """DQN with masked behaviour and target. One width for weights and activations only."""
 
     name = "dqn"
+    needs = "sensitivities, tied widths"
     saw = DEVELOPMENT_CELLS
     algorithm = "stable_baselines3:DQN"
     default_masks = True

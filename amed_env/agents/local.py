@@ -37,6 +37,7 @@ class LocalAgent(Agent):
     """
 
     name = "local"
+    needs = "sensitivities"
     saw = ("development cells of the suite tiny, for the width of its rounds",)
 
     def __init__(self, proxy: str = "kl", width: int = 6, patience: int = 2, kick: int = 3) -> None:

@@ -57,6 +57,7 @@ class ModelPPOAgent(Agent):
 
     name = "model-ppo"
     family = "learner"
+    needs = "sensitivities"
     description = (
         "PPO with masks on a learned model of the reward (Gaussian process), true evaluations of what it hopes"
     )

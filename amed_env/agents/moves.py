@@ -292,8 +292,8 @@ def fresh_choices(session: SearchSession) -> IntArray | None:
 def new_near(session: SearchSession, choices: IntArray, fill: float = 0.0) -> IntArray | None:
     """An allocation within the budgets that this search has not evaluated, close to the given one.
 
-    What exceeds a budget is `narrowed`, what is known is mutated until it is new, and where that does not help it is
-    `fresh_choices`.
+    What exceeds a budget is `narrowed`. Where the result is known, a few mutations of the given one are tried, and at
+    last `fresh_choices`.
 
     Args:
         session: The search.

@@ -48,6 +48,7 @@ class PairwiseAgent(Agent):
     """
 
     name = "pairwise"
+    needs = "sensitivities"
     saw = ("a few runs on digits-cnn and kws-dscnn, for the settings of its calibration",)
 
     def __init__(

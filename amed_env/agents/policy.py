@@ -16,6 +16,8 @@ from amed_env.agents.moves import evaluate, good_starts, prior
 from amed_env.agents.options import number_between, positive_whole
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
+from amed_env.errors import BudgetError
+from amed_env.evaluation.store import Trial
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import problem_of
 from amed_env.policies.saved import fingerprint, load_policy
@@ -55,6 +57,7 @@ class PolicyAgent(Agent):
     saw = ("quality tables of the networks on its card, on other devices and budgets",)
     name = "policy"
     family = "learner"
+    needs = "sensitivities, a budget"
     description = "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples"
 
     def __init__(
@@ -76,11 +79,20 @@ class PolicyAgent(Agent):
             choices = self._network.rollout(Problems.of([problem_of(task)]), 1).choices[0, 0].numpy()
         return _within(task, choices)
 
+    def _first(self, session: SearchSession) -> Trial | None:
+        """The trial of the answer; None after a fault, or where the budgets of a device are not met by any repair."""
+        try:
+            choices = self.answer(session.task)
+        except BudgetError:
+            if not session.task.limits:
+                raise
+            return None
+        return evaluate(session, choices)
+
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
-        task = session.task
         session.say("asking the policy")
-        first = evaluate(session, self.answer(task))
+        first = self._first(session)
         if first is not None:
             session.say(f"the policy's answer reaches {100 * first.quality.accuracy:.2f} %; searching on")
         sampler = _Sampler(session, copy.deepcopy(self._network), self._batch, self._updates, self._learning_rate)
@@ -188,4 +200,6 @@ def _within(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]
     if task.feasible(task.total_costs(task.allocation(choices))):
         return choices
     repaired = repair(task, choices, task.limits)
-    return choices if repaired is None else repaired
+    if repaired is None:
+        raise BudgetError(f"no allocation within the budgets on {task.device!r} was found near the policy's answer.")
+    return repaired

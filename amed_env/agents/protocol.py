@@ -28,6 +28,7 @@ class Agent(abc.ABC):
         name: The agent's name, as in `amed agents`.
         family: `learner` or `search`, for the listing.
         description: One line for the listing.
+        needs: What it needs beyond any task and the bare package, for the listing; empty for nothing.
         saw: What the agent was tuned on, a line each: it stands beside its results in the benchmark.
         recipe: The recipe that it was made from, as plain data, or None.
     """
@@ -35,6 +36,7 @@ class Agent(abc.ABC):
     name: str = "unnamed"
     family: str = "search"
     description: str = ""
+    needs: str = ""
     saw: tuple[str, ...] = ()
     recipe: dict[str, Any] | None = None
 

@@ -32,6 +32,9 @@ from amed_env.registry import import_object
 from amed_env.task import Task
 from amed_env.threads import torch_threads, unchecked_distributions
 
+_SCHEDULE_EVALUATIONS = 500
+"""Evaluations that schedules of the library (exploration, for example) go by: those of a run of the benchmark. Going by
+those that are allowed, a search that is continued with more of them would have learned otherwise from the beginning."""
 _OWN_OPTIONS = (
     "policy", "warm_start_steps", "reward", "masks", "gamma", "environments", "practice_environments",
 )  # fmt: skip
@@ -57,6 +60,7 @@ class SB3Agent(Agent):
     """
 
     family = "learner"
+    needs = "sensitivities"
     algorithm: ClassVar[str | None] = None
     defaults: ClassVar[dict[str, Any]] = {}
     default_masks: ClassVar[bool | None] = None
@@ -135,7 +139,7 @@ class SB3Agent(Agent):
             self.model = model
             steps_an_episode = self.episode_steps(session.task)
             callback = UntilEnded(session, steps_an_episode)
-            steps = session.limit * steps_an_episode
+            steps = _SCHEDULE_EVALUATIONS * steps_an_episode
             while not session.ended and not callback.stalled:
                 model.learn(steps, callback=callback, reset_num_timesteps=False, log_interval=1)
 

@@ -35,6 +35,7 @@ class TPEAgent(Agent):
     """
 
     name = "tpe"
+    needs = "sensitivities, amed-env[search]"
 
     def __init__(self, startup: int = 20, proxy: str = "kl") -> None:
         self.startup = positive_whole("startup", startup)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -13,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from amed_env.envs.batch import LayerWiseBatch, RewardOf
 from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.envs.vectorized import budget_option, shared_attribute
 from amed_env.errors import InputError
 
 
@@ -52,16 +55,43 @@ class LayerWiseVecEnv(VecEnv):
         return [seed] * self.num_envs
 
     def reset(self) -> npt.NDArray[np.float32]:
-        """Start N episodes: float32 (N, F)."""
-        self._begin()
-        self.reset_infos = [{} for _ in range(self.num_envs)]
+        """Start N episodes: float32 (N, F).
+
+        Options of `set_options` count for these episodes only: `{"budget": …}` as in `LayerWiseEnv.reset`. Where there
+        is no budget the fixed one counts, or one is drawn. `reset_infos` has the `limits` of each.
+
+        Raises:
+            InputError: If an option is unknown, or there are not as many dictionaries of options as environments.
+            BudgetError: If a budget cannot be met.
+        """
+        self._begin(self._limits_of_options())
         self._reset_seeds()
         self._reset_options()
         return self.batch.observe()
 
-    def _begin(self) -> None:
-        self.batch.start(self.batch.draw_limits(self._rng))
+    def _limits_of_options(self) -> npt.NDArray[np.float64]:
+        """(N, 4) limits that the options of each environment ask for."""
+        if len(self._options) != self.num_envs:
+            raise InputError(
+                f"set_options: {len(self._options)} dictionaries for {self.num_envs} environments; "
+                "give one for each, or a single dictionary for all."
+            )
+        budgets = [budget_option(options) for options in self._options]
+        given = np.asarray([budget is not None for budget in budgets])
+        if not given.any():
+            return self.batch.draw_limits(self._rng)
+        stand_in = budgets[int(given.argmax())]
+        limits = self.batch.limits_of([stand_in if budget is None else budget for budget in budgets])
+        return limits if given.all() else np.where(given[:, None], limits, self.batch.draw_limits(self._rng))
+
+    def _begin(self, limits: npt.NDArray[np.float64]) -> None:
+        self.batch.start(limits)
         self._returns = np.zeros(self.num_envs)
+        columns = {metric: values.tolist() for metric, values in self.batch.limits().items()}
+        self.reset_infos = [
+            {"limits": {metric: column[row] for metric, column in columns.items() if isfinite(column[row])}}
+            for row in range(self.num_envs)
+        ]
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Keep the actions until `step_wait`."""
@@ -76,7 +106,7 @@ class LayerWiseVecEnv(VecEnv):
         over = self.batch.over
         infos = self._final_infos(found) if over else [{} for _ in range(self.num_envs)]
         if over:
-            self._begin()
+            self._begin(self.batch.draw_limits(self._rng))
         return self.batch.observe(), rewards.astype(np.float32), np.full(self.num_envs, over), infos
 
     def _final_infos(self, found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -103,8 +133,22 @@ class LayerWiseVecEnv(VecEnv):
         """Nothing is open."""
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """An attribute of the environment that all are like, as often as there are indices."""
-        return [getattr(self.single, attr_name)] * len(self._positions(indices))
+        """An attribute of each environment that is asked for: that of the environment that all are like.
+
+        Raises:
+            AttributeError: If there is none of this name, or it would be another one in each environment.
+        """
+        return [self._attribute(position, attr_name) for position in self._positions(indices)]
+
+    def _attribute(self, position: int, name: str) -> Any:
+        if name == "action_masks":
+            return partial(self._mask, position)
+        return self._rng if name == "np_random" else shared_attribute(self.single, name)
+
+    def _mask(self, position: int) -> npt.NDArray[np.bool_]:
+        """What one environment may do now: bool (P,), or (2W,) for `MultiDiscrete`."""
+        mask: npt.NDArray[np.bool_] = self.batch.masks()[position]
+        return mask
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
         """Refused: the environments share their attributes.
@@ -117,13 +161,19 @@ class LayerWiseVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *arguments: Any, indices: int | Iterable[int] | None = None, **keywords: Any
     ) -> list[Any]:
-        """`action_masks`, which `MaskablePPO` asks for.
+        """`action_masks`, which `MaskablePPO` asks for, or `get_wrapper_attr`, with which callbacks read attributes.
 
         Raises:
             InputError: If it is another method.
+            AttributeError: If there is no such attribute; see `get_attr`.
         """
+        if method_name == "get_wrapper_attr":
+            return [self._attribute(position, *arguments, **keywords) for position in self._positions(indices)]
         if method_name != "action_masks":
-            raise InputError(f"environments that are stepped together have no method {method_name!r} each.")
+            raise InputError(
+                f"environments that are stepped together have no method {method_name!r} each; "
+                "there are 'action_masks' and 'get_wrapper_attr'."
+            )
         masks = self.batch.masks()
         return [masks[position] for position in self._positions(indices)]
 

@@ -22,7 +22,7 @@ from amed_env.agents.registry import make_agent
 from amed_env.agents.session import SearchSession
 from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import UnknownNameError
-from amed_env.evaluation.quality import Evaluator, Quality, Split
+from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
 from amed_env.evaluation.store import Trial
 from amed_env.task import Task
 
@@ -52,6 +52,10 @@ class _Told(Evaluator):
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """See `Evaluator.predicted_loss`."""
         return self._losses(self._inner.predicted_loss(precisions))
+
+    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """See `Evaluator.sensitivity`."""
+        return self._losses(self._inner.sensitivity(measure, precisions))
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """See `Evaluator.weight_statistics`."""

@@ -80,7 +80,7 @@ def _trade(comparison: Comparison, metric: str, numbers: Sequence[int]) -> Trade
     costs = all_costs(task, metric) / reference
     known = np.isfinite(costs)
     costs, accuracies = costs[known], truths[0].accuracy(np.flatnonzero(known))
-    points = [(t.costs[metric] / reference, 100 * t.quality.accuracy) for t in pareto_front(task, metric)]
+    points = [(t.costs[metric] / reference, 100 * t.quality.accuracy) for t in pareto_front(task, metric=metric)]
     front = np.asarray(points, dtype=np.float64)
     found = {
         agent.name: np.array([_median_find(agent, comparison, number, metric) for number in numbers])

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from amed_env.commands.output import Output
 
+if TYPE_CHECKING:
+    from amed_env.agents.registry import AgentInfo
+
 Row = dict[str, Any]
+
+_NEEDS = {
+    **dict.fromkeys(("maskable-ppo", "ppo", "a2c", "ddpg", "td3", "sac", "model-ppo"), "sensitivities"),
+    **dict.fromkeys(("greedy", "milp", "pairwise", "local", "annealing"), "sensitivities"),
+    **dict.fromkeys(("dqn", "qr-dqn"), "sensitivities, tied widths"),
+    **dict.fromkeys(("evolution", "tpe"), "sensitivities, amed-env[search]"),
+    "policy": "sensitivities, a budget",
+}
+"""`Agent.needs` of the built-in agents: a listing imports none of them, since learners bring torch. A test compares."""
+_NARROW, _NEEDS_WIDTH = 140, 16
+"""Columns below which what an agent needs is wrapped, and the width that it is wrapped to."""
 
 
 def task_rows() -> list[Row]:
@@ -37,7 +52,7 @@ def device_rows() -> list[Row]:
 
 
 def agent_rows() -> list[Row]:
-    """Every agent with `name`, `family`, `regret` or None, `description`, `source`, and `problem` or None."""
+    """Every agent with `name`, `family`, `regret` or None, `needs`, `description`, `source`, and `problem` or None."""
     from amed_env.agents.measured import measured_regret
     from amed_env.agents.registry import list_agents
 
@@ -49,12 +64,21 @@ def agent_rows() -> list[Row]:
             "name": i.name,
             "family": i.family,
             "regret": regrets[i.name][0] if i.name in regrets else None,
+            "needs": _needs(i),
             "description": i.description,
             "source": i.source,
             "problem": i.error,
         }
         for i in list_agents().values()
     ]
+
+
+def _needs(info: AgentInfo) -> str:
+    from amed_env.agents.registry import AGENTS
+
+    if info.source == "built in":
+        return _NEEDS.get(info.name, "")
+    return "" if info.error is not None else str(getattr(AGENTS.get(info.name), "needs", ""))
 
 
 def show_agents(output: Output) -> None:
@@ -69,21 +93,37 @@ def show_agents(output: Output) -> None:
 
 def show_rows(output: Output, kind: str, rows: list[Row]) -> None:
     """Print a listing; a problem stands in the place of the description's end."""
-    columns = [column for column in (rows[0] if rows else {"name": ""}) if column not in ("description", "problem")]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    table.add_column("description", overflow="fold")
-    for row in rows:
-        text = Text(row["description"])
-        if row["problem"]:
-            text.append(f"{'; ' if row['description'] else ''}{row['problem']}", style="yellow")
-        table.add_row(*(Text(_cell(row[column])) for column in columns), text)
-    output.show(table)
+    output.show(_Listing(rows))
     output.document({kind: rows})
 
 
+class _Listing:
+    """A table that wraps `needs` where there is little room, and has no `source` where all agents are built in."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        left_out = {"description", "problem"}
+        if all("needs" in row and row["source"] == "built in" for row in self._rows):
+            left_out.add("source")
+        columns = [column for column in (self._rows[0] if self._rows else {"name": ""}) if column not in left_out]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            if column == "needs" and options.max_width < _NARROW:
+                table.add_column(column, max_width=_NEEDS_WIDTH, overflow="fold")
+            else:
+                table.add_column(column, no_wrap=True)
+        table.add_column("description", overflow="fold")
+        for row in self._rows:
+            text = Text(row["description"])
+            if row["problem"]:
+                text.append(f"{'; ' if row['description'] else ''}{row['problem']}", style="yellow")
+            table.add_row(*(Text(_cell(row[column])) for column in columns), text)
+        yield table
+
+
 def _cell(value: object) -> str:
-    if value is None:
+    if value is None or value == "":
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

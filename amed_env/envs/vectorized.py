@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +20,38 @@ from amed_env.errors import InputError
 logger = logging.getLogger(__name__)
 
 Observations = npt.NDArray[np.float32]
+_GENERATOR = ("np_random", "np_random_seed")
+_OF_ONE_EPISODE = {"reset", "step", "render", "set_wrapper_attr", "true_reward", "within_limits"}
+"""What would act on the episode of a single environment, of which those that are stepped together have none."""
+
+
+def budget_option(options: Mapping[str, Any] | None) -> Any:
+    """The budget in the options of `reset`, or None.
+
+    Raises:
+        InputError: If there is another option.
+    """
+    unknown = sorted(map(repr, set(options or {}) - {"budget"}))
+    if unknown:
+        raise InputError(f"reset: unknown option {', '.join(unknown)}; the only one is 'budget'.")
+    return (options or {}).get("budget")
+
+
+def shared_attribute(env: LayerWiseEnv, name: str) -> Any:
+    """What environments that are stepped together all have under a name.
+
+    Args:
+        env: The environment that they are like.
+        name: A public attribute that does not depend on the episode.
+
+    Raises:
+        AttributeError: If there is none of this name, or it would be another one in each environment.
+    """
+    if name.startswith("_") or name in _OF_ONE_EPISODE:
+        raise AttributeError(
+            f"environments that are stepped together have no {name!r} each; use the methods of the vector environment."
+        )
+    return env.get_wrapper_attr(name)
 
 
 class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
@@ -28,7 +62,8 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
     Each environment is what `LayerWiseEnv` is, but for the following.
 
     ## Seeds
-    One generator draws the budgets of all environments, so that equal seeds give equal vectors of budgets.
+    One generator draws the budgets of all environments, so that equal seeds give equal vectors of budgets. A list of N
+    seeds makes one generator of all of them; for None a seed is drawn from the generator that was used before.
     `reset(options={"budget": …})` takes one budget for all, or a sequence of N.
 
     ## Next-step autoreset
@@ -74,25 +109,32 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
         """Start N episodes.
 
         Args:
-            seed: Seeds the drawing of budgets; one whole number for all environments.
+            seed: Seeds the drawing of budgets: one whole number, or a list of N, each of which may be None.
             options: `{"budget": …}`: one budget for all, or a sequence of N.
 
         Raises:
-            InputError: If an option is unknown, or the seed is a list.
+            InputError: If an option is unknown, or seeds are not N whole numbers of at least 0.
             BudgetError: If a budget cannot be met.
         """
-        if isinstance(seed, list):
-            raise InputError("these environments share one generator; give one seed.")
-        unknown = sorted(set(options or {}) - {"budget"})
-        if unknown:
-            raise InputError(f"reset: unknown option {', '.join(map(repr, unknown))}; the only one is 'budget'.")
-        super().reset(seed=seed)
-        if options and options.get("budget") is not None:
-            self.batch.start(self.batch.limits_of(options["budget"]))
+        budget = budget_option(options)
+        if isinstance(seed, list | tuple | np.ndarray):
+            self._seed_with(seed)
         else:
-            self.batch.start(self.batch.draw_limits(self.np_random))
+            super().reset(seed=seed)
+        limits = self.batch.draw_limits(self.np_random) if budget is None else self.batch.limits_of(budget)
+        self.batch.start(limits)
         self._started = True
         return self.batch.observe(), self._with_masks({"limits": self.batch.limits()})
+
+    def _seed_with(self, seeds: Sequence[int | None] | npt.NDArray[Any]) -> None:
+        """One generator from N seeds; with nothing but None the generator stays."""
+        if len(seeds) != self.num_envs:
+            raise InputError(f"{len(seeds)} seeds for {self.num_envs} environments; give one for each, or one in all.")
+        numbers = [None if seed is None else _whole(seed) for seed in seeds]
+        if any(number is not None for number in numbers):
+            drawn = self.np_random.integers(2**32, size=self.num_envs).tolist() if None in numbers else numbers
+            entropy = [new if number is None else number for number, new in zip(numbers, drawn, strict=True)]
+            self.np_random = np.random.default_rng(np.random.SeedSequence(entropy))
 
     def step(
         self, actions: Any
@@ -116,6 +158,33 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
         """What may be done now: bool (N, P), or (N, 2W) for `MultiDiscrete`."""
         return self.batch.masks()
 
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What each environment answers: the result of a method, or an attribute, as in `SyncVectorEnv`.
+
+        Args:
+            name: Name of the method or attribute.
+            *args: Positional arguments of the method.
+            **kwargs: Keyword arguments of the method.
+
+        Returns:
+            N answers; the rows of the masks, bool (P,) or (2W,) each, for `action_masks`.
+
+        Raises:
+            AttributeError: If there is none of this name, or it acts on the episode of a single environment.
+        """
+        if name == "action_masks":
+            return tuple(self.action_masks(*args, **kwargs))
+        found = getattr(self, name) if name in _GENERATOR else shared_attribute(self.batch.env, name)
+        return tuple(found(*args, **kwargs) if callable(found) else found for _ in range(self.num_envs))
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of each environment: N values.
+
+        Raises:
+            AttributeError: As in `call`.
+        """
+        return self.call(name)
+
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
         """Gymnasium's convention: beside each key a mask of the environments that have it."""
         everywhere = np.ones(self.num_envs, dtype=bool)
@@ -124,6 +193,21 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
             masked[key] = self._with_masks(value) if isinstance(value, dict) else value
             masked[f"_{key}"] = everywhere
         return masked
+
+
+def _whole(seed: Any) -> int:
+    """A seed of one environment.
+
+    Raises:
+        InputError: If it is no whole number of at least 0.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise InputError(f"the seed {seed!r} of an environment is no whole number of at least 0; give one, or None.")
+    return number
 
 
 def make_layer_wise_vector(num_envs: int = 1, **options: Any) -> VectorEnv[Observations, Any, npt.NDArray[Any]]:

@@ -41,3 +41,13 @@ def test_a_search_split_in_two_equals_the_unsplit_one(name):
     assert not evaluated & {key for key, _ in trials(first)}  # what was finished is not evaluated again
     other = make_agent(name, **QUICK[name]).search(task(), LIMIT, 6, store=store)
     assert trials(other) != trials(whole)  # the control: another seed takes another way
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "qr-dqn", "sac"])
+def test_a_search_continued_with_more_evaluations_equals_one_that_had_them_from_the_beginning(name):
+    options = {"warm_start_steps": 0} if name == "ppo" else {"warm_start_steps": 0, "learning_starts": 8}
+    whole = make_agent(name, **options).search(task(), LIMIT, 5)
+    store = TrialStore()
+    first = make_agent(name, **options).search(task(), CUT, 5, store=store)
+    second = make_agent(name, **options).search(task(), LIMIT, 5, store=store)
+    assert trials(second) == trials(whole) and trials(second)[:CUT] == trials(first)

@@ -6,12 +6,13 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from small_task import SharedBuffer, formula_task
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from amed_env.agents import make_agent
 from amed_env.agents.session import SearchSession
 from amed_env.agents.vec_env import LayerWiseVecEnv
 from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.errors import InputError
+from amed_env.errors import BudgetError, InputError
 from amed_env.objective import FAULT_REWARD
 
 OPTIONS = {"task": "tabular/digits-cnn", "budget": {"latency": 0.5}}
@@ -79,6 +80,79 @@ def test_seeds_draw_equal_budgets():
 
     np.testing.assert_array_equal(drawn(1), drawn(1))
     assert not np.array_equal(drawn(1), drawn(2))
+
+
+def test_options_set_the_budgets_of_the_next_episodes_only():
+    vector = LayerWiseVecEnv(3, task="tabular/digits-cnn")
+    plain = DummyVecEnv([lambda: LayerWiseEnv("tabular/digits-cnn")] * 3)
+    for options in (
+        {"budget": 0.5},
+        [{"budget": 0.5}, {"budget": {"memory": 0.6}}, {"budget": {"latency": np.float64(0.7)}}],
+    ):
+        vector.set_options(options)
+        plain.set_options(options)
+        np.testing.assert_allclose(vector.reset(), plain.reset(), rtol=1e-6, atol=1e-7)
+        assert [set(info) for info in vector.reset_infos] == [{"limits"}] * 3
+        for info, expected in zip(vector.reset_infos, plain.reset_infos, strict=True):
+            assert info["limits"] == pytest.approx(expected["limits"])
+        actions = np.zeros(3, dtype=np.int64)
+        for _ in range(len(vector.single.task.workload)):
+            rewards = vector.step(actions)[1]
+            np.testing.assert_allclose(rewards, plain.step(actions)[1], rtol=1e-6, atol=1e-7)
+        set_before = [info["limits"] for info in plain.reset_infos]
+        assert [info["limits"] for info in vector.reset_infos] != set_before  # new ones were drawn
+        assert len({info["limits"]["latency_ms"] for info in vector.reset_infos}) == 3
+
+
+def test_environments_without_an_option_keep_their_own_budget():
+    vector = LayerWiseVecEnv(3, **OPTIONS)
+    vector.reset()
+    fixed = vector.reset_infos[0]["limits"]
+    assert fixed == pytest.approx(dict(vector.single.task.limits))
+    vector.set_options([{"budget": 0.8}, {}, {"budget": None}])
+    vector.reset()
+    limits = [info["limits"] for info in vector.reset_infos]
+    assert limits[0]["latency_ms"] == pytest.approx(fixed["latency_ms"] * 1.6) and limits[1:] == [fixed, fixed]
+    drawing = LayerWiseVecEnv(3, task="tabular/digits-cnn")
+    drawing.set_options([{"budget": 0.8}, {}, {}])
+    drawing.reset()
+    assert len({info["limits"]["latency_ms"] for info in drawing.reset_infos}) == 3
+
+
+def test_options_that_cannot_be_used_are_refused():
+    vector = LayerWiseVecEnv(2, **OPTIONS)
+    for options, error, message in (
+        ({"nonsense": 1}, InputError, "unknown option 'nonsense'"),
+        ([{"budget": 0.5}, {"budgets": 0.5}], InputError, "unknown option 'budgets'"),
+        ([{"budget": 0.5}], InputError, "1 dictionaries for 2 environments"),
+        ({"budget": 0.01}, BudgetError, "smallest reachable"),
+        ({"budget": [0.5, 0.6]}, BudgetError, "budget"),
+    ):
+        vector.set_options(options)
+        with pytest.raises(error, match=message):
+            vector.reset()
+    vector.set_options()
+    vector.reset()
+
+
+def test_attributes_are_read_as_callbacks_read_them():
+    vector = LayerWiseVecEnv(3, task="tabular/digits-cnn")
+    vector.set_options([{"budget": 0.35}, {"budget": 0.6}, {"budget": 1.0}])
+    vector.reset()
+    task = vector.single.task
+    assert vector.env_method("get_wrapper_attr", "task") == vector.get_attr("task") == [task] * 3
+    assert vector.env_method("get_wrapper_attr", name="gamma", indices=[0, 2]) == [1.0, 1.0]
+    for _ in range(6):
+        vector.step(np.full(3, 3))
+    masks = [method() for method in vector.env_method("get_wrapper_attr", "action_masks")]
+    np.testing.assert_array_equal(masks, vector.batch.masks())
+    np.testing.assert_array_equal(vector.get_attr("action_masks", 2)[0](), vector.batch.masks()[2])
+    assert not np.array_equal(masks[0], masks[2])
+    assert vector.has_attr("task") and not vector.has_attr("nonsense") and not vector.has_attr("_limits")
+    with pytest.raises(AttributeError, match="nonsense"):
+        vector.env_method("get_wrapper_attr", "nonsense")
+    with pytest.raises(AttributeError, match="no 'step' each"):
+        vector.get_attr("step")
 
 
 @pytest.mark.parametrize("device", [None, SharedBuffer()])

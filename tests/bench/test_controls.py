@@ -20,6 +20,7 @@ class Listens:
 
     def explore(self, session):
         self.losses = session.task.predicted_loss
+        self.fisher = session.task.evaluator.sensitivity("fisher", session.task.precisions)
         self.allocation = session.task.allocation([0] * len(session.task.workload))
         self.trial = session.evaluate(self.allocation)
         self.best, self.known, self.count = session.best(), session.knows(self.allocation), session.evaluations
@@ -36,6 +37,9 @@ def test_shuffled_sensitivities_are_the_same_numbers_elsewhere():
     true = cell_task(CELLS[1]).predicted_loss
     assert np.array_equal(np.sort(told.losses.ravel()), np.sort(true.ravel()))
     assert (told.losses != true).mean() > 0.8
+    fisher = cell_task(CELLS[1]).evaluator.sensitivity("fisher", cell_task(CELLS[1]).precisions)
+    assert np.array_equal(np.sort(told.fisher.ravel()), np.sort(fisher.ravel()))
+    assert (told.fisher != fisher).mean() > 0.8
     assert not np.array_equal(told.losses, listen(ShuffledSensitivities, 1)[0].losses)
     assert np.array_equal(told.losses, listen(ShuffledSensitivities)[0].losses)
     assert told.trial == result.trials[0] and told.known and told.count == 1

@@ -120,7 +120,7 @@ def test_fronts_hold_every_allocation_and_the_true_front(comparison):
     for trade, number in zip(trades, (0, 2), strict=True):
         task = comparison.truths[number].task.with_budget(None)
         assert trade.counts.sum() == round(4**8 * (1 - trade.below))
-        front = pareto_front(task, trade.metric)
+        front = pareto_front(task, metric=trade.metric)
         assert trade.front[:, 1] == pytest.approx([100 * trial.quality.accuracy for trial in front])
         reference = task.reference_cost[trade.metric]
         for name, found in trade.found.items():

@@ -1,12 +1,21 @@
+import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from amed_env.agents import Agent, make_agent, register_agent
 from amed_env.agents.measured import MeasuredRegret
+from amed_env.agents.registry import _BUILT_IN, AGENTS
+from amed_env.commands.listing import _Listing, agent_rows
 from amed_env.hardware import HardwareBackend
 from amed_env.hardware.registry import DEVICES
+from amed_env.registry import import_object
 from amed_env.task_registry import TASKS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("command", "name"), [("tasks", "digits-cnn"), ("devices", "bitfusion"), ("agents", "greedy")])
@@ -24,6 +33,45 @@ def test_agents_show_their_measured_regret(amed, monkeypatch):
     assert regrets["greedy"] == 0.25 and regrets["random"] is None
     answer = amed("agents")
     assert "0.25" in answer.out and "regret: in points" in answer.err
+
+
+def test_agents_show_what_they_need(amed):
+    rows = {row["name"]: row["needs"] for row in amed("agents", "--json").json["agents"]}
+    assert rows["random"] == "" and rows["evolution"] == "sensitivities, amed-env[search]"
+    lines = {line.split()[0]: line for line in amed("agents").out.splitlines()}
+    assert "tied widths" in lines["qr-dqn"] and "a budget" in lines["policy"] and "[search]" in lines["tpe"]
+
+
+def test_the_listing_has_what_the_classes_say_that_they_need():
+    classes = {name: import_object(_BUILT_IN[name][0], "agent class").needs for name in _BUILT_IN}
+    assert classes == {row["name"]: row["needs"] for row in agent_rows() if row["source"] == "built in"}
+    assert make_agent(str(ROOT / "agents" / "dqn.yaml")).needs == classes["dqn"]
+
+
+def test_a_plug_in_says_what_it_needs(amed):
+    @register_agent("test-needy")
+    class Needy(Agent):
+        """Asks for much."""
+
+        needs = "patience"
+
+        def explore(self, session):
+            raise NotImplementedError
+
+    try:
+        assert {row["name"]: row["needs"] for row in agent_rows()}["test-needy"] == "patience"
+        assert "plug-in" in amed("agents").out
+    finally:
+        AGENTS.unregister("test-needy")
+    assert "built in" not in amed("agents").out
+
+
+@pytest.mark.parametrize(("width", "most"), [(100, 2), (200, 1)])
+def test_the_listing_of_agents_is_short_at_every_width(width, most):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(_Listing([row for row in agent_rows() if row["source"] == "built in"]))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and len(lines) <= 1 + most * len(_BUILT_IN)
 
 
 def test_tasks_say_what_is_missing(amed, tmp_path, monkeypatch):

@@ -159,6 +159,56 @@ def test_everything_is_drawn_from_one_seed():
     assert not np.array_equal(trace(1), trace(2))
 
 
+def test_a_list_of_seeds_makes_one_generator():
+    vector = gym.make_vec(ID, num_envs=4, task="tabular/digits-cnn")
+
+    def drawn(seed):
+        return vector.reset(seed=seed)[1]["limits"]["latency_ms"].tolist()
+
+    first = drawn([1, 2, 3, 4])
+    assert len(set(first)) == 4 and first == drawn([1, 2, 3, 4]) == drawn((1, 2, 3, 4)) == drawn(np.arange(1, 5))
+    assert first not in (drawn([1, 2, 3, 5]), drawn([4, 3, 2, 1]), drawn(1))
+    drawn(7)
+    some = drawn([1, None, 3, None])
+    assert some != drawn([1, None, 3, None])  # None goes on from the generator before
+    drawn(7)
+    assert some == drawn([1, None, 3, None])
+    drawn(7)
+    second = drawn(None)
+    drawn(7)
+    assert second == drawn([None] * 4)
+    assert LayerWiseVectorEnv(1, task="tabular/digits-cnn").reset(seed=[0])[1]["limits"]["latency_ms"].shape == (1,)
+
+
+def test_each_environment_is_asked_as_in_a_sync_vector_env():
+    options = {"task": "tabular/digits-cnn", "budget_range": {"latency": (0.35, 1.0)}}
+    vector = gym.make_vec(ID, num_envs=3, **options)
+    plain = SyncVectorEnv([lambda: LayerWiseEnv(**options)] * 3)
+    vector.reset(options={"budget": [0.35, 0.6, 1.0]})
+    for env, factor in zip(plain.envs, (0.35, 0.6, 1.0), strict=True):
+        env.reset(options={"budget": factor})
+    for _ in range(6):
+        vector.step(np.full(3, 3))
+        for env in plain.envs:
+            env.step(3)
+    masks = vector.call("action_masks")
+    assert isinstance(masks, tuple) and len({mask.tobytes() for mask in masks}) > 1
+    np.testing.assert_array_equal(masks, plain.call("action_masks"))
+    np.testing.assert_array_equal(vector.get_attr("action_masks"), masks)
+    assert vector.get_attr("task") == vector.call("task") == (vector.task,) * 3
+    assert vector.get_attr("ranges") == plain.get_attr("ranges") and vector.get_attr("gamma") == (1.0,) * 3
+    assert vector.call("budgets_of", 0.5) == plain.call("budgets_of", 0.5)
+    assert vector.get_attr("np_random") == (vector.np_random,) * 3
+    for environments in (vector, plain):
+        with pytest.raises(AttributeError, match="nonsense"):
+            environments.get_attr("nonsense")
+        with pytest.raises(AttributeError, match="nonsense"):
+            environments.call("nonsense", 1)
+    for name in ("step", "reset", "render", "_limits"):
+        with pytest.raises(AttributeError, match=f"no '{name}' each"):
+            vector.call(name)
+
+
 def test_what_cannot_be_done_is_refused():
     with pytest.raises(InputError, match="evaluated, not looked up"):
         LayerWiseVectorEnv(2, task=formula_task())
@@ -171,8 +221,11 @@ def test_what_cannot_be_done_is_refused():
         vector.step(np.zeros(2, dtype=int))
     with pytest.raises(InputError, match="unknown option 'budgets'"):
         vector.reset(options={"budgets": 0.5})
-    with pytest.raises(InputError, match="one seed"):
-        vector.reset(seed=[1, 2])
+    with pytest.raises(InputError, match="3 seeds for 2 environments"):
+        vector.reset(seed=[1, 2, 3])
+    for seed in ([1, -2], [1, 0.5], [1, "2"]):
+        with pytest.raises(InputError, match="whole number of at least 0"):
+            vector.reset(seed=seed)
     with pytest.raises(BudgetError, match="3 budgets for 2"):
         vector.reset(options={"budget": [0.5, 0.6, 0.7]})
     with pytest.raises(BudgetError, match="smallest reachable"):

@@ -125,6 +125,7 @@ def test_stored_proxies_round_trip_and_are_refused_where_they_do_not_belong(tmp_
 def test_proxies_by_name():
     assert set(PROXIES.names()) == {"kl", *MEASURES}
     assert [proxy.name for proxy in get_proxies("kl, fisher")] == ["kl", "fisher"]
+    assert [proxy.name for proxy in get_proxies("taylor,hessian-trace,mse")] == ["fisher", "hessian", "squared-error"]
     with pytest.raises(UnknownNameError, match="hessian"):
         get_proxies("hesian")
     task = make_task("tabular/digits-cnn")
