@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from amed_env import BitAllocation, make_task
 from amed_env.errors import AllocationError, InputError, TableError, UnsupportedPrecisionError
@@ -67,7 +68,11 @@ def test_200_rows_of_the_shipped_table_are_what_the_network_gives(real, tabular,
     ],
 )
 def test_rows_of_tables_of_real_data_are_what_the_network_gives(name, split, rows, prefixes, samples):
-    """Rows are drawn as random completions of random first halves, so that their evaluation can share those."""
+    """Rows are drawn as random completions of random first halves, so that their evaluation can share those.
+
+    Exactly on a processor of the kind that the table was made on. On another one, preparing the network (learned
+    rounding, in float32) adds up in another order and ends at slightly other integers.
+    """
     table = make_task(f"tabular/{name}").evaluator.table
     evaluator = make_task(name, threads=1).evaluator
     numbers = np.random.default_rng(2024)
@@ -81,9 +86,16 @@ def test_rows_of_tables_of_real_data_are_what_the_network_gives(name, split, row
         allocations.append(BitAllocation({layer: chosen[layer] for layer in evaluator.workload.layer_names}))
     positions = np.ravel_multi_index(tuple(drawn.T), (choices,) * groups)
     assert table.provenance["fingerprint"] == evaluator.fingerprint
-    for row, quality in zip(positions, evaluator.evaluate_many(allocations, split), strict=True):
-        assert (table.correct[split][row], samples) == (quality.correct, quality.samples)
-        assert table.loss[split][row] == np.float16(quality.loss)
+    qualities = evaluator.evaluate_many(allocations, split)
+    assert {quality.samples for quality in qualities} == {samples}
+    correct, losses = [q.correct for q in qualities], [q.loss for q in qualities]
+    if table.provenance["machine"]["instructions"] == torch.backends.cpu.get_cpu_capability():
+        assert table.correct[split][positions].tolist() == correct
+        assert table.loss[split][positions].tolist() == np.float16(losses).tolist()
+    else:
+        points = 100 * np.abs(table.correct[split][positions].astype(int) - correct) / samples
+        assert points.mean() < 0.2 and points.max() < 2.5
+        np.testing.assert_allclose(table.loss[split][positions].astype(float), losses, rtol=0.02, atol=0.02)
 
 
 def test_the_shipped_table_says_how_it_was_made(real, tabular):
@@ -93,7 +105,9 @@ def test_the_shipped_table_says_how_it_was_made(real, tabular):
     assert made["versions"]["torch"] and made["machine"]["processor"] and not made["in_float"]
     precisions = tabular.precisions
     assert tabular.evaluator.fingerprint != real.fingerprint  # losses are rounded
-    assert tabular.float_quality == real.evaluate(real.workload.uniform(32))
+    table, network = tabular.float_quality, real.evaluate(real.workload.uniform(32))
+    assert (table.correct, table.samples) == (network.correct, network.samples)
+    assert table.loss == pytest.approx(network.loss, rel=1e-6)  # sums in float32, whose order depends on the processor
     assert tabular.workload == real.workload
     np.testing.assert_allclose(tabular.predicted_loss, real.predicted_loss(precisions), rtol=1e-3, atol=1e-9)
     np.testing.assert_allclose(tabular.evaluator.weight_statistics(), real.weight_statistics(), rtol=1e-6)

@@ -112,7 +112,8 @@ def test_fine_tuning_gains_what_rounding_lost_and_the_evaluator_shows_it(tmp_pat
         assert report["before"][split] == quality.to_json()
         assert report["after"][split] == evaluator.evaluate(allocation, split).to_json()
         assert report["after"][split]["loss"] < quality.loss - 0.05
-        assert report["after"][split]["accuracy"] > quality.accuracy
+    # Over both splits: 60 samples of one may tie, depending on the order in which a processor adds up.
+    assert sum(report["after"][split]["correct"] for split in before) > sum(q.correct for q in before.values())
     assert evaluator.fingerprint != fingerprint
     write_trained(tmp_path, evaluator, allocation)
     fresh = make_evaluator()
