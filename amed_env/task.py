@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.allocation import BitAllocation, Precision, check_bits
-from amed_env.constraints import cheapest_choices, least_choosable, smallest_reachable
+from amed_env.constraints import least_choosable
 from amed_env.errors import AllocationError, BackendError, BudgetError, InputError, UnsupportedPrecisionError
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, Quality, Split
@@ -33,9 +32,8 @@ from amed_env.hardware.faults import FaultLog
 from amed_env.hardware.protocol import Cost, HardwareBackend
 from amed_env.objective import Budget, fits, parse_budgets, resolve
 from amed_env.pins import parse_pins, pins_text
+from amed_env.reachability import check_reachable
 from amed_env.workload import Workload
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_BITS = (2, 3, 4, 8)
 REFERENCE_BITS = 8
@@ -165,11 +163,12 @@ class Task:
         """
         if metric in self.costs:
             return float(least_choosable(self.costs[metric][None], self.choosable).sum())
-        values = [cost.metrics[metric] for cost in self._uniform_costs if metric in cost.metrics]
+        values = [cost.metrics[metric] for cost in self.uniform_costs if metric in cost.metrics]
         return min(values, default=None)
 
     @cached_property
-    def _uniform_costs(self) -> list[Cost]:
+    def uniform_costs(self) -> list[Cost]:
+        """Costs of the uniform allocations, narrow ones first."""
         return self.cost_many([self.allocation(self.uniform_choices(choice)) for choice in self.free_choices])
 
     @cached_property
@@ -387,62 +386,8 @@ class Task:
         else:
             reference = dict(self.reference_cost.metrics)
         limits = resolve(budgets, reference)
-        self._check_reachable(budgets, limits)
-        if any(budget.metric not in self.costs for budget in budgets):
-            self._warn_if_no_uniform_fits(budgets, limits)
+        check_reachable(self, budgets, limits)
         return limits
-
-    def _check_reachable(self, budgets: Sequence[Budget], limits: Mapping[str, float]) -> None:
-        additive = [budget for budget in budgets if budget.metric in self.least_costs]
-        if not additive:
-            return
-        table = np.stack([self.least_costs[budget.metric] for budget in additive])
-        values = np.asarray([limits[budget.metric] for budget in additive])
-        tolerant = values * (1 + 1e-9)
-        smallest = least_choosable(table, self.choosable).sum(axis=1)
-        for budget, limit, least in zip(additive, tolerant, smallest, strict=True):
-            if least > limit:
-                raise BudgetError(
-                    f"no allocation meets {budget} on {self.device!r}: {self._reachable(budget, least)} "
-                    f"with widths {', '.join(map(str, self.free_bits))}"
-                    f"{f' and {pins_text(self.pins)} pinned' if self.pins else ''}."
-                )
-        if len(additive) > 1 and cheapest_choices(table, values, table[0], self.choosable) is None:
-            for position, budget in enumerate(additive):
-                least_with_others = smallest_reachable(table, values, position, self.choosable)
-                if least_with_others is not None:
-                    others = " and ".join(str(b) for i, b in enumerate(additive) if i != position)
-                    raise BudgetError(
-                        f"no allocation meets {budget} together with {others} on {self.device!r}: "
-                        f"{self._reachable(budget, least_with_others)} then."
-                    )
-            raise BudgetError(
-                f"no allocation meets {' and '.join(map(str, additive))} together on {self.device!r}; "
-                "loosen at least two of them."
-            )
-
-    def _warn_if_no_uniform_fits(self, budgets: Sequence[Budget], limits: Mapping[str, float]) -> None:
-        try:
-            fitting = any(fits(cost.metrics, limits) for cost in self._uniform_costs)
-        except BackendError:
-            return  # whether the device works shows in the search
-        if not fitting:
-            logger.warning(
-                "no uniform width meets %s on %r; whether any allocation does is not known beforehand, as its costs "
-                "do not add up over the layers.",
-                " and ".join(map(str, budgets)),
-                self.device,
-            )
-
-    def _reachable(self, budget: Budget, least: float) -> str:
-        metric = budget.metric
-        bound = "" if metric in self.costs else "at least "
-        text = f"the smallest reachable {metric} is {bound}{least:.6g}"
-        if self.reference_cost is not None and self.reference_cost[metric] > 0:
-            # Rounded up, so that the printed value can be used as a budget.
-            ratio = np.ceil(least / self.reference_cost[metric] * 1e4) / 1e4
-            text += f" ({budget.name}={ratio:.4f} of uniform {REFERENCE_BITS} bit)"
-        return text
 
     def _check_device_supports_widths(self) -> None:
         for layer, choosable in zip(self.workload, self.choosable, strict=True):

@@ -34,6 +34,11 @@ _HOTTEST = 100.0
 """Temperature at which all choices are equally probable."""
 _FIRST_TURNS, _MEMORY, _BETTER_SHARE = 5, 10, 0.75
 """Proposals of each source before they are compared, proposals that are compared, and the share of the better one."""
+_DECIMALS = 9
+"""Digits of log-probabilities that decide their order; beyond them are rounding errors."""
+_STEPS = 2.0**17
+"""Weights are learned in multiples of 1 over this. Otherwise training would amplify rounding errors, which differ
+between processors, until another allocation is drawn."""
 
 
 class PolicyAgent(Agent):
@@ -65,6 +70,8 @@ class PolicyAgent(Agent):
     ) -> None:
         self._network, self.card = load_policy(None if policy is None else Path(str(policy)))
         self.recipe = {"policy": fingerprint(self._network)}  # a search with another policy is another search
+        # In float32, what processors with wider registers add up in another order leads to another search before long.
+        self._network = self._network.double()
         self._batch = positive_whole("batch", batch)
         self._updates = 0 if updates == 0 else positive_whole("updates", updates)
         self._learning_rate = number_between("learning_rate", learning_rate, 1e-9, 1.0)
@@ -76,7 +83,7 @@ class PolicyAgent(Agent):
             BudgetError: If the task has no budget, or none of its allocations could be found within it.
         """
         with torch.no_grad():
-            choices = self._network.rollout(Problems.of([problem_of(task)]), 1).choices[0, 0].numpy()
+            choices = self._network.rollout(Problems.of([problem_of(task)]).double(), 1).choices[0, 0].numpy()
         return _within(task, choices)
 
     def _first(self, session: SearchSession) -> Trial | None:
@@ -150,7 +157,7 @@ class _Sampler:
         self, session: SearchSession, network: PolicyNetwork, batch: int, updates: int, learning_rate: float
     ) -> None:
         self._session, self._network, self._batch, self._updates = session, network.train(), batch, updates
-        self._problems = Problems.of([problem_of(session.task)])
+        self._problems = Problems.of([problem_of(session.task)]).double()
         self._optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
         self._generator = torch.Generator().manual_seed(int(session.rng.integers(2**31)))
         self._temperature, self._learnt = 1.0, 0
@@ -166,7 +173,7 @@ class _Sampler:
         while self._temperature <= _HOTTEST:
             with torch.no_grad():
                 rollouts = self._network.rollout(self._problems, _SAMPLES, self._generator, self._temperature)
-            order = rollouts.log_probability[0].argsort(descending=True, stable=True)
+            order = rollouts.log_probability[0].round(decimals=_DECIMALS).argsort(descending=True, stable=True)
             for choices in rollouts.choices[0][order].numpy():
                 allocation = session.task.allocation(choices)
                 if allocation not in session.asked and session.feasible(allocation):
@@ -185,8 +192,8 @@ class _Sampler:
         task = self._session.task
         choices = torch.from_numpy(np.stack([task.choices(trials[number].allocation) for number in best]))[None]
         # The better a trial's rank, the more it is imitated; the best tenth has most of the weight.
-        weights = torch.exp(-torch.arange(len(best)) / max(len(trials) / 10, 1.0))
-        weights = weights / weights.sum()
+        shares = np.exp(-np.arange(len(best)) / max(len(trials) / 10, 1.0))
+        weights = torch.from_numpy(shares / shares.sum())
         for _ in range(self._updates):
             rollouts = self._network.rollout(self._problems, choices.shape[1], given=choices)
             loss = -(weights * rollouts.log_probability[0].clamp(min=-60)).sum() - 0.02 * rollouts.entropy.mean()
@@ -194,6 +201,9 @@ class _Sampler:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
             self._optimizer.step()
+            with torch.no_grad():
+                for parameter in self._network.parameters():
+                    parameter.mul_(_STEPS).round_().div_(_STEPS)
 
 
 def _within(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

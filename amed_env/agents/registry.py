@@ -17,71 +17,143 @@ GROUP = "amed_env.agents"
 
 A = TypeVar("A", bound=type[Agent])
 
+
+@dataclass(frozen=True)
+class _BuiltIn:
+    """A built-in agent, described without importing it: learners bring torch. A test compares with the class."""
+
+    path: str
+    family: str
+    needs: str
+    description: str
+
+
 _BUILT_IN = {
-    "maskable-ppo": (
+    "maskable-ppo": _BuiltIn(
         "amed_env.agents.learners:MaskablePPOAgent",
         "learner",
+        "sensitivities",
         "PPO with forbidden actions masked (sb3-contrib); warm start on predicted loss",
     ),
-    "ppo": ("amed_env.agents.learners:PPOAgent", "learner", "PPO (stable-baselines3); forbidden actions are clamped"),
-    "a2c": ("amed_env.agents.learners:A2CAgent", "learner", "A2C (stable-baselines3) with a masked policy"),
-    "dqn": ("amed_env.agents.learners:DQNAgent", "learner", "DQN (stable-baselines3), behaviour and target masked"),
-    "qr-dqn": ("amed_env.agents.learners:QRDQNAgent", "learner", "QR-DQN (sb3-contrib), behaviour and target masked"),
-    "ddpg": (
+    "ppo": _BuiltIn(
+        "amed_env.agents.learners:PPOAgent",
+        "learner",
+        "sensitivities",
+        "PPO (stable-baselines3); forbidden actions are clamped",
+    ),
+    "a2c": _BuiltIn(
+        "amed_env.agents.learners:A2CAgent",
+        "learner",
+        "sensitivities",
+        "A2C (stable-baselines3) with a masked policy",
+    ),
+    "dqn": _BuiltIn(
+        "amed_env.agents.learners:DQNAgent",
+        "learner",
+        "sensitivities, tied widths",
+        "DQN (stable-baselines3), behaviour and target masked",
+    ),
+    "qr-dqn": _BuiltIn(
+        "amed_env.agents.learners:QRDQNAgent",
+        "learner",
+        "sensitivities, tied widths",
+        "QR-DQN (sb3-contrib), behaviour and target masked",
+    ),
+    "ddpg": _BuiltIn(
         "amed_env.agents.continuous:DDPGAgent",
         "learner",
+        "sensitivities",
         "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
     ),
-    "td3": ("amed_env.agents.continuous:TD3Agent", "learner", "TD3 (stable-baselines3), continuous actions as ddpg"),
-    "sac": ("amed_env.agents.continuous:SACAgent", "learner", "SAC (stable-baselines3), continuous actions as ddpg"),
-    "model-ppo": (
+    "td3": _BuiltIn(
+        "amed_env.agents.continuous:TD3Agent",
+        "learner",
+        "sensitivities",
+        "TD3 (stable-baselines3), continuous actions as ddpg",
+    ),
+    "sac": _BuiltIn(
+        "amed_env.agents.continuous:SACAgent",
+        "learner",
+        "sensitivities",
+        "SAC (stable-baselines3), continuous actions as ddpg",
+    ),
+    "model-ppo": _BuiltIn(
         "amed_env.agents.model_based:ModelPPOAgent",
         "learner",
+        "sensitivities",
         "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
     ),
-    "policy": (
+    "policy": _BuiltIn(
         "amed_env.agents.policy:PolicyAgent",
         "learner",
+        "sensitivities, a budget",
         "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples",
     ),
-    "uniform": ("amed_env.agents.baselines:UniformAgent", "search", "every uniform width that meets the budget"),
-    "random": ("amed_env.agents.baselines:RandomAgent", "search", "random allocations that meet the budget"),
-    "greedy": (
+    "uniform": _BuiltIn(
+        "amed_env.agents.baselines:UniformAgent",
+        "search",
+        "",
+        "every uniform width that meets the budget",
+    ),
+    "random": _BuiltIn(
+        "amed_env.agents.baselines:RandomAgent",
+        "search",
+        "",
+        "random allocations that meet the budget",
+    ),
+    "greedy": _BuiltIn(
         "amed_env.agents.baselines:GreedyAgent",
         "search",
+        "sensitivities",
         "single-layer KL sensitivity, best gain per cost until the budget is met",
     ),
-    "amed": (
+    "amed": _BuiltIn(
         "amed_env.agents.amed:AmedAgent",
         "search",
+        "",
         "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)",
     ),
-    "amed-released": (
+    "amed-released": _BuiltIn(
         "amed_env.agents.amed_released:AmedReleasedAgent",
         "search",
+        "",
         "the faults of AMED's released code, for comparison with amed only",
     ),
-    "milp": (
+    "milp": _BuiltIn(
         "amed_env.agents.milp:MilpAgent",
         "search",
+        "sensitivities",
         "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
     ),
-    "pairwise": (
+    "pairwise": _BuiltIn(
         "amed_env.agents.pairwise:PairwiseAgent",
         "search",
+        "sensitivities",
         "optimum of a proxy with terms of pairs of layers (CLADO); trials correct the terms",
     ),
-    "local": ("amed_env.agents.local:LocalAgent", "search", "best improvement from the proxy's optimum, with restarts"),
-    "annealing": ("amed_env.agents.annealing:AnnealingAgent", "search", "simulated annealing within the budget"),
-    "evolution": (
+    "local": _BuiltIn(
+        "amed_env.agents.local:LocalAgent",
+        "search",
+        "sensitivities",
+        "best improvement from the proxy's optimum, with restarts",
+    ),
+    "annealing": _BuiltIn(
+        "amed_env.agents.annealing:AnnealingAgent",
+        "search",
+        "sensitivities",
+        "simulated annealing within the budget",
+    ),
+    "evolution": _BuiltIn(
         "amed_env.agents.evolution:EvolutionAgent",
         "search",
-        "NSGA-II on error and cost, started near the budget; needs pymoo (amed-env[search])",
+        "sensitivities, amed-env[search]",
+        "NSGA-II (pymoo) on error and cost, started near the budget",
     ),
-    "tpe": (
+    "tpe": _BuiltIn(
         "amed_env.agents.tpe:TPEAgent",
         "search",
-        "tree-structured Parzen estimator, started near the budget; needs optuna (amed-env[search])",
+        "sensitivities, amed-env[search]",
+        "tree-structured Parzen estimator (optuna), started near the budget",
     ),
 }
 
@@ -95,6 +167,7 @@ class AgentInfo:
 
     name: str
     family: str
+    needs: str
     description: str
     source: str
     error: str | None = None
@@ -142,7 +215,7 @@ def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
     if isinstance(spec, str):
         name = spec
         if spec in _BUILT_IN:
-            found = import_object(_BUILT_IN[spec][0], "agent class")
+            found = import_object(_BUILT_IN[spec].path, "agent class")
         elif ":" in spec:
             found = import_object(spec, "agent class")
         else:
@@ -204,13 +277,14 @@ def list_agents() -> dict[str, AgentInfo]:
     listing = {}
     for name in agent_names():
         if name in _BUILT_IN:
-            _, family, description = _BUILT_IN[name]
-            listing[name] = AgentInfo(name, family, description, "built in")
+            agent = _BUILT_IN[name]
+            listing[name] = AgentInfo(name, agent.family, agent.needs, agent.description, "built in")
             continue
         try:
             found = AGENTS.get(name)
             lines = (getattr(found, "description", "") or found.__doc__ or "").strip().splitlines()
-            listing[name] = AgentInfo(name, getattr(found, "family", "search"), lines[0] if lines else "", "plug-in")
+            family, needs = getattr(found, "family", "search"), str(getattr(found, "needs", ""))
+            listing[name] = AgentInfo(name, family, needs, lines[0] if lines else "", "plug-in")
         except (Exception, SystemExit) as error:
-            listing[name] = AgentInfo(name, "", "", "plug-in", str(error))
+            listing[name] = AgentInfo(name, "", "", "", "plug-in", str(error))
     return listing

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv
 
+from amed_env.envs.base import budget_option
 from amed_env.envs.batch import LayerWiseBatch, RewardOf
 from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.envs.vectorized import budget_option, shared_attribute
+from amed_env.envs.vectorized import shared_attribute
 from amed_env.errors import InputError
 
 

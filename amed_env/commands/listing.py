@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -10,19 +10,8 @@ from rich.text import Text
 
 from amed_env.commands.output import Output
 
-if TYPE_CHECKING:
-    from amed_env.agents.registry import AgentInfo
-
 Row = dict[str, Any]
 
-_NEEDS = {
-    **dict.fromkeys(("maskable-ppo", "ppo", "a2c", "ddpg", "td3", "sac", "model-ppo"), "sensitivities"),
-    **dict.fromkeys(("greedy", "milp", "pairwise", "local", "annealing"), "sensitivities"),
-    **dict.fromkeys(("dqn", "qr-dqn"), "sensitivities, tied widths"),
-    **dict.fromkeys(("evolution", "tpe"), "sensitivities, amed-env[search]"),
-    "policy": "sensitivities, a budget",
-}
-"""`Agent.needs` of the built-in agents: a listing imports none of them, since learners bring torch. A test compares."""
 _NARROW, _NEEDS_WIDTH = 140, 16
 """Columns below which what an agent needs is wrapped, and the width that it is wrapped to."""
 
@@ -64,21 +53,13 @@ def agent_rows() -> list[Row]:
             "name": i.name,
             "family": i.family,
             "regret": regrets[i.name][0] if i.name in regrets else None,
-            "needs": _needs(i),
+            "needs": i.needs,
             "description": i.description,
             "source": i.source,
             "problem": i.error,
         }
         for i in list_agents().values()
     ]
-
-
-def _needs(info: AgentInfo) -> str:
-    from amed_env.agents.registry import AGENTS
-
-    if info.source == "built in":
-        return _NEEDS.get(info.name, "")
-    return "" if info.error is not None else str(getattr(AGENTS.get(info.name), "needs", ""))
 
 
 def show_agents(output: Output) -> None:

@@ -29,6 +29,18 @@ REWARD_VECTOR = ("accuracy", *BUDGET_METRICS)
 _REMEMBERED_TRIALS = 20_000
 
 
+def budget_option(options: Mapping[str, Any] | None) -> Any:
+    """The budget in the options of `reset`, or None.
+
+    Raises:
+        InputError: If there is another option.
+    """
+    unknown = sorted(map(repr, set(options or {}) - {"budget"}))
+    if unknown:
+        raise InputError(f"reset: unknown option {', '.join(unknown)}; the only one is 'budget'.")
+    return (options or {}).get("budget")
+
+
 class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     """Base of the environments; its arguments are those of every one of them.
 
@@ -127,11 +139,9 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             InputError: If an option is unknown.
             BudgetError: If the budget cannot be met.
         """
-        unknown = sorted(set(options or {}) - {"budget"})
-        if unknown:
-            raise InputError(f"reset: unknown option {', '.join(map(repr, unknown))}; the only one is 'budget'.")
-        if options and options.get("budget") is not None:
-            self._limits = self.task.resolve_limits(self.budgets_of(options["budget"]))
+        budget = budget_option(options)
+        if budget is not None:
+            self._limits = self.task.resolve_limits(self.budgets_of(budget))
         elif self.ranges:
             drawn = {name: self.np_random.uniform(low, high) for name, (low, high) in self.ranges.items()}
             self._limits = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from amed_env.envs.base import budget_option
 from amed_env.envs.batch import LayerWiseBatch, why_not
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import InputError
@@ -23,18 +24,6 @@ Observations = npt.NDArray[np.float32]
 _GENERATOR = ("np_random", "np_random_seed")
 _OF_ONE_EPISODE = {"reset", "step", "render", "set_wrapper_attr", "true_reward", "within_limits"}
 """What would act on the episode of a single environment, of which those that are stepped together have none."""
-
-
-def budget_option(options: Mapping[str, Any] | None) -> Any:
-    """The budget in the options of `reset`, or None.
-
-    Raises:
-        InputError: If there is another option.
-    """
-    unknown = sorted(map(repr, set(options or {}) - {"budget"}))
-    if unknown:
-        raise InputError(f"reset: unknown option {', '.join(unknown)}; the only one is 'budget'.")
-    return (options or {}).get("budget")
 
 
 def shared_attribute(env: LayerWiseEnv, name: str) -> Any:

@@ -46,6 +46,10 @@ class Problems:
 
         return cls(stack("layers"), stack("choices"), stack("costs").permute(0, 2, 3, 1), stack("choosable"))
 
+    def double(self) -> Problems:
+        """The same in float64, for a network in float64."""
+        return Problems(self.layers.double(), self.choices.double(), self.costs.double(), self.choosable)
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -144,7 +148,7 @@ class PolicyNetwork(nn.Module):
             elif generator is None:
                 choice = log.argmax(-1)
             else:
-                noise = torch.rand(log.shape, generator=generator).clamp(min=1e-20)
+                noise = torch.rand(log.shape, generator=generator).to(log.dtype).clamp(min=1e-20)
                 choice = (log.detach() - (-noise.log()).log()).argmax(-1)
             taken.append(choice)
             probabilities.append(log.gather(-1, choice.unsqueeze(-1)).squeeze(-1))

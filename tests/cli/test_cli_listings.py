@@ -43,7 +43,7 @@ def test_agents_show_what_they_need(amed):
 
 
 def test_the_listing_has_what_the_classes_say_that_they_need():
-    classes = {name: import_object(_BUILT_IN[name][0], "agent class").needs for name in _BUILT_IN}
+    classes = {name: import_object(_BUILT_IN[name].path, "agent class").needs for name in _BUILT_IN}
     assert classes == {row["name"]: row["needs"] for row in agent_rows() if row["source"] == "built in"}
     assert make_agent(str(ROOT / "agents" / "dqn.yaml")).needs == classes["dqn"]
 

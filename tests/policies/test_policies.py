@@ -1,6 +1,10 @@
 """Goal-conditioned policies: within every budget, blind to names, trainable, saved without pickle."""
 
+import ast
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -204,6 +208,33 @@ def test_the_agent_answers_first_and_then_searches_within_the_budgets(folder, de
     assert result.trials[0].allocation == task.allocation(PolicyAgent(folder).answer(task))
     assert len(result.trials) == 40
     assert all(task.feasible(trial.costs) for trial in result.trials)
+
+
+_SEARCH = """
+import sys, torch
+torch.set_num_threads(1)
+from amed_env import make_task
+from amed_env.agents.policy import PolicyAgent
+task = make_task("tabular/kws-dscnn", device="eyeriss-ws", budget={"latency": 0.8})
+result = PolicyAgent().search(task, 150, seed=1)
+print(torch.backends.cpu.get_cpu_capability())
+print([str(trial.allocation) for trial in result.trials])
+"""
+
+
+def test_a_search_is_the_same_on_processors_with_other_instructions():
+    """Float sums depend on the width of the registers; what is proposed must not, or results would not replay."""
+    found = []
+    for settings in ({}, {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}):
+        ran = subprocess.run(
+            [sys.executable, "-c", _SEARCH], env={**os.environ, **settings}, capture_output=True, text=True, check=True
+        )
+        found.append(ran.stdout.splitlines())
+    (capability, trials), (other_capability, other_trials) = found
+    if capability == other_capability:
+        pytest.skip(f"this build of torch knows {capability} only")
+    assert len(set(ast.literal_eval(trials))) == 150
+    assert trials == other_trials
 
 
 def test_the_agent_ends_when_everything_is_known(folder):
