@@ -17,7 +17,7 @@ from amed_env.errors import InputError
 from amed_env.run_statistics import Estimate, bootstrap, difference, improvement, interquartile_mean, mean_score
 
 BASELINE = "greedy"
-MOMENTS = (1, 10, 100)
+MOMENTS = (1, 10, 20, 100)
 """Evaluations after which regret is shown, beside the end."""
 
 
@@ -28,6 +28,7 @@ class _Row:
     test: Estimate
     mean: Estimate
     behind: Estimate | None
+    mean_behind: Estimate | None
     after: tuple[float, ...]
     improvement: Estimate | None
     seconds: float
@@ -60,8 +61,8 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
         "mean over all runs with its 95 % interval (stratified bootstrap). The allocation is always chosen by the "
         "search split; on the test split it is compared with the optimum of that split, from which the "
         "exact optimum of the search split differs too. *Mean*: over all runs, where the interquartile mean leaves out "
-        "the hardest cells; *behind the first*: by how much that mean exceeds that of the agent in rank 1, an interval "
-        "without zero being a difference. *Better than greedy*: "
+        "the hardest cells; *behind the first*: by how much the one before it exceeds that of the agent in rank 1, an "
+        "interval without zero being a difference. *Better than greedy*: "
         "probability that a run beats one of greedy in the same cell, ties counting half.",
         "",
         _line(
@@ -69,6 +70,7 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
             "agent",
             "kind",
             f"regret after {header.evaluations}",
+            "behind the first",
             "mean",
             "behind the first",
             *(f"after {moment}" for moment in moments),
@@ -77,9 +79,9 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
             "seconds a run",
             "failed runs",
         ),
-        _line(*["---"] * (10 + len(moments))),
+        _line(*["---"] * (11 + len(moments))),
     ]
-    nothing = [_number(0.0), _number(0.0), "", *[_number(0.0)] * len(moments)]
+    nothing = [_number(0.0), "", _number(0.0), "", *[_number(0.0)] * len(moments)]
     chosen = np.asarray([[optimum_on_test(cell) for cell in cells]])
     lines.append(_line("", "*exact optimum*", "table", *nothing, _number(_regret(chosen)), "", "", ""))
     rank = 0
@@ -92,8 +94,9 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
                 f"`{row.header.agent}`",
                 row.header.family,
                 _interval(row.regret),
-                _interval(row.mean),
                 "" if row.behind is None else _interval(row.behind),
+                _interval(row.mean),
+                "" if row.mean_behind is None else _interval(row.mean_behind),
                 *map(_number, row.after),
                 _interval(row.test),
                 "" if row.improvement is None else _interval(row.improvement, 2),
@@ -183,7 +186,7 @@ def _rows(results: Sequence[ResultFile], cells: Sequence[Cell]) -> list[_Row]:
                 bootstrap(mine),
                 bootstrap(test[name]),
                 bootstrap(mine, mean_score),
-                None if leader in (None, name) else difference(mine, final[leader]),
+                *_behind(mine, None if leader in (None, name) else final[leader]),
                 tuple(_regret(regrets(result, cells, moment)) for moment in MOMENTS if moment < last),
                 None if baseline is None or name == BASELINE else improvement(-mine, -baseline),
                 float(np.mean([run.seconds for run in result.runs])),
@@ -191,6 +194,13 @@ def _rows(results: Sequence[ResultFile], cells: Sequence[Cell]) -> list[_Row]:
             )
         )
     return rows
+
+
+def _behind(mine: FloatArray, first: FloatArray | None) -> tuple[Estimate | None, Estimate | None]:
+    """How much an agent's interquartile mean and its mean exceed those of the first; None for the first itself."""
+    if first is None:
+        return None, None
+    return difference(mine, first, interquartile_mean), difference(mine, first)
 
 
 def _is_control(agent: str) -> bool:
