@@ -25,6 +25,12 @@ MOST_PROBLEMS = 10
 _MORE = "there may be more; the check ended here."
 
 
+_OTHER_PROCESSOR = (
+    "an agent that learns in float32 may decide otherwise on a processor with other instructions; if so, "
+    "the run replays on one like the first (for torch ATEN_CPU_CAPABILITY=avx2 or default makes this one an older one)."
+)
+
+
 @dataclass
 class Verdict:
     """What is known of a file.
@@ -205,6 +211,8 @@ def _replay(
             verdict.problems.append(
                 f"seed {job.seed} of {job.cell} does not replay: {difference}{_other_versions(result)}."
             )
+            if _OTHER_PROCESSOR not in verdict.remarks:
+                verdict.remarks.append(_OTHER_PROCESSOR)
         on_progress(done, len(jobs))
         if len(verdict.problems) >= MOST_PROBLEMS and done < len(jobs):
             verdict.problems.append(_MORE)
