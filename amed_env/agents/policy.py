@@ -158,7 +158,8 @@ class _Sampler:
     ) -> None:
         self._session, self._network, self._batch, self._updates = session, network.train(), batch, updates
         self._problems = Problems.of([problem_of(session.task)]).double()
-        self._optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        self._learning_rate = learning_rate
+        self._optimizer: torch.optim.Adam | None = None
         self._generator = torch.Generator().manual_seed(int(session.rng.integers(2**31)))
         self._temperature, self._learnt = 1.0, 0
 
@@ -185,6 +186,9 @@ class _Sampler:
         return None
 
     def _learn(self) -> None:
+        # Not before: making one imports torch's compiler, which takes seconds that a short search does not have.
+        if self._optimizer is None:
+            self._optimizer = torch.optim.Adam(self._network.parameters(), lr=self._learning_rate)
         trials = self._session.trials
         losses = np.asarray([trial.quality.loss for trial in trials])
         accuracies = np.asarray([trial.quality.accuracy for trial in trials])
