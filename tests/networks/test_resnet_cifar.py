@@ -78,7 +78,11 @@ def test_pretrained_weights_are_the_published_ones(amed_data_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize(("pretrained", "published"), [(pretrained_resnet20, 9173), (pretrained_resnet56, 9339)])
 def test_pretrained_accuracy(amed_data_dir, pretrained, published):
-    network, samples = pretrained(amed_data_dir), cifar10_test_file(amed_data_dir)
+    samples = cifar10_test_file(amed_data_dir)
+    network = pretrained(amed_data_dir).to(memory_format=torch.channels_last)  # takes half the time
+    hits = 0
     with torch.inference_mode():
-        hits = sum(int((network(x).argmax(1) == y).sum()) for x, y in samples.batches(500))
+        for images, labels in samples.batches(100):
+            found = network(images.contiguous(memory_format=torch.channels_last)).argmax(1)
+            hits += int((found == labels).sum())
     assert hits == pytest.approx(published, abs=2)  # an image or two may lie on the edge of rounding
