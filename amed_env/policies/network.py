@@ -25,6 +25,8 @@ _FORBIDDEN = -1e9
 class Problems:
     """Problems with the same numbers of layers, precisions and metrics, as tensors of a batch.
 
+    Numbers are float32, after `double` float64; those of `Rollouts` are as the network's.
+
     Attributes:
         layers: float32 (B, L, LAYER_FEATURES).
         choices: float32 (B, L, P, CHOICE_FEATURES).
@@ -57,8 +59,8 @@ class Rollouts:
 
     Attributes:
         choices: int64 (B, K, L), numbers of precisions.
-        log_probability: float32 (B, K), with gradient.
-        entropy: float32 (B, K), mean over the layers, with gradient.
+        log_probability: float (B, K), with gradient.
+        entropy: float (B, K), mean over the layers, with gradient.
     """
 
     choices: torch.Tensor
