@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from amed_env.errors import BudgetError, UnknownNameError
 
+REFERENCE_BITS = 8
+"""Relative budgets are factors of the cost at this uniform width."""
 BUDGET_METRICS = {"latency": "latency_ms", "energy": "energy_uj", "memory": "weight_kib", "bops": "bops"}
 """Budget name to the metric that it limits."""
 

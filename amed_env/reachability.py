@@ -10,7 +10,7 @@ import numpy as np
 
 from amed_env.constraints import cheapest_choices, least_choosable, smallest_reachable
 from amed_env.errors import BackendError, BudgetError
-from amed_env.objective import Budget, fits
+from amed_env.objective import REFERENCE_BITS, Budget, fits
 from amed_env.pins import pins_text
 
 if TYPE_CHECKING:
@@ -87,5 +87,5 @@ def _reachable(task: Task, budget: Budget, least: float) -> str:
     if reference is not None and reference[metric] > 0:
         # Rounded up, so that the printed value can be used as a budget.
         ratio = np.ceil(least / reference[metric] * 1e4) / 1e4
-        text += f" ({budget.name}={ratio:.4f} of uniform 8 bit)"
+        text += f" ({budget.name}={ratio:.4f} of uniform {REFERENCE_BITS} bit)"
     return text

@@ -30,14 +30,12 @@ from amed_env.hardware.costs import (
 )
 from amed_env.hardware.faults import FaultLog
 from amed_env.hardware.protocol import Cost, HardwareBackend
-from amed_env.objective import Budget, fits, parse_budgets, resolve
+from amed_env.objective import REFERENCE_BITS, Budget, fits, parse_budgets, resolve
 from amed_env.pins import parse_pins, pins_text
 from amed_env.reachability import check_reachable
 from amed_env.workload import Workload
 
 DEFAULT_BITS = (2, 3, 4, 8)
-REFERENCE_BITS = 8
-"""Relative budgets are factors of the cost at this uniform width."""
 _REMEMBERED_COSTS = 20_000
 
 

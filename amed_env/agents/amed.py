@@ -17,9 +17,9 @@ from amed_env.agents.protocol import DEVELOPMENT_CELLS, Agent
 from amed_env.agents.session import SearchSession
 from amed_env.agents.walk import AllocationWalk, WalkSettings
 from amed_env.errors import AgentError
-from amed_env.objective import BUDGET_METRICS
+from amed_env.objective import BUDGET_METRICS, REFERENCE_BITS
 from amed_env.quality_score import NotNegative, QualityScore
-from amed_env.task import REFERENCE_BITS, Task
+from amed_env.task import Task
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -21,9 +21,9 @@ from amed_env.allocation import Precision
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.systolic import gemm_cycles
-from amed_env.objective import BUDGET_METRICS
+from amed_env.objective import BUDGET_METRICS, REFERENCE_BITS
 from amed_env.quality_score import QualityScore
-from amed_env.task import REFERENCE_BITS, Task
+from amed_env.task import Task
 from amed_env.workload import Layer, Workload
 
 FloatArray = npt.NDArray[np.float64]

@@ -61,8 +61,8 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
         "mean over all runs with its 95 % interval (stratified bootstrap). The allocation is always chosen by the "
         "search split; on the test split it is compared with the optimum of that split, from which the "
         "exact optimum of the search split differs too. *Mean*: over all runs, where the interquartile mean leaves out "
-        "the hardest cells; *behind the first*: by how much the one before it exceeds that of the agent in rank 1, an "
-        "interval without zero being a difference. *Better than greedy*: "
+        "the hardest cells; *behind the first*: by how much an agent's interquartile mean, or its mean, exceeds that "
+        "of the agent in rank 1, an interval without zero being a difference. *Better than greedy*: "
         "probability that a run beats one of greedy in the same cell, ties counting half.",
         "",
         _line(
@@ -72,7 +72,7 @@ def leaderboard_text(verdicts: Sequence[Verdict]) -> str:
             f"regret after {header.evaluations}",
             "behind the first",
             "mean",
-            "behind the first",
+            "mean behind the first",
             *(f"after {moment}" for moment in moments),
             "regret on test",
             "better than greedy",

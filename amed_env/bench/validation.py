@@ -23,8 +23,6 @@ from amed_env.run_folder import versions
 MOST_PROBLEMS = 10
 """Problems after which a file is not looked at any further."""
 _MORE = "there may be more; the check ended here."
-
-
 _OTHER_PROCESSOR = (
     "an agent that learns in float32 may decide otherwise on a processor with other instructions; if so, "
     "the run replays on one like the first (for torch ATEN_CPU_CAPABILITY=avx2 or default makes this one an older one)."

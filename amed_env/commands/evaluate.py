@@ -12,8 +12,8 @@ from amed_env.commands.tables import quality_table, relative_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import SPLITS, Quality
 from amed_env.hardware import HardwareBackend, evaluate_cost, load_device
-from amed_env.objective import BUDGET_METRICS
-from amed_env.task import REFERENCE_BITS, Task
+from amed_env.objective import BUDGET_METRICS, REFERENCE_BITS
+from amed_env.task import Task
 from amed_env.workload import Workload
 
 

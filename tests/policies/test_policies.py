@@ -211,7 +211,7 @@ def test_the_agent_answers_first_and_then_searches_within_the_budgets(folder, de
 
 
 _SEARCH = """
-import sys, torch
+import torch
 torch.set_num_threads(1)
 from amed_env import make_task
 from amed_env.agents.policy import PolicyAgent
