@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 _ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add")
 _DROPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-_SHAPES: tuple[Any, ...] = ("size", "dim", "numel", getattr)
+_SHAPE_METHODS = ("size", "dim", "numel")
+_SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "requires_grad")
 _PASSING_FUNCTIONS: tuple[Any, ...] = (operator.getitem, torch.flatten, torch.cat, torch.concat, torch.reshape)
 _PASSING_METHODS = ("view", "reshape", "flatten", "contiguous", "permute", "transpose")
 _PASSING_MODULES = (nn.Flatten, nn.MaxPool1d, nn.MaxPool2d, nn.ZeroPad2d)
@@ -177,9 +178,16 @@ def _find_groups(traced: fx.GraphModule, names: dict[int, str]) -> dict[fx.Node,
     return dict(reversed(groups.items()))
 
 
+def asks_shape(node: fx.Node) -> bool:
+    """Whether an operation asks for a tensor's shape or kind alone, and not for its values, as `x.T` does."""
+    if node.op == "call_method":
+        return node.target in _SHAPE_METHODS
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+
+
 def _readers(node: fx.Node) -> list[fx.Node]:
     """Who reads the values of a node; asking for its shape is no reading."""
-    return [user for user in node.users if user.target not in _SHAPES]
+    return [user for user in node.users if not asks_shape(user)]
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from amed_env.allocation import BitAllocation
 from amed_env.quantization.finiteness import check_finite
-from amed_env.quantization.graph import Group, NetworkGraph, effective_readers, passes_values, takes_maximum
+from amed_env.quantization.graph import Group, NetworkGraph, asks_shape, effective_readers, passes_values, takes_maximum
 from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize
 from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.reuse import KeptResults, ResultMemory
@@ -29,7 +29,6 @@ from amed_env.quantization.reuse import KeptResults, ResultMemory
 logger = logging.getLogger(__name__)
 
 Value = Codes | torch.Tensor
-_ASKS_SHAPE = ("size", "dim", "numel")
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ class IntegerEngine:
         written = plan.formats[step.node]
         if written is not None:
             return Codes(self._run_on_codes(step.node, written, values), written)
-        shape_only = step.node.target in _ASKS_SHAPE or step.node.target is getattr
+        shape_only = asks_shape(step.node)
 
         def argument(node: fx.Node) -> Any:
             value = values[self._source(node)]

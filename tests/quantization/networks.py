@@ -126,6 +126,20 @@ class OneDimensional(nn.Module):
         return self.head((F.relu(self.b(x)) + x).mean(2))
 
 
+class Mixer(nn.Module):
+    """Layers over channels and over places, which a transposed view (an attribute, as the shape is) brings together."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.places, self.channels = nn.Linear(8, 8), nn.Linear(6, 6), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.relu(self.embed(x))
+        x = self.channels(x) + self.places(x.mT).mT
+        return self.head(x.mean(1))
+
+
 class DeadChannel(LinearOnly):
     """A channel whose weights are all zero, and one that no input reaches."""
 
@@ -144,6 +158,7 @@ SHAPES = {
     Unusual: (3, 8, 8),
     Twice: (3, 9, 9),
     OneDimensional: (4, 21),
+    Mixer: (6, 8),
     DeadChannel: (12,),
 }
 
