@@ -146,7 +146,8 @@ def _add_table(name: str, description: str) -> None:
 
         return shipped_table(name)
 
-    entry = replace(TASKS.get(name), description=description, table=load, training=None)
+    # The table stands for the network and its data, so nothing can be missing.
+    entry = replace(TASKS.get(name), description=description, missing=lambda: None, table=load, training=None)
     TASKS.register(f"{TABULAR_PREFIX}{name}", entry)
 
 

@@ -30,6 +30,7 @@ from amed_env.hardware.costs import (
 )
 from amed_env.hardware.faults import FaultLog
 from amed_env.hardware.protocol import Cost, HardwareBackend
+from amed_env.hardware.tied import TiedDevice
 from amed_env.objective import REFERENCE_BITS, Budget, fits, parse_budgets, resolve
 from amed_env.pins import parse_pins, pins_text
 from amed_env.reachability import check_reachable
@@ -348,12 +349,14 @@ class Task:
         return task
 
     def with_device(self, backend: HardwareBackend) -> Task:
-        """The same task on another device: network, widths, pins and budgets stay, relative ones are its own.
+        """The same task on another device: network, widths, ties, pins and budgets stay, relative ones are its own.
 
         Raises:
             UnsupportedPrecisionError: If the device cannot run a layer at one of the widths.
             BudgetError: If no allocation can meet the budgets on it.
         """
+        if isinstance(self.backend, TiedDevice) and not isinstance(backend, TiedDevice):
+            backend = TiedDevice(backend, self.backend.ties)
         return Task(
             self.network,
             self.evaluator,

@@ -15,6 +15,7 @@ from amed_env.evaluation.table import TableEvaluator
 from amed_env.evaluation.table_file import QualityTable
 from amed_env.ground_truth import all_costs, optimum, pareto_front, regret, regret_of
 from amed_env.hardware import load_device
+from amed_env.hardware.costs import evaluate_cost
 from amed_env.task import Task
 from amed_env.ties import Ties
 
@@ -108,6 +109,16 @@ def test_one_table_serves_every_device():
     on_bitfusion = amed_env.make_task("tabular/digits-cnn", device="bitfusion", budget={"latency": 0.5})
     assert pareto_front(on_bops, "bitfusion") == pareto_front(on_bitfusion)
     assert pareto_front(on_bops, on_bitfusion.backend) == pareto_front(on_bitfusion) != pareto_front(on_bops)
+
+
+@pytest.mark.parametrize("metric", ["latency_ms", "energy_uj", "weight_kib"])
+def test_the_front_on_another_device_knows_the_layers_that_are_tied(metric):
+    here, there = (amed_env.make_task("tabular/cifar10-resnet8", device=name) for name in ("bitfusion", "eyeriss-ws"))
+    front = pareto_front(here, "eyeriss-ws", metric)
+    assert front == pareto_front(there, metric=metric)
+    ties = here.evaluator.table.ties
+    full = evaluate_cost(load_device("eyeriss-ws"), ties.full, ties.expand(front[0].allocation))
+    assert front[0].costs[metric] == pytest.approx(full.metrics[metric])
 
 
 def test_a_number_is_another_value_of_the_first_budget():

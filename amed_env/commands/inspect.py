@@ -61,11 +61,13 @@ def inspect(output: Output, task: str | None, network: str | None) -> None:
 
 
 def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
-    """A named network, trained and with samples where both are at hand."""
-    from amed_env.catalogue import named_network
+    """A named network, trained and with samples where both are at hand; of a table the network behind it."""
+    from amed_env.catalogue import TABULAR_PREFIX, named_network
     from amed_env.tracing import trace
 
     entry = named_network(name)
+    if entry.table is not None:
+        entry = named_network(name.removeprefix(TABULAR_PREFIX))
     if entry.missing() is not None:
         return trace(entry.architecture(), entry.zeros(), name), _packed(entry.zeros()), False
     calibration = entry.splits().calibration

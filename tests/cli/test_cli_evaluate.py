@@ -64,6 +64,16 @@ def test_missing_data_names_the_cure(amed, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_tables_need_no_data(amed, tmp_path, monkeypatch):
+    monkeypatch.setenv("AMED_DATA_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    task = "tabular/cifar10-resnet8"
+    answer = amed("search", task, "--agent", "greedy", "--budget", "latency=0.5", "--evaluations", 3, "--out", "run")
+    assert answer.code == 0 and (tmp_path / "run" / "result.json").exists()
+    assert amed("evaluate", task, "--bits", 4, "--json").code == 0
+    assert "block3.shortcut" in amed("inspect", task).out  # the layers of the network, without its weights
+
+
 @pytest.mark.data
 def test_fetch_says_what_is_there(amed, amed_data_dir):
     files = amed("fetch", "cifar10-resnet20", "--to", amed_data_dir, "--json").json["files"]

@@ -81,6 +81,8 @@ def test_tasks_say_what_is_missing(amed, tmp_path, monkeypatch):
     for name, files in needed.items():
         assert f"{files} of {files} files are missing below {tmp_path}; run: amed fetch {name}" == rows[name]["problem"]
     assert rows["digits-cnn"]["problem"] is None
+    for table in ("digits-cnn", "cifar10-resnet8", "kws-dscnn"):  # a table stands for network and data
+        assert rows[f"tabular/{table}"]["problem"] is None
     assert set(rows) >= {*needed, "digits-cnn"}
     (tmp_path / "kws_mlperf_tiny_1000.npz").touch()
     rows = {row["name"]: row for row in amed("tasks", "--json").json["tasks"]}
