@@ -10,7 +10,7 @@ import numpy.typing as npt
 from amed_env.agents.filters import BudgetFilter
 from amed_env.agents.metropolis import MetropolisHastings, Proposal, ScoreTable
 from amed_env.agents.session import SearchSession
-from amed_env.errors import AmedError, StoreError
+from amed_env.errors import AmedError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial
 from amed_env.objective import violation
 from amed_env.quality_score import QualityScore, gain, latency_ratio
@@ -151,12 +151,10 @@ class AllocationWalk:
             return None
         try:
             return self.session.evaluate(self.task.allocation(self.choices))
-        except StoreError:
+        except (SearchEnded, StoreError):
             raise
         except AmedError:
-            if self.session.ended:
-                raise
-            return None
+            return None  # the session has counted it; where it was the last one, the next question ends the search
 
     def learn(self, trial: Trial) -> None:
         """Move the cells of the allocation, then the reference, towards what a trial was worth."""

@@ -7,10 +7,10 @@ from small_task import SharedBuffer, all_choices, formula_task
 import amed_env
 from amed_env.agents import Agent, agent_names, baselines, list_agents, make_agent
 from amed_env.agents.moves import all_within
-from amed_env.agents.registry import AGENTS
+from amed_env.agents.registry import _BUILT_IN, AGENTS
 from amed_env.envs import base
 from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.errors import AgentError, InputError, UnknownNameError
+from amed_env.errors import AgentError, InputError, NonFiniteError, UnknownNameError
 
 LEARNERS = ("maskable-ppo", "ppo", "a2c", "dqn", "qr-dqn")
 CONTINUOUS = ("ddpg", "td3", "sac")
@@ -44,6 +44,25 @@ def test_results_are_feasible_counted_and_repeatable(name):
     assert fingerprint(run(3)[1]) == fingerprint(result)
     if name not in ("uniform", "greedy"):
         assert fingerprint(run(4)[1]) != fingerprint(result)
+
+
+@pytest.mark.parametrize("failing", [{1}, {5}, {12}, set(range(1, 13))], ids=["first", "fifth", "last", "all"])
+@pytest.mark.parametrize("name", sorted(_BUILT_IN))
+def test_no_fault_loses_what_was_found(name, failing):
+    task = formula_task(5, {"latency": 0.6})
+    number_of = {}
+
+    def evaluate(allocation, split="search", inner=task.evaluator.evaluate):
+        if allocation != task.workload.uniform(32) and number_of.setdefault(allocation, 1 + len(number_of)) in failing:
+            raise NonFiniteError("the network returns NaN")
+        return inner(allocation, split)
+
+    task.evaluator.evaluate = evaluate
+    result = quick(name).search(task, 12, 1)
+    failed = [number for number in number_of.values() if number in failing]
+    assert 1 <= result.evaluations == len(number_of) == len(result.trials) + len(failed) <= 12
+    assert len({fault.partition(":")[0] for fault in result.faults}) == len(failed)
+    assert (result.best is None) == (not result.trials)
 
 
 @pytest.mark.parametrize("name", ["greedy", "random", "maskable-ppo", "model-ppo", "ddpg"])
