@@ -140,7 +140,7 @@ def resolve(budgets: Iterable[Budget], reference: Mapping[str, float]) -> dict[s
         reference: Cost of the uniform 8-bit network by metric.
 
     Raises:
-        BudgetError: If the device does not report a metric that is limited.
+        BudgetError: If the device does not report a metric that is limited, or reports 0 where a factor is limited.
     """
     limits = {}
     for budget in budgets:
@@ -148,6 +148,11 @@ def resolve(budgets: Iterable[Budget], reference: Mapping[str, float]) -> dict[s
             raise BudgetError(
                 f"budget {budget.name}: this device reports no {budget.metric}; it reports "
                 f"{', '.join(sorted(reference))}."
+            )
+        if budget.relative and not reference[budget.metric] > 0:
+            raise BudgetError(
+                f"budget {budget}: this device reports {reference[budget.metric]:g} as {budget.metric} of uniform "
+                f"{REFERENCE_BITS} bit, of which no factor is a limit; leave the budget out, or give it with a unit."
             )
         limits[budget.metric] = budget.value * reference[budget.metric] if budget.relative else budget.value
     return limits

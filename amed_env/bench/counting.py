@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, NoReturn, Self, SupportsIndex
 
-import numpy as np
-import numpy.typing as npt
-
-from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.allocation import FLOAT_BITS, BitAllocation
 from amed_env.errors import InputError
+from amed_env.evaluation.delegating import DelegatingEvaluator
 from amed_env.evaluation.early_decision import EarlyDecision
-from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
+from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.task import Task
 
 
-class CountedEvaluator(Evaluator):
+class CountedEvaluator(DelegatingEvaluator):
     """Another evaluator, which remembers what it was asked, and answers for the search split alone.
 
-    It has nothing but what every evaluator has: no table, no samples, no network. Copies, deep ones too, are the
-    evaluator itself, so that what is asked of the copy of a task counts as well.
+    Copies, deep ones too, are the evaluator itself, so that what is asked of the copy of a task counts as well.
 
     Args:
         inner: The other one.
@@ -30,11 +26,9 @@ class CountedEvaluator(Evaluator):
     """
 
     def __init__(self, inner: Evaluator) -> None:
-        self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
-        self.decides_early, self.looks, self.looked_up = inner.decides_early, inner.looks, inner.looked_up
+        super().__init__(inner)
         self.asked: list[BitAllocation] = []
         self._known: set[BitAllocation] = set()
-        self._inner = inner
 
     def __copy__(self) -> Self:
         return self
@@ -59,28 +53,12 @@ class CountedEvaluator(Evaluator):
                 f"the {split} split is closed while an agent searches; score allocations on the search split."
             )
         self._count(allocation)
-        return self._inner.evaluate(allocation, split)
+        return super().evaluate(allocation, split)
 
     def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
         """See `Evaluator.evaluate_until`."""
         self._count(allocation)
-        return self._inner.evaluate_until(allocation, early)
-
-    def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """See `Evaluator.predicted_loss`."""
-        return self._inner.predicted_loss(precisions)
-
-    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """See `Evaluator.sensitivity`."""
-        return self._inner.sensitivity(measure, precisions)
-
-    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
-        """See `Evaluator.pair_divergences`."""
-        return self._inner.pair_divergences(precisions, reach)
-
-    def weight_statistics(self) -> npt.NDArray[np.float64]:
-        """See `Evaluator.weight_statistics`."""
-        return self._inner.weight_statistics()
+        return super().evaluate_until(allocation, early)
 
     def _count(self, allocation: BitAllocation) -> None:
         is_float = all(precision == (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values())

@@ -1,14 +1,23 @@
 """Negative controls: what they are told is wrong, what is recorded is true, and they do badly."""
 
+import math
+
 import numpy as np
 import pytest
 from bench_suite import SUITE
+from small_task import BitProportional, InteractingEvaluator
 
 from amed_env.bench.controls import CONTROLS, InvertedQuality, ShuffledSensitivities, make_control
 from amed_env.bench.running import Contender, run_once
 from amed_env.bench.scores import regret_after
 from amed_env.bench.suites import cell_task
 from amed_env.errors import AmedError, UnknownNameError
+from amed_env.evaluation.delegating import DelegatingEvaluator
+from amed_env.evaluation.early_decision import EarlyDecision
+from amed_env.evaluation.quality import Evaluator
+from amed_env.hardware import load_device
+from amed_env.objective import parse_budgets
+from amed_env.task import Task
 
 CELLS = SUITE.cells()
 
@@ -23,6 +32,9 @@ class Listens:
         self.fisher = session.task.evaluator.sensitivity("fisher", session.task.precisions)
         self.allocation = session.task.allocation([0] * len(session.task.workload))
         self.trial = session.evaluate(self.allocation)
+        self.trials = list(session.trials)
+        self.asked_again = session.task.evaluator.evaluate(self.allocation)
+        self.looked_at_early = session.task.evaluator.evaluate_until(self.allocation, EarlyDecision(0, 0.95))
         self.best, self.known, self.count = session.best(), session.knows(self.allocation), session.evaluations
 
 
@@ -51,11 +63,49 @@ def test_inverted_quality_is_told_and_the_true_one_recorded():
     true = task.measure(told.allocation)
     assert result.trials[0].quality == true.quality and result.best.quality == true.quality
     assert told.trial.quality.correct == true.quality.samples - true.quality.correct
-    assert told.trial.quality.loss == -true.quality.loss and told.trial.costs == true.costs
-    assert told.best.quality == told.trial.quality
+    assert math.exp(-told.trial.quality.loss) == pytest.approx(1 - math.exp(-true.quality.loss))
+    assert told.trial.costs == true.costs
+    assert told.best == told.trial and told.trials == [told.trial]
+    assert told.asked_again == told.looked_at_early == told.trial.quality
     order = np.argsort(task.predicted_loss, axis=None, kind="stable")
     assert (np.diff(told.losses.ravel()[order]) <= 0).all()
     assert task.predicted_loss is cell_task(CELLS[1]).predicted_loss  # the true task is as it was
+
+
+@pytest.mark.parametrize("kind", [ShuffledSensitivities, InvertedQuality])
+def test_pairs_are_told_wrong_too(kind):
+    class Asks(Listens):
+        def explore(self, session):
+            self.pairs = session.task.evaluator.pair_divergences(session.task.precisions, 6)
+            session.evaluate(session.task.allocation([0] * 6))
+
+    asks, task = Asks(), interacting_task()
+    kind(asks).search(task, 1)
+    told, true = asks.pairs, task.evaluator.pair_divergences(task.precisions, 6)
+    assert np.array_equal(told, told.transpose(2, 3, 0, 1))
+    assert all((told[layer, :, layer] == 0).all() for layer in range(6))
+    assert (told != true).mean() > 0.6
+
+
+def interacting_task():
+    evaluator, device = InteractingEvaluator(6, 1), load_device(BitProportional())
+    return Task("interacting", evaluator, device, (2, 4, 8), budgets=parse_budgets({"latency": 0.6}))
+
+
+@pytest.mark.parametrize("agent", ["milp", "pairwise", "local", "annealing", "evolution", "tpe", "amed"])
+def test_what_learns_from_trials_learns_the_inverse(agent):
+    """Each way to results (the answer, the trials of the session, the best one) tells it the same."""
+    true, told = [], []
+    for seed in range(3):
+        for agents, found in ((agent, true), (f"control/{agent}-inverted", told)):
+            trials = Contender(agents).make().search(interacting_task(), 40, seed).trials
+            found.append(np.mean([trial.quality.accuracy for trial in trials[20:]]))
+    assert np.mean(told) < np.mean(true) - 0.02
+
+
+def test_every_question_to_an_evaluator_is_passed_on():
+    questions = {name for name, member in vars(Evaluator).items() if callable(member) and not name.startswith("_")}
+    assert questions <= set(vars(DelegatingEvaluator))
 
 
 @pytest.mark.parametrize("name", ["control/greedy-shuffled", "control/greedy-inverted"])

@@ -1,0 +1,51 @@
+"""An evaluator that asks another one: what stands between an agent and the truth changes as little as it must."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.allocation import BitAllocation, Precision
+from amed_env.evaluation.early_decision import EarlyDecision
+from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
+
+
+class DelegatingEvaluator(Evaluator):
+    """Answers every question with another evaluator's answer.
+
+    It has nothing but what every evaluator has: no table, no samples, no network.
+
+    Args:
+        inner: The other one.
+    """
+
+    def __init__(self, inner: Evaluator) -> None:
+        self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
+        self.decides_early, self.looks, self.looked_up = inner.decides_early, inner.looks, inner.looked_up
+        self._inner = inner
+
+    def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
+        """See `Evaluator.evaluate`."""
+        return self._inner.evaluate(allocation, split)
+
+    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
+        """See `Evaluator.evaluate_until`."""
+        return self._inner.evaluate_until(allocation, early)
+
+    def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """See `Evaluator.predicted_loss`."""
+        return self._inner.predicted_loss(precisions)
+
+    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """See `Evaluator.sensitivity`."""
+        return self._inner.sensitivity(measure, precisions)
+
+    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
+        """See `Evaluator.pair_divergences`."""
+        return self._inner.pair_divergences(precisions, reach)
+
+    def weight_statistics(self) -> npt.NDArray[np.float64]:
+        """See `Evaluator.weight_statistics`."""
+        return self._inner.weight_statistics()
