@@ -17,6 +17,7 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 from amed_env.errors import NetworkError, NonFiniteError
 from amed_env.finite import check_finite_weights, first_non_finite
 from amed_env.packing import Shapes, pack, take_packed
+from amed_env.untraced_products import ProductWatch
 from amed_env.workload import Layer, LayerKind, Workload
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class KeptFloat:
-    """A module that computes in float, and why."""
+    """A module, or a product of matrices in its `forward`, that computes in float, and why."""
 
     name: str
     type: str
@@ -53,7 +54,7 @@ class TracedNetwork:
     Attributes:
         module: A copy of the network in eval mode with batch norms folded.
         workload: Its quantizable layers in the order in which they first run.
-        kept_float: Modules with parameters that stay in float.
+        kept_float: Modules with parameters that stay in float, and products that are in no layer (attention).
     """
 
     module: nn.Module
@@ -89,7 +90,8 @@ def trace(network: nn.Module, example_input: Inputs, name: str | None = None) ->
         parameter.requires_grad_(False)
     _check_repeatable(module, example_input, name)
     kept_float = fold_batch_norms(module, example_input)
-    layers = _observe_layers(module, example_input, name)
+    with ProductWatch(module, QUANTIZABLE) as watch:
+        layers = _observe_layers(module, example_input, name)
     ran = {layer.name for layer in layers}
     for path, child in module.named_modules():
         if isinstance(child, QUANTIZABLE) and path not in ran:
@@ -98,6 +100,10 @@ def trace(network: nn.Module, example_input: Inputs, name: str | None = None) ->
             True for _ in child.parameters(recurse=False)
         ):
             kept_float.append(KeptFloat(path, type(child).__name__, "this kind of module is not quantized"))
+    for (path, function), macs in watch.found.items():
+        work = "" if macs is None else f", {macs // example_input.shape[0]:,} multiplications a sample"
+        reason = f"a product that is in no layer: neither quantized nor part of any cost{work}"
+        kept_float.append(KeptFloat(f"{path}.forward" if path else "forward", function, reason))
     return TracedNetwork(module, Workload(name, tuple(layers)), tuple(kept_float))
 
 

@@ -121,6 +121,66 @@ def test_harmless_modules_are_listed():
     assert {(entry.name, entry.type) for entry in traced.kept_float} == {("body.1", "PReLU"), ("body.2", "GroupNorm")}
 
 
+class Attention(nn.Module):
+    """One head over 6 places of 8 features, written out or by torch's own function."""
+
+    def __init__(self, written_out):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 4, bias=False) for _ in range(3))
+        self.written_out = written_out
+
+    def forward(self, x):
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if not self.written_out:
+            return nn.functional.scaled_dot_product_attention(query, key, value)
+        return torch.softmax(query @ key.mT / 2.0, dim=-1).matmul(value)
+
+
+class Blurred(nn.Module):
+    """A fixed filter, which is no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("filter", torch.full((3, 1, 2, 2), 0.25))
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.filter, groups=3)
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+def test_products_of_activations_are_listed_with_their_size(written_out):
+    network = nn.Sequential(Attention(written_out), nn.Flatten(), nn.Linear(24, 3))
+    traced = trace(network, torch.rand(5, 6, 8))
+    assert traced.workload.macs == 3 * 6 * 8 * 4 + 24 * 3
+    found = {kept.type: kept for kept in traced.kept_float}
+    assert {kept.name for kept in traced.kept_float} == {"0.forward"}
+    if written_out:
+        assert set(found) == {"matmul"} and f"{6 * 6 * 4 + 6 * 4 * 6} multiplications" in found["matmul"].reason
+    else:
+        assert set(found) == {"scaled_dot_product_attention"}
+
+
+def test_fixed_filters_and_products_of_the_whole_network_are_listed():
+    traced = trace(Head(Blurred(), nn.Conv2d(3, 4, 1)), torch.rand(1, 3, 5, 5))
+    assert [(kept.name, kept.type) for kept in traced.kept_float] == [("body.0.forward", "conv2d")]
+
+    class Bilinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return torch.einsum("nc,nd->ncd", self.layer(x), x).flatten(1)
+
+    assert [(kept.name, kept.type) for kept in trace(Bilinear(), torch.rand(1, 4)).kept_float] == [
+        ("forward", "einsum")
+    ]
+
+
+def test_products_within_layers_are_not_listed_twice():
+    assert trace(Head(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)), torch.rand(1, 3, 5, 5)).kept_float == ()
+
+
 class Siamese(nn.Module):
     """Two images and a number, one convolution for both images."""
 

@@ -211,7 +211,7 @@ def _float_tables(traced: TracedNetwork) -> list[Table | str]:
         "Additions, activations, pooling and concatenation are no layers: their results are rounded as they are read."
     )
     if not traced.kept_float:
-        return [f"Every module with weights is quantized. {rest}"]
+        return [f"Every module with weights is quantized, and there are no other products. {rest}"]
     table = table_of("Kept in float")
     for column in ("module", "type", "why"):
         table.add_column(column, overflow="fold")
