@@ -6,6 +6,7 @@ means that calibration measures.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -23,18 +24,22 @@ def corrected(
 ) -> dict[tuple[str, int], PreparedWidth]:
     """Widths with biases that keep the mean of every output channel when all other layers are float.
 
+    Of a layer that is called more than once, the mean over its calls is kept.
+
     Args:
         network: The network.
         prepared: What was prepared, by layer and width.
         calibration: Float tensor (N, …).
     """
     network.select(network.workload.uniform(FLOAT_BITS))
+    calls: Counter[str] = Counter()
     shifts = {key: torch.zeros_like(width.scales, dtype=torch.float64) for key, width in prepared.items()}
 
     def observe(layer: QuantizedLayer, share: float) -> object:
         widths = {bits: width for (name, bits), width in prepared.items() if name == layer.name}
 
         def record(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            calls[layer.name] += 1
             for bits, width in widths.items():
                 error = layer.compute(inputs[0], layer.layer.weight - width.weight, None)
                 shifts[layer.name, bits] += share * _channel_means(layer, error)
@@ -43,6 +48,7 @@ def corrected(
 
     for batch in calibration.split(network.batch_size):
         share = len(batch) / len(calibration)
+        calls.clear()  # every batch has the same calls
         handles = [
             layer.register_forward_pre_hook(observe(layer, share))  # type: ignore[arg-type]
             for layer in network.layers.values()
@@ -56,7 +62,7 @@ def corrected(
     for key, width in prepared.items():
         bias = network.layers[key[0]].layer.bias
         base = width.bias if width.bias is not None else torch.zeros_like(width.scales) if bias is None else bias
-        result[key] = replace(width, bias=(base.double() + shifts[key]).float())
+        result[key] = replace(width, bias=(base.double() + shifts[key] / max(1, calls[key[0]])).float())
     return result
 
 
@@ -70,8 +76,9 @@ def correct_biases_of(network: QuantizedNetwork, allocation: BitAllocation, cali
     exact: dict[str, torch.Tensor] = {}
     network.select(network.workload.uniform(FLOAT_BITS))
     _run_with_means(network, calibration, exact)
-    done: list[str] = []
     for name in network.workload.layer_names:
+        if allocation[name].weight_bits == FLOAT_BITS:
+            continue
         found: dict[str, torch.Tensor] = {}
         network.select(allocation)
         _run_with_means(network, calibration, found, only=name)
@@ -79,28 +86,32 @@ def correct_biases_of(network: QuantizedNetwork, allocation: BitAllocation, cali
         width = layer.prepared[bits]
         base = torch.zeros_like(width.scales) if width.bias is None else width.bias
         network.use(name, bits, replace(width, bias=(base.double() + exact[name] - found[name]).float()))
-        done.append(name)
 
 
 def _run_with_means(
     network: QuantizedNetwork, calibration: torch.Tensor, means: dict[str, torch.Tensor], only: str | None = None
 ) -> None:
-    """Collect the mean of every output channel of the layers, or of one of them."""
+    """Collect the mean of every output channel of the layers, or of one of them, over all calls."""
+    calls: Counter[str] = Counter()
     chosen = [layer for name, layer in network.layers.items() if only in (None, name)]
     share = 1.0 / len(calibration)
 
     def record(layer: nn.Module, _: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
         assert isinstance(layer, QuantizedLayer)
+        calls[layer.name] += 1
         part = _channel_means(layer, outputs) * outputs.shape[0] * share
         means[layer.name] = means.get(layer.name, torch.zeros_like(part)) + part
 
     handles = [layer.register_forward_hook(record) for layer in chosen]
     try:
         for batch in calibration.split(network.batch_size):
+            calls.clear()
             network.run_in_float(batch)
     finally:
         for handle in handles:
             handle.remove()
+    for name, times in calls.items():
+        means[name] = means[name] / times
 
 
 def _channel_means(layer: QuantizedLayer, outputs: torch.Tensor) -> torch.Tensor:

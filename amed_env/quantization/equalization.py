@@ -35,22 +35,24 @@ def equalizable_pairs(graph: NetworkGraph, layers: Mapping[str, Quantizable]) ->
         if len(readers) != 1 or readers[0] not in calls or readers[0].all_input_nodes[0] is not group.output:
             continue
         second = calls[readers[0]]
-        if times_called.count(group.layer) == times_called.count(second) == 1 and _scales(group, layers[second]):
+        if times_called.count(group.layer) == times_called.count(second) == 1 and _scales(
+            group, layers[group.layer], layers[second]
+        ):
             pairs.append((group.layer, second))
     return pairs
 
 
-def _scales(group: Group, reader: Quantizable) -> bool:
+def _scales(group: Group, writer: Quantizable, reader: Quantizable) -> bool:
+    """Whether a factor for every channel that is written can be taken out of what reads it."""
     homogeneous = group.high == math.inf and group.low in (0.0, -math.inf)
-    return (
-        homogeneous
-        and group.addition is None
-        and (isinstance(reader, nn.Linear) or reader.groups in (1, _channels(reader)))
-    )
+    return homogeneous and group.addition is None and _reads_channels(writer, reader)
 
 
-def _channels(layer: Quantizable) -> int:
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+def _reads_channels(writer: Quantizable, reader: Quantizable) -> bool:
+    """Whether the channels of the second layer are those of the first: a linear layer reads the last axis."""
+    if isinstance(writer, nn.Linear) or isinstance(reader, nn.Linear):
+        return isinstance(writer, nn.Linear) and isinstance(reader, nn.Linear)
+    return reader.groups == 1 or reader.groups == reader.in_channels == reader.out_channels
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from networks import Bottleneck, LinearOnly, Residual, make
+from networks import Bottleneck, LinearOnly, Residual, Twice, make
+from torch import nn
 from torch.nn import functional as F
 
 from amed_env.datasets.digits import digits_splits
@@ -185,6 +186,26 @@ def test_equalisation_changes_weights_but_not_the_network(kind):
         torch.testing.assert_close(written, read, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.Conv1d(4, 8, 3, padding=1), nn.ReLU(), nn.Linear(8, 5), nn.Flatten(), nn.Linear(40, 3)], (4, 8)),
+        ([nn.Conv1d(4, 6, 3, padding=1), nn.ReLU(), nn.Linear(8, 5), nn.Flatten(), nn.Linear(30, 3)], (4, 8)),
+        ([nn.Linear(8, 6), nn.ReLU(), nn.Conv1d(6, 6, 1), nn.Flatten(), nn.Linear(36, 3)], (6, 8)),
+        ([nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4), nn.Flatten(), nn.Linear(128, 3)], (4, 8, 8)),
+    ],
+    ids=["over time", "over time, other size", "over places", "two filters a channel"],
+)
+def test_layers_that_read_other_axes_are_not_equalised(layers, shape):
+    torch.manual_seed(0)
+    network, inputs = nn.Sequential(*layers).eval(), torch.rand(16, *shape)
+    traced = trace(network, inputs[:1])
+    exact, equalised = (QuantizedNetwork(traced, inputs, engine="float", equalize_layers=on) for on in (False, True))
+    for candidate in (exact, equalised):
+        candidate.select(traced.workload.uniform(32))
+    torch.testing.assert_close(equalised(inputs), exact(inputs), rtol=1e-4, atol=1e-5)
+
+
 def channel_means(candidate, inputs, name):
     found = {}
     handle = candidate.layers[name].register_forward_hook(lambda _, read, out: found.__setitem__("out", out))
@@ -203,6 +224,35 @@ def test_bias_correction_keeps_the_mean_of_every_channel():
         candidate.use(name, bits, prepared)
         candidate.select(candidate.workload.uniform(32).replace({name: (2, 32)}))
         torch.testing.assert_close(channel_means(candidate, inputs, name), exact[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_bias_correction_of_a_layer_that_is_called_twice_keeps_the_mean_over_its_calls(together):
+    _, candidate, inputs = quantized(Twice)
+    name = "conv"
+
+    def mean_over_calls():
+        outputs = []
+        handle = candidate.layers[name].register_forward_hook(lambda _, read, out: outputs.append(out.double()))
+        candidate.run_in_float(inputs)
+        handle.remove()
+        assert len(outputs) == 2
+        return torch.cat(outputs).mean(dim=(0, 2, 3))
+
+    candidate.select(candidate.workload.uniform(32))
+    exact = mean_over_calls()
+    candidate.prepare([2])
+    allocation = candidate.workload.uniform(32).replace({name: (2, 32)})
+    candidate.select(allocation)
+    before = (mean_over_calls() - exact).abs().max()
+    if together:
+        correct_biases_of(candidate, allocation, inputs)
+    else:
+        only = {(name, 2): candidate.layers[name].prepared[2]}
+        candidate.use(name, 2, corrected(candidate, only, inputs)[name, 2])
+    candidate.select(allocation)
+    # The second call reads what the first one wrote, so that the means cannot be kept exactly.
+    assert (mean_over_calls() - exact).abs().max() < 0.35 * before
 
 
 def test_biases_of_one_allocation_keep_the_means_of_all_layers_together():
