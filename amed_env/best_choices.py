@@ -178,7 +178,7 @@ def _frontier(
         chosen[:, step] = choices
     found = np.empty_like(chosen)
     found[:, order] = chosen
-    return found, floor - float(prices @ limits)
+    return found, floor - float(prices @ tight)
 
 
 def _most_decisive_first(priced: FloatArray) -> IntArray:

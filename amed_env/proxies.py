@@ -37,8 +37,8 @@ class Proxy:
 
 
 PROXIES: Registry[Proxy] = Registry("proxy")
-_SYNONYMS = {"taylor": "fisher", "hessian-trace": "hessian", "mse": "squared-error", "squared_error": "squared-error"}
 """Proxies by name."""
+_SYNONYMS = {"taylor": "fisher", "hessian-trace": "hessian", "mse": "squared-error", "squared_error": "squared-error"}
 
 
 def register_proxy(proxy: Proxy) -> Proxy:

@@ -33,7 +33,7 @@ class Registry(Generic[T]):
         """Add an object under a name; without a value, return a decorator that does.
 
         Raises:
-            InputError: If the name is already taken by another object.
+            InputError: If the name is already taken by another object, also by one of the same name in another module.
         """
         if value is None:
 
@@ -44,8 +44,7 @@ class Registry(Generic[T]):
             return decorator
         known = self._objects.get(name)
         # A class is replaced by its own newer self when a module is reloaded (notebooks, tests).
-        same = known is not None and getattr(known, "__qualname__", None) == getattr(value, "__qualname__", object())
-        if known is not None and not same:
+        if known is not None and _definition(known) != _definition(value):
             raise InputError(f"a {self.kind} named {name!r} is registered already; choose another name.")
         self._objects[name] = value
         return value
@@ -85,6 +84,12 @@ class Registry(Generic[T]):
                 f"the plug-in {self.kind} {name!r} ({point.value}) cannot be imported: "
                 f"{type(error).__name__}: {error}. Repair or uninstall the distribution that provides it."
             ) from error
+
+
+def _definition(value: object) -> object:
+    """What tells classes and functions from others of the same name; any other object is itself."""
+    name = getattr(value, "__qualname__", None)
+    return value if name is None else (getattr(value, "__module__", None), name)
 
 
 def import_object(path: str, kind: str) -> Any:

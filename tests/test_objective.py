@@ -133,6 +133,12 @@ def test_any_text_is_read_or_refused(name, value):
         assert 0 < budget.value < math.inf
 
 
+def test_no_factor_of_zero_is_a_limit():
+    with pytest.raises(BudgetError, match="this device reports 0 as energy_uj of uniform 8 bit"):
+        resolve(parse_budgets({"energy": 0.5}), {"energy_uj": 0.0, "latency_ms": 2.0})
+    assert resolve(parse_budgets({"energy": "3uJ"}), {"energy_uj": 0.0}) == {"energy_uj": 3.0}
+
+
 def test_no_budget_is_no_limit():
     assert parse_budgets(None) == parse_budgets([]) == parse_budgets({}) == ()
     assert parse_budgets("latency=0.5") == parse_budgets(["latency=0.5"])

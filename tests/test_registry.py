@@ -51,6 +51,14 @@ def test_a_reloaded_class_replaces_itself(registry):
     assert registry.get("gamma") is newer
 
 
+def test_a_class_of_the_same_name_in_another_module_is_another(registry):
+    first, second = type("Delta", (), {"__module__": "one"}), type("Delta", (), {"__module__": "two"})
+    registry.register("delta", first)
+    with pytest.raises(InputError, match="registered already"):
+        registry.register("delta", second)
+    assert registry.get("delta") is first
+
+
 @pytest.mark.parametrize("name", ["alpa", "ALPHA", "aplha"])
 def test_a_typo_gets_the_nearest_name(registry, name):
     with pytest.raises(UnknownNameError, match=r"unknown thing .*alpha") as caught:

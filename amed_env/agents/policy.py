@@ -12,7 +12,7 @@ import torch
 from amed_env.agents.calibration import Calibration, Evidence, Terms
 from amed_env.agents.candidates import Candidates
 from amed_env.agents.milp import most_promising
-from amed_env.agents.moves import evaluate, good_starts, prior
+from amed_env.agents.moves import all_within, evaluate, good_starts, prior
 from amed_env.agents.options import number_between, positive_whole
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
@@ -28,6 +28,8 @@ from amed_env.task import Task
 _SAMPLES = 64
 _PATIENCE = 20
 """Draws without anything new after which it draws more widely."""
+_FEW = 4096
+"""So many allocations within the budgets, and beginnings of them, are listed to see whether all are known."""
 _IMITATED = 64
 """Best trials that it learns from."""
 _HOTTEST = 100.0
@@ -182,8 +184,16 @@ class _Sampler:
             session.check()
             fruitless += 1
             if fruitless >= _PATIENCE:
+                if self._everything_is_known():
+                    return None
                 self._temperature, fruitless = self._temperature * 1.3, 0
         return None
+
+    def _everything_is_known(self) -> bool:
+        """Whether the allocations within the budgets are so few that they can be listed, and all are known."""
+        task, asked = self._session.task, self._session.asked
+        within = all_within(task, _FEW)
+        return within is not None and all(task.allocation(choices) in asked for choices in within)
 
     def _learn(self) -> None:
         # Not before: making one imports torch's compiler, which takes seconds that a short search does not have.

@@ -177,7 +177,8 @@ def register_agent(name: str) -> Callable[[A], A]:
     """Decorator that registers an `Agent` class under a name; its constructor takes the agent's options by keyword.
 
     Raises:
-        AgentError: If the name is taken, or what is decorated is no subclass of `Agent`.
+        AgentError: If the name is one of this package's, or what is decorated is no subclass of `Agent`.
+        InputError: If the name is taken by another class.
     """
 
     def decorator(decorated: A) -> A:

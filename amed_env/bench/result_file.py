@@ -154,7 +154,7 @@ class Header(_Strict):
         saw: What the agent was tuned on; empty for nothing.
         versions: Versions of what a result depends on.
         tables: Task to the digest of its table (or of network, data and recipe).
-        machine: Processor and system.
+        machine: System, processor and its vector instructions.
         made: Date (ISO 8601).
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from amed_env.bench.result_file import (
 from amed_env.bench.running import Contender
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, task_digest
 from amed_env.errors import InputError, RunFolderError
+from amed_env.machine import machine_text
 from amed_env.run_folder import versions, write_atomically
 
 
@@ -55,7 +55,7 @@ def make_header(
             saw=described.saw,
             versions=versions(),
             tables=digests,
-            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            machine=machine_text(),
             made=datetime.now(UTC).date().isoformat(),
         )
     except ValidationError as error:

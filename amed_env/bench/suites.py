@@ -115,7 +115,7 @@ _HELD_OUT = CellGrid(
     ),
     (0.3, 0.45, 0.6, 0.8),
 )
-"""A bit-serial array, and two arrays of fusable elements that differ in size, dataflow and buffers.
+"""A bit-serial array, and two arrays of fusable elements that differ in size and buffers.
 
 Each limits a cost that every task of the suites can bring down to 0.3 there. Depthwise layers leave so much of a
 systolic array idle that the latency of kws-dscnn on bitfusion never falls below 0.90, whatever the widths."""

@@ -70,7 +70,7 @@ class Observer:
         task: The task.
         costs: (4, L, P) costs by metric in the order of `METRICS`.
         rest: (4, L + 1) the least that the layers from t on can cost.
-        reference: (4,) cost of the uniform 8-bit network; 1 where there is none.
+        reference: (4,) cost of the uniform 8-bit network; where there is none, of the dearest allocation, or 1.
     """
 
     def __init__(self, task: Task, costs: FloatArray, rest: FloatArray, reference: FloatArray) -> None:

@@ -1,1 +1,1 @@
-"""."""
+"""Quality of allocations: measured, looked up, kept and predicted."""

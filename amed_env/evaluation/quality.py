@@ -107,8 +107,8 @@ class Evaluator(abc.ABC):
             precisions: P precisions.
 
         Returns:
-            float64 of shape (layers, P): mean Kullback-Leibler divergence in nats of the quantized network's class
-            probabilities from the float network's.
+            float64 of shape (layers, P): mean Kullback-Leibler divergence in nats of the class probabilities from those
+            of the 8-bit network, in which this one layer is changed.
         """
 
     def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:

@@ -22,10 +22,13 @@ from amed_env.errors import TableError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import SPLITS, Quality
 from amed_env.evaluation.table_file import QualityTable, check_size
+from amed_env.machine import cpu_name
 from amed_env.ties import Ties
 
 logger = logging.getLogger(__name__)
 
+MOST_SAMPLES = 65_535
+"""Of a split, as the numbers of correct ones are kept in 16 bits."""
 CHUNK_ROWS = 1_024
 """Allocations of one chunk: what a killed build loses at most, for each worker."""
 FACTS_FILE = "facts.json"
@@ -45,7 +48,7 @@ class TableBuilder:
         workers: Processes; 1 works in this one.
 
     Raises:
-        TableError: If there are too many allocations, or the folder has chunks of another table.
+        TableError: If there are too many allocations or samples, or the folder has chunks of another table.
     """
 
     def __init__(
@@ -61,6 +64,12 @@ class TableBuilder:
         self.precisions = tuple(Precision(width, width) for width in sorted(bits))
         self.rows = check_size(len(self.ties.groups), len(self.precisions))
         self.chunk_rows = CHUNK_ROWS * workers
+        for split in SPLITS:
+            if len(evaluator.samples(split)) > MOST_SAMPLES:
+                raise TableError(
+                    f"the {split} split has {len(evaluator.samples(split)):,} samples; a table counts up to "
+                    f"{MOST_SAMPLES:,}. Give a part of them."
+                )
         self._bind()
 
     def _bind(self) -> None:
@@ -181,19 +190,9 @@ class TableBuilder:
             },
             "machine": {
                 "architecture": platform.machine(),
-                "processor": _processor(),
+                "processor": cpu_name(),
                 "instructions": torch.backends.cpu.get_cpu_capability(),
                 "system": platform.system(),
             },
             "made": datetime.now(UTC).date().isoformat(),
         }
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -51,8 +51,7 @@ class IsolatedBackend(HardwareBackend):
     """
 
     def __init__(self, inner: HardwareBackend, timeout_s: float, retries: int | None = None) -> None:
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < float("inf"):
-            raise InputError(f"device {inner.name!r}: timeout_s is {timeout_s!r}; give a positive number of seconds.")
+        _check_limit(inner, timeout_s)
         self.name, self.metrics, self.bits = inner.name, inner.metrics, inner.bits
         self.description = getattr(inner, "description", None) or (type(inner).__doc__ or "").strip()
         self.timeout_s, self.retries = float(timeout_s), inner.retries if retries is None else retries
@@ -261,6 +260,12 @@ def isolated(backend: HardwareBackend, timeout_s: float | None = None, retries: 
         backend.retries = retries
     if backend.limits_itself or isinstance(backend, IsolatedBackend):
         if timeout_s is not None:
-            backend.timeout_s = timeout_s
+            _check_limit(backend, timeout_s)
+            backend.timeout_s = float(timeout_s)
         return backend
     return backend if limit is None else IsolatedBackend(backend, limit)
+
+
+def _check_limit(backend: HardwareBackend, timeout_s: float) -> None:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < float("inf"):
+        raise InputError(f"device {backend.name!r}: timeout_s is {timeout_s!r}; give a positive number of seconds.")

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import platform
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +21,7 @@ from amed_env.cache import cached_array
 from amed_env.errors import BackendError, DeviceError
 from amed_env.hardware.onnx_layers import PAIRS, layer_model
 from amed_env.hardware.protocol import Capabilities, HardwareBackend
+from amed_env.machine import cpu_name
 from amed_env.workload import Layer
 
 _MEASUREMENT = 1  # part of the key of what is kept; grows when the way of measuring changes
@@ -109,17 +107,6 @@ def batch_times(run: Callable[[], object], batches: int, clock: Callable[[], int
             run()
         times.append((clock() - start) / runs)
     return times
-
-
-@cache
-def cpu_name() -> str:
-    """The CPU's name, as the operating system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _runtime_version() -> str:

@@ -1,6 +1,7 @@
 """What a goal-conditioned policy is asked: layers, what each choice costs of each budget, and how much it hurts.
 
-Nothing says which network, device, or layer it is: everything is relative, so that one policy can be asked about any.
+Nothing names network, device, or layer: costs are shares of the budget, sizes and losses logarithms, so that one policy
+can be asked about any.
 Shapes: L layers, P precisions, M limited metrics.
 """
 

@@ -1,1 +1,1 @@
-"""."""
+"""Networks at narrow widths: ranges, rounding, and exact evaluation on integers."""

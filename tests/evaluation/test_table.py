@@ -192,6 +192,12 @@ def test_a_build_goes_on_where_it_stopped(nearest, built, tmp_path, monkeypatch)
         TableBuilder(nearest, (2, 4), TIED, tmp_path)
 
 
+def test_more_samples_than_the_table_can_count_are_refused(nearest, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_building, "MOST_SAMPLES", 499)
+    with pytest.raises(TableError, match="search split has 500 samples; a table counts up to 499"):
+        TableBuilder(nearest, (2, 8), TIED, tmp_path)
+
+
 def test_predicted_loss_of_tied_layers_is_the_sum_of_theirs(nearest, built):
     alone = nearest.predicted_loss(built.precisions)
     np.testing.assert_allclose(built.predicted_loss[1], alone[1] + alone[2])

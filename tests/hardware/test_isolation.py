@@ -143,6 +143,15 @@ def test_limits_are_positive_numbers(wrong):
         isolated(Steady(), wrong)
 
 
+@pytest.mark.parametrize("wrong", [0, -5.0])
+def test_limits_of_devices_that_keep_to_them_on_their_own_are_checked_too(wrong):
+    device = Steady()
+    device.limits_itself = True
+    with pytest.raises(InputError, match="timeout_s"):
+        isolated(device, wrong)
+    assert device.timeout_s == 20 and isolated(device, 3).timeout_s == 3
+
+
 @pytest.mark.parametrize("wrong", [-1, 1.5, True])
 def test_retries_are_whole_numbers(wrong):
     with pytest.raises(InputError, match="retries"):

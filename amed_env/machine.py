@@ -1,0 +1,32 @@
+"""What machine this is: results that a processor has a part in say which one."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+
+@cache
+def cpu_name() -> str:
+    """The CPU's name, as the operating system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine_text() -> str:
+    """System, processor, its widest vector instructions, and cores: a line of text.
+
+    Sums of floats depend on the instructions, and so does the way that a learner takes.
+    """
+    extensions = np.show_config(mode="dicts")["SIMD Extensions"]
+    found = [*extensions.get("baseline", []), *extensions.get("found", [])]
+    parts = [f"{platform.system()} {platform.machine()}", cpu_name(), *found[-1:], f"{os.cpu_count()} cores"]
+    return ", ".join(" ".join(part.split()) for part in parts)
