@@ -49,7 +49,7 @@ def check_bits(bits: object, where: str) -> int:
         raise AllocationError(f"{where}: bit-width {bits!r} is not an integer; give 1 to {MAX_BITS}, or 32 for float.")
     if not (1 <= bits <= MAX_BITS or bits == FLOAT_BITS):
         raise AllocationError(f"{where}: bit-width {bits} is out of range; give 1 to {MAX_BITS}, or 32 for float.")
-    return bits
+    return int(bits)
 
 
 class BitAllocation(Mapping[str, Precision]):
@@ -149,6 +149,10 @@ class BitAllocation(Mapping[str, Precision]):
         if wanted == list(self._precisions):
             return self
         return BitAllocation({name: self._precisions[name] for name in wanted})
+
+    def plain(self) -> BitAllocation:
+        """The allocation as an object of this very class, whatever a subclass thinks of equality."""
+        return self if type(self) is BitAllocation else BitAllocation(dict(self.items()))
 
     def to_json(self, network: str | None = None) -> dict[str, Any]:
         """The allocation as a JSON document in format `amed-allocation/1`."""

@@ -61,7 +61,10 @@ class PolicyAgent(Agent):
         AgentError: If the policy cannot be read, or an option is of the wrong type or out of range.
     """
 
-    saw = ("quality tables of the networks on its card, on other devices and budgets",)
+    saw = (
+        "quality tables of the networks on its card, on other devices and budgets",
+        "regrets on held-out cells, by which its design was chosen (docs/decisions.md, 64)",
+    )
     name = "policy"
     family = "learner"
     needs = "sensitivities, a budget"

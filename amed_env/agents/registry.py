@@ -242,7 +242,7 @@ def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
         agent = found(**options)
     except AmedError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AgentError(
             f"agent {name or found.__name__!r} cannot be made: {type(error).__name__}: {error}."
         ) from error

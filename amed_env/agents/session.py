@@ -156,7 +156,7 @@ class SearchSession:
                 `Agent.search` catches it, so an agent may loop for ever.
             AmedError: If the evaluation failed; it is counted and may be caught to go on.
         """
-        allocation = allocation.require_layers(self.task.workload.layer_names, f"network {self.task.network!r}")
+        allocation = allocation.plain().require_layers(self.task.workload.layer_names, f"network {self.task.network!r}")
         self.task.require_pins(allocation)
         self.check()
         known = self._seen.get(allocation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NoReturn, Self, SupportsIndex
 
 from amed_env.allocation import FLOAT_BITS, BitAllocation
@@ -13,22 +14,38 @@ from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.task import Task
 
 
+class Questions:
+    """Different allocations whose quality was asked for, in order; the float network is free."""
+
+    def __init__(self) -> None:
+        self._asked: dict[BitAllocation, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def add(self, allocation: BitAllocation) -> None:
+        """Note an allocation."""
+        if not all(precision == (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values()):
+            self._asked[allocation] = None
+
+    def after(self, number: int) -> list[BitAllocation]:
+        """All but the first so many."""
+        return list(self._asked)[number:] if number < len(self._asked) else []
+
+
 class CountedEvaluator(DelegatingEvaluator):
-    """Another evaluator, which remembers what it was asked, and answers for the search split alone.
+    """Another evaluator, which tells what it was asked, and answers for the search split alone.
 
     Copies, deep ones too, are the evaluator itself, so that what is asked of the copy of a task counts as well.
 
     Args:
         inner: The other one.
-
-    Attributes:
-        asked: Different allocations whose quality was asked for, in order; the float network is free.
+        count: Called with every allocation before its quality is told.
     """
 
-    def __init__(self, inner: Evaluator) -> None:
+    def __init__(self, inner: Evaluator, count: Callable[[BitAllocation], None]) -> None:
         super().__init__(inner)
-        self.asked: list[BitAllocation] = []
-        self._known: set[BitAllocation] = set()
+        self._count = count
 
     def __copy__(self) -> Self:
         return self
@@ -52,23 +69,19 @@ class CountedEvaluator(DelegatingEvaluator):
             raise InputError(
                 f"the {split} split is closed while an agent searches; score allocations on the search split."
             )
+        allocation = allocation.plain()  # what is counted is what is evaluated
         self._count(allocation)
         return super().evaluate(allocation, split)
 
     def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
         """See `Evaluator.evaluate_until`."""
+        allocation = allocation.plain()
         self._count(allocation)
         return super().evaluate_until(allocation, early)
 
-    def _count(self, allocation: BitAllocation) -> None:
-        is_float = all(precision == (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values())
-        if not is_float and allocation not in self._known:
-            self._known.add(allocation)
-            self.asked.append(allocation)
 
-
-def counted(task: Task) -> tuple[Task, CountedEvaluator]:
-    """A copy of a task whose evaluator counts, and that evaluator."""
-    twin, evaluator = copy.copy(task), CountedEvaluator(task.evaluator)
-    twin.evaluator = evaluator
-    return twin, evaluator
+def counted(task: Task) -> tuple[Task, Questions]:
+    """A copy of a task whose evaluator counts, and what it will have been asked."""
+    twin, questions = copy.copy(task), Questions()
+    twin.evaluator = CountedEvaluator(task.evaluator, questions.add)
+    return twin, questions

@@ -35,18 +35,19 @@ class Job:
     evaluations: int
 
 
-def run_all(jobs: Iterable[Job], workers: int = 1) -> Iterator[tuple[Job, Run]]:
+def run_all(jobs: Iterable[Job], workers: int = 1, *, isolated: bool = False) -> Iterator[tuple[Job, Run]]:
     """Make runs, and yield each as soon as it is finished.
 
     Args:
         jobs: The runs.
         workers: Processes; with 1 everything runs in this one.
+        isolated: Whether a single worker is another process too, so that no agent can change or end this one.
 
     Raises:
         KeyboardInterrupt: If a signal ended a run; what was yielded before is whole.
         AmedError: If the task of a cell cannot be made, or a recipe was changed meanwhile.
     """
-    if workers > 1:
+    if workers > 1 or isolated:
         yield from _Processes(workers).run(iter(jobs))
         return
     for job in jobs:

@@ -15,6 +15,7 @@ from amed_env.bench.estimates import beats_all
 from amed_env.bench.fronts import Trade, draw_fronts, trades_of
 from amed_env.bench.marks import DARK_COLOURS, GREYS, GROUPS, LIGHT_COLOURS
 from amed_env.catalogue import TABULAR_PREFIX
+from amed_env.errors import InputError
 from amed_env.report.style import png
 from amed_env.run_folder import write_atomically
 from amed_env.run_statistics import Estimate
@@ -38,9 +39,11 @@ def report(folder: Path, out: Path) -> list[Path]:
         The files that were written, the page first.
 
     Raises:
-        InputError: If there are no result files.
+        InputError: If there are no result files, or `out` is a file.
         BenchFileError: If they are damaged, cannot be compared, or claim what cannot be.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder for the report.")
     comparison = compare(read_folder(folder))
     pairs, trades = beats_all(comparison.agents), trades_of(comparison)
     contents = {PAGE: page(comparison, pairs, trades).encode(), **pictures(comparison, pairs, trades)}

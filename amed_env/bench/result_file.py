@@ -37,7 +37,7 @@ _UNSEEN = (
 def _known_budgets(values: dict[str, float]) -> dict[str, float]:
     unknown = sorted(set(values) - set(BUDGET_METRICS))
     if unknown:
-        raise ValueError(f"unknown budget {', '.join(unknown)}; known: {', '.join(BUDGET_METRICS)}")
+        raise ValueError(f"unknown budget {', '.join(map(repr, unknown))}; known: {', '.join(BUDGET_METRICS)}")
     return values
 
 
@@ -106,8 +106,8 @@ class Run(_Strict):
         note: What ended the run before its time, if anything did.
     """
 
-    task: str
-    device: str
+    task: Line
+    device: Line
     budget: Factors
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     evaluations: Count
@@ -115,7 +115,7 @@ class Run(_Strict):
     sequence: Digest
     faults: Count
     seconds: Annotated[float, Field(ge=0)]
-    note: str | None = None
+    note: Line | None = None
 
     @property
     def cell(self) -> Cell:
@@ -272,11 +272,13 @@ def sequence_digest(keys: Iterable[str]) -> str:
 
 def problems_of(error: ValidationError) -> list[str]:
     """What was wrong where, a text for each."""
-    return [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors(include_url=False)]
+    return [one_line(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}") for e in error.errors(include_url=False)]
 
 
 def _content(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BenchFileError(f"{path} is no file; name a file of results.")
         return path.read_bytes()
     except OSError as error:
         raise BenchFileError(f"cannot read the results {path}: {error.strerror}.") from error

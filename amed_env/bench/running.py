@@ -18,7 +18,7 @@ from amed_env.agents.registry import is_recipe, list_agents, make_agent
 from amed_env.agents.session import SearchSession
 from amed_env.allocation import BitAllocation
 from amed_env.bench.controls import CONTROL_PREFIX, make_control
-from amed_env.bench.counting import CountedEvaluator, counted
+from amed_env.bench.counting import Questions, counted
 from amed_env.bench.result_file import Improvement, Run, one_line, sequence_digest
 from amed_env.bench.suites import Cell, cell_task
 from amed_env.errors import AgentError
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_NOTE = 500
 """Characters of an error in a run."""
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # of objects, which differ from process to process
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,28 @@ class Contender:
         """A new agent.
 
         Raises:
-            AmedError: If there is no such agent, or it cannot be made.
+            AmedError: If there is no such agent, it cannot be made, or has a way of its own to be run.
         """
-        if self.spec.startswith(CONTROL_PREFIX):
-            return make_control(self.spec, **self.options)
-        return make_agent(self.spec, **self.options)
+        control = self.spec.startswith(CONTROL_PREFIX)
+        agent = make_control(self.spec, **self.options) if control else make_agent(self.spec, **self.options)
+        if type(agent).search is not Agent.search:
+            raise AgentError(
+                f"agent {self.name!r} has a `search` of its own, which the benchmark cannot count; write `explore`, "
+                "which `amed_env.Agent.search` calls."
+            )
+        return agent
 
     def describe(self) -> Description:
         """What the agent says of itself.
 
         Raises:
-            AmedError: If it cannot be made.
+            AmedError: If it cannot be made, or says something that is no text.
         """
         agent = self.make()
+        if isinstance(agent.saw, str) or not all(isinstance(text, str) for text in _tuple_of(agent.saw)):
+            raise AgentError(f"agent {self.name!r}: saw is {agent.saw!r}; give a tuple of texts, () for nothing.")
+        if not isinstance(agent.description, str):
+            raise AgentError(f"agent {self.name!r}: description is {agent.description!r}; give a text.")
         listed = list_agents().get(self.spec)
         recipe = getattr(agent, "recipe", None) or {}
         own = recipe.get("description") or agent.description or type(agent).__name__
@@ -142,14 +152,16 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
         AmedError: If the task of the cell cannot be made, or the recipe was changed meanwhile.
     """
     contender.require_recipe()
-    task, evaluator = counted(cell_task(cell))
-    record = _Record(evaluator)
+    task, questions = counted(cell_task(cell))
+    record = _Record(questions)
     note = None
     started = perf_counter()
     with torch_threads(1):
         try:
             result = contender.make().search(task, evaluations, seed, on_change=record.follow)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, or what extensions raise: it costs this run and no other
             note = _note(f"{type(error).__name__}: {error}")
             logger.warning("%s, seed %d, %s: %s", contender.name, seed, cell, note)
         else:
@@ -159,20 +171,21 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
             if result.gave_up:
                 note = _note(f"gave up: {result.faults[-1] if result.faults else 'too many faults in a row'}")
     record.look()
+    foul = None
     if record.beside:
-        return failed_run(
-            cell,
-            seed,
-            f"{record.beside} qualities were asked for past session.evaluate, where they are not counted",
-            round(perf_counter() - started, 3),
-        )
+        foul = f"{record.beside} qualities were asked for past session.evaluate, where they are not counted"
+    elif len(questions) > evaluations:
+        foul = f"{len(questions)} qualities were asked for, of which {evaluations} are allowed"
+    if foul is not None:
+        return failed_run(cell, seed, foul, round(perf_counter() - started, 3))
     return Run(
         task=cell.task,
         device=cell.device,
         budget=dict(cell.budget),
         seed=seed,
         evaluations=record.evaluations,
-        improvements=improvements(task, zip(record.numbers, record.trials, strict=True)),
+        # Of a task that the agent had no hand on.
+        improvements=improvements(cell_task(cell), zip(record.numbers, record.trials, strict=True)),
         sequence=sequence_digest(trial.allocation.key() for trial in record.trials),
         faults=record.faults,
         seconds=round(perf_counter() - started, 3),
@@ -180,9 +193,14 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
     )
 
 
+def _tuple_of(values: object) -> tuple[object, ...]:
+    """Values of a list, or something that is no text where there is none."""
+    return tuple(values) if isinstance(values, tuple | list) else (None,)
+
+
 def _note(text: str) -> str:
-    """The beginning of a text, such that it can be written as UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")[:LONGEST_NOTE]
+    """The beginning of a text in one line, such that a replay gives it again."""
+    return _ADDRESS.sub("0x…", one_line(text))[:LONGEST_NOTE]
 
 
 class _Record:
@@ -192,15 +210,15 @@ class _Record:
     nothing can be asked for beforehand and told to the session later, in a better order.
 
     Args:
-        evaluator: The evaluator of the session's task.
+        questions: What the evaluator of the session's task was asked.
     """
 
-    def __init__(self, evaluator: CountedEvaluator) -> None:
+    def __init__(self, questions: Questions) -> None:
         self.trials: list[Trial] = []
         self.numbers: list[int] = []  # of the evaluation that each trial is; those that failed count too
         self.evaluations = self.faults = 0
         self.beside = 0  # qualities that were asked for past the session, or before it
-        self._evaluator = evaluator
+        self._questions = questions
         self._looked_at = 0
         self._known: Set[BitAllocation] = set()
 
@@ -215,7 +233,7 @@ class _Record:
 
     def look(self) -> None:
         """Count what the evaluator was asked since the last look and the session does not know."""
-        new = self._evaluator.asked[self._looked_at :]
+        new = self._questions.after(self._looked_at)
         self._looked_at += len(new)
         self.beside += sum(allocation not in self._known for allocation in new)
 

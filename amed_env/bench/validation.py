@@ -7,11 +7,14 @@ of them that nobody can foresee.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from secrets import SystemRandom
+from typing import NamedTuple
 
+from amed_env.agents.registry import is_recipe
 from amed_env.bench.claims import run_problems
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.result_file import ResultFile, Run, read_result
@@ -19,6 +22,8 @@ from amed_env.bench.running import Contender
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, missing_task, task_digest
 from amed_env.errors import AmedError
 from amed_env.run_folder import versions
+
+MakeRuns = Callable[[Iterable[Job]], Iterator[tuple[Job, Run]]]
 
 MOST_PROBLEMS = 10
 """Problems after which a file is not looked at any further."""
@@ -80,26 +85,30 @@ def validate(
     replays: int | None = None,
     *,
     workers: int = 1,
+    isolated: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
     """Check a file. Ctrl-C ends it with what was found so far, and `interrupted`.
+
+    It imports and runs the agent that the file names.
 
     Args:
         path: The file.
         replays: Runs that are made again, drawn by the system's source of randomness; None for all.
         workers: Processes for the replays.
+        isolated: Whether replays are made in another process also with one worker.
         on_progress: Called after each replay with their number so far, and the number that there will be.
     """
     verdict = Verdict(Path(path))
     try:
-        _check(verdict, replays, workers, on_progress)
+        _check(verdict, replays, partial(run_all, workers=workers, isolated=isolated), on_progress)
     except KeyboardInterrupt:
         verdict.interrupted = True
         verdict.unchecked.append("the check was interrupted.")
     return verdict
 
 
-def _check(verdict: Verdict, replays: int | None, workers: int, on_progress: Callable[[int, int], None]) -> None:
+def _check(verdict: Verdict, replays: int | None, make_runs: MakeRuns, on_progress: Callable[[int, int], None]) -> None:
     try:
         verdict.result = result = read_result(verdict.path)
         suite = find_suite(result.header.suite)
@@ -123,7 +132,7 @@ def _check(verdict: Verdict, replays: int | None, workers: int, on_progress: Cal
     if contender is None or verdict.problems:
         return
     try:
-        _replay(verdict, result, contender, replays, workers, on_progress)
+        _replay(verdict, result, contender, replays, make_runs, on_progress)
     except AmedError as error:  # of a recipe that was changed just now
         verdict.unchecked.append(f"the replay could not go on: {error}")
 
@@ -155,6 +164,8 @@ def _check_agent(verdict: Verdict, result: ResultFile) -> Contender | None:
     if contender.name != header.agent:
         verdict.problems.append(f"the agent is called {header.agent!r}, but {header.spec!r} is {contender.name!r}.")
         return None
+    if is_recipe(header.spec) and header.recipe is None:
+        verdict.remarks.append("its header has no digest of the recipe, so what that said then is not known.")
     try:
         contender.require_recipe()
         here = contender.describe()
@@ -191,25 +202,25 @@ def _replay(
     result: ResultFile,
     contender: Contender,
     replays: int | None,
-    workers: int,
+    make_runs: MakeRuns,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    chosen = list(result.runs)
-    if replays is not None and replays < len(chosen):
-        # No function of the file: who forges one would change it until the sample is of the true runs.
-        positions = SystemRandom().sample(range(len(chosen)), replays)
-        chosen = [chosen[position] for position in sorted(positions)]
+    # No function of the file: who forges one would change it until the sample is of the true runs. In another order
+    # than they were made, as an agent that remembers earlier runs would come out the same in theirs.
+    count = len(result.runs) if replays is None else min(replays, len(result.runs))
+    chosen = SystemRandom().sample(result.runs, count)
     claimed: dict[tuple[Cell, int], Run] = {run.key: run for run in chosen}
     jobs = [Job(contender, run.cell, run.seed, result.header.evaluations) for run in chosen]
-    for done, (job, run) in enumerate(run_all(jobs, workers), 1):
+    for done, (job, run) in enumerate(make_runs(jobs), 1):
         difference = _difference(claimed[job.cell, job.seed], run)
         if difference is None:
             verdict.replayed += 1
         else:
             verdict.problems.append(
-                f"seed {job.seed} of {job.cell} does not replay: {difference}{_other_versions(result)}."
+                f"seed {job.seed} of {job.cell} does not replay: {difference.text}{_other_versions(result)}."
             )
-            if _OTHER_PROCESSOR not in verdict.remarks:
+            rounded = difference.of_the_search and result.header.family == "learner"
+            if rounded and _OTHER_PROCESSOR not in verdict.remarks:
                 verdict.remarks.append(_OTHER_PROCESSOR)
         on_progress(done, len(jobs))
         if len(verdict.problems) >= MOST_PROBLEMS and done < len(jobs):
@@ -217,18 +228,25 @@ def _replay(
             return
 
 
-def _difference(claimed: Run, made: Run) -> str | None:
+class _Difference(NamedTuple):
+    """In what a replay differs, and whether that is the way of the search."""
+
+    text: str
+    of_the_search: bool = True
+
+
+def _difference(claimed: Run, made: Run) -> _Difference | None:
     for name, what in (("evaluations", "evaluations"), ("faults", "failed evaluations"), ("note", "note")):
         old, new = getattr(claimed, name), getattr(made, name)
         if old != new:
-            return f"{what} {old!r} claimed, {new!r} found"
+            return _Difference(f"{what} {old!r} claimed, {new!r} found", claimed.sequence != made.sequence)
     if claimed.sequence != made.sequence:
-        return "the allocations, or their order, are others"
+        return _Difference("the allocations, or their order, are others")
     if len(claimed.improvements) != len(made.improvements):
-        return f"{len(claimed.improvements)} improvements claimed, {len(made.improvements)} found"
+        return _Difference(f"{len(claimed.improvements)} improvements claimed, {len(made.improvements)} found", False)
     for position, (old, new) in enumerate(zip(claimed.improvements, made.improvements, strict=True), 1):
         if (old.evaluation, old.choices) != (new.evaluation, new.choices):
-            return f"improvement {position} is another"
+            return _Difference(f"improvement {position} is another", False)
     return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import TaskID
 
 from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
-from amed_env.bench.result_file import SUFFIX
+from amed_env.bench.result_file import SUFFIX, one_line
 from amed_env.bench.validation import Verdict
 from amed_env.bench.validation import validate as check
 from amed_env.commands.interrupts import Interrupts
@@ -48,6 +48,9 @@ def leaderboard(
     files = sorted(results.glob(f"*{SUFFIX}"))
     if not files:
         raise InputError(f"{results} has no results (*{SUFFIX}); make some with: amed bench tiny --out {results}")
+    for target in (out, figures):
+        if target is not None:
+            _check_target(target)  # before the validation, which may take hours
     verdicts, code = _verdicts(output, files, replays, workers)
     for verdict in verdicts:
         if not verdict.valid or verdict.remarks:
@@ -56,10 +59,8 @@ def leaderboard(
         output.document({"leaderboard": None, "files": [_json(verdict) for verdict in verdicts]})
         return code
     text = leaderboard_text(verdicts)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text)
     if figures is not None:
-        figures.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(figures, json.dumps(leaderboard_figures(verdicts), indent=1, sort_keys=True) + "\n")
     valid = sum(verdict.valid for verdict in verdicts)
     replayed, runs = sum(verdict.replayed for verdict in verdicts), sum(verdict.runs for verdict in verdicts)
@@ -67,6 +68,20 @@ def leaderboard(
     output.show(f"{out}: {valid} of {len(verdicts)} files are valid, {replayed} of {runs} runs replayed{rest}.")
     output.document({"leaderboard": str(out), "files": [_json(verdict) for verdict in verdicts]})
     return 0 if valid == len(verdicts) else 1
+
+
+def _check_target(path: Path) -> None:
+    """Make the folder of a file that will be written.
+
+    Raises:
+        InputError: If it cannot be a file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}: {path.parent}.") from error
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file to write.")
 
 
 def _verdicts(
@@ -83,7 +98,7 @@ def _verdicts(
                 bars.update(bar, completed=done, total=total)
                 interrupts.check()
 
-            verdicts.append(check(path, replays, workers=workers, on_progress=follow))
+            verdicts.append(check(path, replays, workers=workers, isolated=True, on_progress=follow))
             bars.remove_task(bar)
             if verdicts[-1].interrupted:
                 break
@@ -96,12 +111,9 @@ def _verdicts(
 
 def _tell(output: Output, verdict: Verdict) -> None:
     output.show(f"{verdict.path}: {verdict.word} ({verdict.count})")
-    for problem in verdict.problems:
-        output.show(f"  {problem}")
-    for reason in verdict.unchecked:
-        output.show(f"  not checked: {reason}")
-    for remark in verdict.remarks:
-        output.show(f"  remark: {remark}")
+    texts = [*verdict.problems, *(f"not checked: {reason}" for reason in verdict.unchecked)]
+    for text in (*texts, *(f"remark: {remark}" for remark in verdict.remarks)):
+        output.show(f"  {one_line(text)}")  # with what a file says, which may hold ends of lines
 
 
 def _json(verdict: Verdict) -> dict[str, object]:

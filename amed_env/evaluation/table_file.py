@@ -72,6 +72,7 @@ class QualityTable:
                 raise TableError(f"the table's {name} has shape {array.shape}, expected {shapes[name]}.")
             if not np.isfinite(array).all() or array.min() < 0:
                 raise TableError(f"the table's {name} has values that are negative or not finite.")
+            array.setflags(write=False)  # all tasks of a process share the table
 
     def __len__(self) -> int:
         """Allocations in all."""

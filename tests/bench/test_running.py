@@ -15,7 +15,7 @@ from amed_env.bench.result_file import read_result
 from amed_env.bench.results_folder import AgentFile, make_header
 from amed_env.bench.running import Contender, run_once
 from amed_env.bench.suites import Cells, cell_task
-from amed_env.errors import AmedError, RunFolderError
+from amed_env.errors import AgentError, AmedError, RunFolderError
 
 HERE = str(Path(__file__).parent)
 CELL = SUITE.cells()[0]
@@ -81,6 +81,60 @@ def test_quality_before_the_session_and_of_copies_is_found_out(agent):
     assert run.evaluations == 0 and not run.improvements
 
 
+def test_a_way_of_its_own_to_be_run_is_refused():
+    with pytest.raises(AgentError, match="has a `search` of its own"):
+        Contender("misbehaving_agents:OwnSearch").describe()
+    assert "has a `search` of its own" in run_once(Contender("misbehaving_agents:OwnSearch"), CELL, 0, 10).note
+
+
+def test_more_evaluations_than_allowed_are_found_out():
+    run = run_once(Contender("misbehaving_agents:Unlimited"), CELL, 0, 10)
+    assert "of which 10 are allowed" in run.note and not run.improvements
+
+
+def test_allocations_that_claim_to_be_others_are_counted():
+    run = run_once(Contender("misbehaving_agents:Disguises"), CELL, 0, 40)
+    assert "qualities were asked for past session.evaluate" in run.note and not run.improvements
+
+
+def test_what_an_agent_changes_of_its_task_changes_no_other():
+    before = run_once(Contender("pairwise"), SUITE.cells()[1], 0, 8)
+    assert "read-only" in run_once(Contender("misbehaving_agents:Normalises"), SUITE.cells()[1], 0, 8).note
+    doubled = run_once(Contender("misbehaving_agents:Doubles"), CELL, 0, 8)
+    task = cell_task(CELL)
+    uniform = [task.total_costs(task.allocation(task.uniform_choices(choice))) for choice in range(4)]
+    assert doubled.evaluations == 4
+    assert {claim.evaluation for claim in doubled.improvements} <= {
+        number for number, costs in enumerate(uniform, 1) if task.feasible(costs)
+    }
+    task.reference_cost.metrics["latency_ms"] = 0.0
+    task.costs.clear()
+    assert cell_task(CELL).reference_cost["latency_ms"] > 0 and cell_task(CELL).costs
+    for array in (
+        *cell_task(CELL).costs.values(),
+        task.predicted_loss,
+        task.choosable,
+        task.evaluator.table.correct["search"],
+    ):
+        assert not array.flags.writeable
+    after = run_once(Contender("pairwise"), SUITE.cells()[1], 0, 8)
+    assert after.without_time() == before.without_time()
+
+
+def test_an_error_of_any_kind_costs_its_own_run_and_its_note_replays():
+    run = run_once(Contender("misbehaving_agents:Panics"), SUITE.cells()[1], 0, 8)
+    assert run.note == "Panic: of <object object at 0x…> in two lines" and run.evaluations == 1
+    assert "QuitsAtOnce" in run_once(Contender("misbehaving_agents:QuitsAtOnce"), CELL, 0, 8).note
+
+
+@pytest.mark.parametrize(
+    ("agent", "message"), [("SawNothing", "saw is None"), ("SawText", "saw is 'the"), ("Describes", "description is 5")]
+)
+def test_what_an_agent_says_of_itself_is_text(agent, message):
+    with pytest.raises(AgentError, match=message):
+        Contender(f"misbehaving_agents:{agent}").describe()
+
+
 def test_a_task_cannot_be_taken_elsewhere_to_be_asked():
     run = run_once(Contender("misbehaving_agents:Pickles"), CELL, 0, 10)
     assert run.note.startswith("InputError: the task of a benchmark cannot be pickled") and run.evaluations == 0
@@ -107,7 +161,7 @@ def test_what_this_package_has_asks_its_session_alone(spec):
 
 def test_an_evaluator_has_nothing_beside_what_all_have():
     """On a network, what makes and holds the samples is out of reach."""
-    _, evaluator = counted(make_task("digits-cnn", device="bops"))
+    evaluator = counted(make_task("digits-cnn", device="bops"))[0].evaluator
     for name in ("evaluate_many", "samples", "network", "traced", "table"):
         assert not hasattr(evaluator, name)
 
@@ -229,10 +283,10 @@ def test_a_recipe_says_what_it_was_tuned_on(monkeypatch):
 
 def test_what_is_free_is_in_reach_of_an_agent():
     task = make_task("tabular/kws-dscnn", device="bops", budget={"latency": 0.5})
-    twin, evaluator = counted(task)
+    twin, questions = counted(task)
     own, given = task.evaluator, twin.evaluator
     assert np.array_equal(given.predicted_loss(task.precisions), own.predicted_loss(task.precisions))
     for measure in ("fisher", "hessian", "squared-error"):
         assert np.array_equal(given.sensitivity(measure, task.precisions), own.sensitivity(measure, task.precisions))
     assert np.array_equal(given.pair_divergences(task.precisions, 9), own.pair_divergences(task.precisions, 9))
-    assert not evaluator.asked  # and costs nothing
+    assert not len(questions)  # and costs nothing

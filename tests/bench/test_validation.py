@@ -40,6 +40,29 @@ def test_every_run_is_replayed_if_nothing_else_is_said(edited):
     assert validate(edited(lambda header, runs: None)).count.endswith("8 of 8 runs replayed")
 
 
+def test_an_agent_that_remembers_earlier_runs_does_not_replay(tmp_path):
+    """In the order of the file it would, so replays come in another one."""
+    from misbehaving_agents import Remembers
+
+    Remembers.known.clear()
+    path = write(tmp_path, "misbehaving_agents:Remembers", seeds=3)
+    Remembers.known.clear()
+    assert "does not replay" in reasons(path, None)
+
+
+def test_texts_of_a_file_make_no_lines_of_their_own(edited):
+    def change(header, runs):
+        runs[0]["note\n/good.jsonl: valid"] = 1
+        runs[1]["task"] = "tabular/digits-cnn\n# A heading"
+        runs[2]["budget"] = {"latency\n": 0.35}
+
+    verdict = validate(edited(change), 0)
+    assert verdict.word == "refused" and all(len(problem.splitlines()) == 1 for problem in verdict.problems)
+    for number, key in enumerate(("task", "device", "note")):
+        verdict = validate(edited(lambda header, runs, n=number, k=key: runs[n].update({k: "a\nb"})), 0)
+        assert f"{key}: " in verdict.problems[0] and "U+000A" in verdict.problems[0]
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("evaluations", EVALUATIONS - 1), ("faults", 3), ("note", "no luck"), ("sequence", "0" * 64)]
 )

@@ -111,4 +111,5 @@ def test_files_from_before_recipes_were_kept_are_still_good(recipe, tmp_path):
     assert len(header.pop("recipe")) == 64
     path.write_text("".join(json.dumps(line) + "\n" for line in [header, *runs[:-1]]))
     write(tmp_path, str(recipe), evaluations=3)  # which resumes
-    assert validate(path).valid
+    verdict = validate(path)
+    assert verdict.valid and "no digest of the recipe" in verdict.remarks[0]

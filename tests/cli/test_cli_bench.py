@@ -169,7 +169,7 @@ def test_ctrl_c_ends_a_validation_and_says_what_was_checked(start, tmp_path, ame
     assert "interrupted in r/waiting_agent-Waits.jsonl; 1 of 2 files were not looked at" in answer.err
     (checked,) = answer.json["files"]
     assert checked["verdict"] == "not validated" and "interrupted" in checked["unchecked"][0]
-    assert (checked["replayed"], checked["runs"]) == (8, 36)  # of the two devices before
+    assert checked["replayed"] < checked["runs"] == 36  # runs come in an order that nobody knows
 
 
 def test_an_agent_that_fails_costs_its_own_runs_only(run, tmp_path, request):
