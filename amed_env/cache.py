@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import platformdirs
+
+from amed_env.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +50,9 @@ def cached_array(
     array = np.asarray(compute(), dtype=np.float64)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may read while this one writes, so the name appears only when the file is whole.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
-            temporary = Path(stream.name)
-            try:
-                np.save(stream, array, allow_pickle=False)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-        temporary.replace(path)
+        content = io.BytesIO()
+        np.save(content, array, allow_pickle=False)
+        write_atomically(path, content.getvalue())  # another process may read while this one writes
     except OSError as error:
         logger.warning("cannot keep %s (%s)", path, error)
     return array

@@ -1,13 +1,19 @@
-"""What machine this is: results that a processor has a part in say which one."""
+"""What a result depends on beside its settings: the machine, and versions of what it is computed with."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+import amed_env._version as version
+
+DISTRIBUTIONS = ("torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
+"""Distributions whose versions a run records."""
 
 
 @cache
@@ -30,3 +36,14 @@ def machine_text() -> str:
     found = [*extensions.get("baseline", []), *extensions.get("found", [])]
     parts = [f"{platform.system()} {platform.machine()}", cpu_name(), *found[-1:], f"{os.cpu_count()} cores"]
     return ", ".join(" ".join(part.split()) for part in parts)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"amed_env": version.__version__, "python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

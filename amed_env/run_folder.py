@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import importlib.metadata
 import json
-import math
-import os
-import platform
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-import amed_env._version as version
 from amed_env.errors import RunFolderError
+from amed_env.files import DISK_ERRORS, json_text, write_atomically
+from amed_env.machine import versions
 
 if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
     from amed_env.evaluation.store import TrialStore
 
 FORMAT = "amed-run/1"
-DISTRIBUTIONS = ("torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
-"""Distributions whose versions a run records."""
 _LOCK, _CONFIG, _STORE, _RESULT, _ALLOCATION = (
     ".lock",
     "config.json",
@@ -35,50 +28,7 @@ _LOCK, _CONFIG, _STORE, _RESULT, _ALLOCATION = (
     "result.json",
     "allocation.json",
 )
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
-"""A full disk, a missing permission and the like, which no traceback explains better than their name."""
 _LONGEST_VALUE = 80  # characters of a setting in a message
-
-
-def json_text(document: Any) -> str:
-    """JSON that every parser reads: numbers that are not finite become null."""
-    return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that its name always stands for a whole one: a temporary file, then a rename.
-
-    Raises:
-        OSError: If it cannot be written; an older file of that name is then left as it was.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as stream:
-        temporary = Path(stream.name)
-        try:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.fchmod(stream.fileno(), 0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class RunFolder:
@@ -273,17 +223,6 @@ class RunFolder:
         for name, figure in drawings.items():
             write_atomically(self.path / name, png(figure))
         return [self.path / name for name in drawings]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"amed_env": version.__version__, "python": platform.python_version()}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _brief(value: Any) -> str:

@@ -14,9 +14,9 @@ import typer
 from scipy.stats import spearmanr
 
 from amed_env.bench.suites import Cells, cell_task, find_suite, usable_tasks
+from amed_env.files import write_atomically
 from amed_env.ground_truth import optimum, pareto_front, regret_of
 from amed_env.objective import BUDGET_METRICS
-from amed_env.run_folder import write_atomically
 from amed_env.task_registry import make_task
 
 README = Path(__file__).parent / "README.md"

@@ -16,8 +16,8 @@ from amed_env.bench.fronts import Trade, draw_fronts, trades_of
 from amed_env.bench.marks import DARK_COLOURS, GREYS, GROUPS, LIGHT_COLOURS
 from amed_env.catalogue import TABULAR_PREFIX
 from amed_env.errors import InputError
+from amed_env.files import write_atomically
 from amed_env.report.style import png
-from amed_env.run_folder import write_atomically
 from amed_env.run_statistics import Estimate
 
 PAGE = "report.html"

@@ -21,7 +21,7 @@ from amed_env.bench.result_file import ResultFile, Run, read_result
 from amed_env.bench.running import Contender
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, missing_task, task_digest
 from amed_env.errors import AmedError
-from amed_env.run_folder import versions
+from amed_env.machine import versions
 
 MakeRuns = Callable[[Iterable[Job]], Iterator[tuple[Job, Run]]]
 

@@ -16,7 +16,7 @@ from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output
 from amed_env.commands.progress import progress_bars
 from amed_env.errors import InputError
-from amed_env.run_folder import write_atomically
+from amed_env.files import write_atomically
 
 
 def validate(output: Output, files: Sequence[Path], replays: int | None, workers: int) -> int:

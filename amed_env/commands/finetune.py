@@ -28,10 +28,11 @@ from amed_env.datasets.training import TrainingData
 from amed_env.errors import AllocationError, AmedError, DataError, InputError, UnsupportedPrecisionError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import SPLITS
+from amed_env.files import json_text, write_atomically
 from amed_env.hardware import load_device
 from amed_env.objective import BUDGET_METRICS, REFERENCE_BITS
 from amed_env.pins import pins_json
-from amed_env.run_folder import RunFolder, json_text, write_atomically
+from amed_env.run_folder import RunFolder
 from amed_env.task import Task
 from amed_env.threads import torch_threads
 from amed_env.training.checkpoint import write_trained

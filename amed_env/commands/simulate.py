@@ -56,9 +56,9 @@ def simulate(output: Output, request: SimulateRequest) -> None:
     document = cost.to_json()
     document = {"device": document.pop("device"), "network": workload.name, **document}
     if request.plot is not None:
+        from amed_env.files import write_atomically
         from amed_env.report.simulation_chart import draw_simulation
         from amed_env.report.style import picture
-        from amed_env.run_folder import write_atomically
 
         figure = draw_simulation(backends[0], workload, cost)
         write_atomically(request.plot, picture(figure, request.plot.suffix.lower().removeprefix(".")))

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.resources import as_file, files
@@ -24,6 +22,7 @@ from amed_env._version import __version__
 from amed_env.cache import cache_dir
 from amed_env.errors import AmedError
 from amed_env.evaluation.prepared_file import FORMAT, digest_of, file_content, prepared_tensors, read_prepared
+from amed_env.files import write_atomically
 from amed_env.quantization.bias_correction import corrected
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.learned_rounding import RoundingLearner
@@ -198,15 +197,6 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file at once; a cache that cannot be written is only logged."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
-            temporary = Path(stream.name)
-            try:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        write_atomically(path, content)
     except OSError as error:
         logger.warning("cannot keep %s (%s)", path, error)

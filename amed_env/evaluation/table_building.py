@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import platform
@@ -22,6 +23,7 @@ from amed_env.errors import TableError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import SPLITS, Quality
 from amed_env.evaluation.table_file import QualityTable, check_size
+from amed_env.files import write_atomically
 from amed_env.machine import cpu_name
 from amed_env.ties import Ties
 
@@ -146,11 +148,9 @@ class TableBuilder:
         return np.asarray(chunk)
 
     def _keep(self, start: int, chunk: npt.NDArray[np.float64]) -> None:
-        path = self._path(start)
-        unfinished = path.with_suffix(".tmp")
-        with unfinished.open("wb") as stream:
-            np.save(stream, chunk, allow_pickle=False)
-        unfinished.replace(path)
+        content = io.BytesIO()
+        np.save(content, chunk, allow_pickle=False)
+        write_atomically(self._path(start), content.getvalue())
 
     def _table(self, columns: npt.NDArray[np.float64]) -> QualityTable:
         evaluator = self.evaluator

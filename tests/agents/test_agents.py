@@ -85,20 +85,18 @@ def test_uniform_evaluates_the_feasible_widths_only():
 def test_greedy_follows_its_rule_on_a_case_worked_out_by_hand():
     # Equal layers, 8 -> 4 -> 2 bits: harm h x 2^-bits. With harms 0.8, 0.1 the second layer is narrowed first.
     task = formula_task(2, {"latency": 0.9}, harms=[0.8, 0.1])
-    layers = task.workload.layers
-    assert layers[0].macs == layers[1].macs * 8 * 9 / (8 * 9)
     result = make_agent("greedy").search(task, 1)
     assert result.trials[0].allocation.key() == "8/8 4/4"
 
 
-def test_greedy_finds_the_optimum_where_losses_add_up():
+def test_greedy_comes_near_the_optimum_where_losses_add_up():
     task = formula_task(4, {"latency": 0.6})
     result = make_agent("greedy").search(task, 10)
     table, every = task.costs["latency_ms"], all_choices(task)
     within = every[table[np.arange(4), every].sum(axis=1) <= task.limits["latency_ms"] * (1 + 1e-9)]
     least = task.predicted_loss[np.arange(4), within].sum(axis=1).min()
     found = task.predicted_loss[np.arange(4), task.choices(result.best.allocation)].sum()
-    assert found <= 1.5 * least
+    assert found <= 1.05 * least
 
 
 def test_random_ends_when_every_allocation_is_known():

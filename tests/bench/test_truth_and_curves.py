@@ -148,10 +148,10 @@ def test_regret_on_the_test_split(comparison):
             row = agent.rows[-1, seed, number]
             expected = best_on_test - 100 * truth.table.correct["test"][row] / 500
             assert agent.test_regrets[seed, number] == pytest.approx(expected)
-        assert float(regret_on_test(agent).value) >= 0
+        middle = np.sort(agent.test_regrets.ravel())[1:-1]  # a quarter of six, in whole runs, at each end
+        assert float(regret_on_test(agent).value) == pytest.approx(middle.mean())
         low, high = float(change_on_test(agent).low), float(change_on_test(agent).high)
         assert low <= float(change_on_test(agent).value) <= high
-    assert (optimum_on_test(comparison) >= 0).all()
 
 
 def test_controls_are_judged_beside_random(comparison):

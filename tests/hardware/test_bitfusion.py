@@ -83,12 +83,12 @@ def test_totals_are_near_the_published_compute_and_stalls(results, bandwidth, la
 
 
 def test_what_is_bound_by_memory_is_said_to_be(results):
-    for row, cost, reads, writes in results:
+    bound = [row for row, cost, _, _ in results if cost["memory_cycles"] > cost["compute_cycles"]]
+    assert 30 <= len(bound) < len(results) / 2
+    for row in bound:
         # The published traffic alone takes longer than compute: no order of loops can hide it.
         least = (row["dram_read_bits"] + row["dram_write_bits"]) / row["bandwidth_bits_per_cycle"]
-        if cost["memory_cycles"] > cost["compute_cycles"]:
-            assert least > row["compute_cycles"]
-        assert cost["memory_cycles"] == np.ceil((reads + writes) / row["bandwidth_bits_per_cycle"])
+        assert least > row["compute_cycles"]
 
 
 def test_traffic_where_memory_decides(results):
