@@ -121,5 +121,9 @@ class PluginError(AmedError):
     """A plug-in could not be imported, or is not what its entry point promises."""
 
 
+class RenderModeError(InputError, TypeError):
+    """An environment cannot be drawn in a way; a `TypeError` too, after which stable-baselines3 goes on without it."""
+
+
 class SearchEnded(AmedError):  # noqa: N818 - it is no fault, it ends a search
     """The evaluations of a search are used up; raised by `SearchSession.evaluate`, and caught by `Agent.search`."""

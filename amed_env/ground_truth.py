@@ -7,6 +7,7 @@ whose costs do not add up is asked for every allocation once, which may take lon
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from amed_env.evaluation.quality import Split, check_split
 from amed_env.evaluation.store import Trial
 from amed_env.evaluation.table import TableEvaluator
 from amed_env.hardware import HardwareBackend, load_device
+from amed_env.objective import BUDGET_METRICS
 from amed_env.task import Task
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def pareto_front(
     Args:
         task: A task on a quality table; its budgets, pins and widths hold.
         device: Another device than the task's, as `make_task` takes it: quality does not depend on the device.
-        metric: The metric of the cost.
+        metric: The metric of the cost, or the budget that limits it (`latency` for `latency_ms`).
         split: The split whose quality counts.
 
     Returns:
@@ -78,6 +80,7 @@ def pareto_front(
     """
     table = _evaluator(task).table
     task = task if device is None else task.with_device(load_device(device))
+    metric = BUDGET_METRICS.get(metric, metric)
     rows = np.flatnonzero(feasible_rows(task))
     costs, correct = all_costs(task, metric)[rows], table.correct[check_split(split)][rows].astype(np.int64)
     by_cost = np.argsort(costs, kind="stable")
@@ -176,11 +179,11 @@ def _budgets(task: Task, budget: Budgets | float) -> Budgets:
     """Budgets as `Task.with_budget` takes them."""
     if isinstance(budget, Mapping | Iterable):
         return budget
-    if isinstance(budget, bool) or not isinstance(budget, int | float):
+    if isinstance(budget, bool) or not isinstance(budget, Real):
         raise InputError(f"budget is {budget!r}; give a mapping such as {{'latency': 0.45}}, or a number.")
     if not task.budgets:
         raise InputError(f"the task has no budget that {budget} could be a value of; write {{'latency': {budget}}}.")
-    return {task.budgets[0].name: budget}
+    return {task.budgets[0].name: float(budget)}
 
 
 def _evaluator(task: Task) -> TableEvaluator:

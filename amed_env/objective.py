@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from amed_env.errors import BudgetError, UnknownNameError
 
@@ -55,8 +56,10 @@ class Budget:
     def __post_init__(self) -> None:
         if self.name not in BUDGET_METRICS:
             raise UnknownNameError("budget", self.name, BUDGET_METRICS)
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+        if isinstance(self.value, bool) or not isinstance(self.value, Real):
             raise BudgetError(f"budget {self.name}: {self.value!r} is no number.")
+        if not isinstance(self.value, int | float):  # NumPy's numbers
+            object.__setattr__(self, "value", float(self.value))
         if not 0 < self.value <= sys.float_info.max:
             raise BudgetError(f"budget {self.name}: {self.value} must be a positive, finite number.")
 
@@ -115,6 +118,8 @@ def parse_budgets(budgets: Mapping[str, str | float] | Iterable[str] | None) -> 
         return ()
     if isinstance(budgets, str):
         budgets = [budgets]
+    if not isinstance(budgets, Iterable):
+        raise BudgetError(f"the budget is {budgets!r}; say of what it is one, for example {{'latency': {budgets!r}}}.")
     pairs: list[tuple[str, str | float]] = []
     if isinstance(budgets, Mapping):
         pairs = list(budgets.items())

@@ -99,6 +99,10 @@ def test_the_front_has_nothing_that_something_dominates(options, metric):
         assert {t.quality.correct for t in front} == {t.quality.correct for t in by_trials}
 
 
+def test_a_front_by_the_name_of_a_budget():
+    assert pareto_front(task(), metric="latency") == pareto_front(task(), metric="latency_ms")
+
+
 def test_the_front_within_budgets():
     front = pareto_front(task().with_budget({"memory": 0.5}), metric="latency_ms")
     assert front and all(trial.costs["weight_kib"] <= 0.5 * task().reference_cost["weight_kib"] for trial in front)
@@ -123,7 +127,12 @@ def test_the_front_on_another_device_knows_the_layers_that_are_tied(metric):
 
 def test_a_number_is_another_value_of_the_first_budget():
     problem = task().with_budget({"latency": 0.6})
-    assert optimum(problem, 0.45) == optimum(task(), {"latency": 0.45}) == optimum(task(), ["latency=0.45"])
+    assert (
+        optimum(problem, np.float64(0.45))
+        == optimum(problem, 0.45)
+        == optimum(task(), {"latency": 0.45})
+        == optimum(task(), ["latency=0.45"])
+    )
 
 
 def test_regret_is_looked_up():

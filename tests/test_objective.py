@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,6 +132,17 @@ def test_any_text_is_read_or_refused(name, value):
         except (BudgetError, UnknownNameError):
             continue
         assert 0 < budget.value < math.inf
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1)])
+def test_numbers_of_numpy_are_numbers(number):
+    (budget,) = parse_budgets({"latency": number})
+    assert budget.value == float(number) and str(budget) == f"latency={float(number):g}"
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(BudgetError, match=r"the budget is 0.5; say of what"):
+        parse_budgets(0.5)
 
 
 def test_no_factor_of_zero_is_a_limit():

@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 
 from amed_env.agents.noise import WidthNoise
 from amed_env.agents.protocol import DEVELOPMENT_CELLS
 from amed_env.agents.sb3 import SB3Agent
-from amed_env.agents.vec_continuous import ContinuousVecEnv
-from amed_env.agents.vec_env import LayerWiseVecEnv
 from amed_env.errors import AgentError
-from amed_env.task import Task
 
 
 class ContinuousAgent(SB3Agent):
@@ -50,14 +46,6 @@ class ContinuousAgent(SB3Agent):
             raise AgentError(f"noise is {noise!r}; give a number of at least 0.")
         super().__init__(**options)
         self.noise = float(noise)
-
-    def acting(self, environments: LayerWiseVecEnv) -> VecEnv:
-        """See `SB3Agent.acting`."""
-        return ContinuousVecEnv(environments)
-
-    def episode_steps(self, task: Task) -> int:
-        """See `SB3Agent.episode_steps`."""
-        return len(task.workload) * (2 if task.separate else 1)
 
     def _sized(self, steps: int, environments: int) -> dict[str, Any]:
         sized = super()._sized(steps, environments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,17 +36,36 @@ def check_types(agent: str, algorithm: type[Any], given: Mapping[str, Any]) -> N
         if parameter.name in given and not _allowed(parameter.annotation, given[parameter.name]):
             default = "" if parameter.default is inspect.Parameter.empty else f"; the default is {parameter.default!r}"
             expected = inspect.formatannotation(parameter.annotation)
-            faults.append(f"{parameter.name} is {given[parameter.name]!r}, expected {expected}{default}")
+            hint = _number_hint(given[parameter.name])
+            faults.append(f"{parameter.name} is {given[parameter.name]!r}, expected {expected}{default}{hint}")
     if faults:
         raise AgentError(f"agent {agent!r}: {'; '.join(faults)}.")
 
 
 def _parameters(algorithm: type[Any]) -> Iterator[inspect.Parameter]:
+    """Of the class, and of its parents as far as its constructor hands on what it does not know (`**keywords`)."""
+    seen = set(_GIVEN)
     for known in algorithm.__mro__:
-        if "__init__" in vars(known):
-            named = inspect.signature(vars(known)["__init__"]).parameters.values()
-            yield from (parameter for parameter in named if parameter.name not in _GIVEN)
+        if "__init__" not in vars(known):
+            continue
+        handed_on = False
+        for parameter in inspect.signature(vars(known)["__init__"]).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                handed_on |= parameter.kind == parameter.VAR_KEYWORD
+            elif parameter.name not in seen:
+                seen.add(parameter.name)
+                yield parameter
+        if not handed_on:
             return
+
+
+def _number_hint(value: Any) -> str:
+    """YAML 1.1 reads a number such as 3e-4 as text."""
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        number = math.nan
+    return "" if math.isnan(number) else f"; YAML takes this for text, write {number:.10f}".rstrip("0")
 
 
 def _allowed(annotation: Any, value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from amed_env.agents.result import SearchResult, pareto_front
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
@@ -25,7 +25,7 @@ class Agent(abc.ABC):
     """Solves a task within a number of evaluations. Subclass it and write `explore`.
 
     Attributes:
-        name: The agent's name, as in `amed agents`.
+        name: The agent's name, as in `amed agents`; of a class without one, the name of the class.
         family: `learner` or `search`, for the listing.
         description: One line for the listing.
         needs: What it needs beyond any task and the bare package, for the listing; empty for nothing.
@@ -39,6 +39,15 @@ class Agent(abc.ABC):
     needs: str = ""
     saw: tuple[str, ...] = ()
     recipe: dict[str, Any] | None = None
+
+    _has_name: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "name" in vars(cls):
+            cls._has_name = True
+        elif not cls._has_name:
+            cls.name = cls.__name__
 
     @abc.abstractmethod
     def explore(self, session: SearchSession) -> None:

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from sb3_contrib import QRDQN
 from sb3_contrib.common.maskable.utils import get_action_masks
+from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -25,6 +27,7 @@ from amed_env.agents.masking import ObservedMask, masked, masks_itself
 from amed_env.agents.options import number_between, positive_whole, true_or_false
 from amed_env.agents.protocol import Agent, check_options
 from amed_env.agents.session import SearchSession
+from amed_env.agents.vec_continuous import ContinuousVecEnv
 from amed_env.agents.vec_env import LayerWiseVecEnv
 from amed_env.envs.layer_wise import LayerWiseEnv, RewardKind
 from amed_env.errors import AgentError
@@ -92,8 +95,11 @@ class SB3Agent(Agent):
         self._class: type[Any] = import_object(given, "algorithm") if isinstance(given, str) else given  # type: ignore[assignment]
         if not (isinstance(self._class, type) and issubclass(self._class, BaseAlgorithm)):
             raise AgentError(f"{given!r} is no algorithm; expected a subclass of stable-baselines3's BaseAlgorithm.")
-        if not isinstance(policy, str):
-            raise AgentError(f"policy is {policy!r}; give the name of one, for example MlpPolicy.")
+        if not issubclass(self._class, OffPolicyAlgorithm | OnPolicyAlgorithm):
+            raise AgentError(f"{self._class.__name__} is neither an on-policy nor an off-policy algorithm.")
+        if not isinstance(policy, str) or policy not in self._class.policy_aliases:
+            known = ", ".join(self._class.policy_aliases)
+            raise AgentError(f"policy is {policy!r}; {self._class.__name__} has {known}.")
         check_options(self.name, hyperparameters, [*_OWN_OPTIONS, *constructor_options(self._class)])
         check_types(self.name, self._class, hyperparameters)
         self.warm_start_steps, self.reward_kind, self.policy = warm_start_steps, reward, policy
@@ -127,6 +133,11 @@ class SB3Agent(Agent):
             return False
         self._class = variant
         return True
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the algorithm wants continuous actions, as those off-policy do that are no Q-learning."""
+        return issubclass(self._class, OffPolicyAlgorithm) and not issubclass(self._class, DQN | QRDQN)
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
@@ -170,15 +181,13 @@ class SB3Agent(Agent):
 
     def acting(self, environments: LayerWiseVecEnv) -> VecEnv:
         """Environments as the algorithm acts in them."""
-        return environments
+        return ContinuousVecEnv(environments) if self.continuous else environments
 
     def episode_steps(self, task: Task) -> int:
-        """Steps that an episode has."""
-        return len(task.workload)
+        """Steps that an episode has; a continuous action is one number, and widths that are apart need two."""
+        return len(task.workload) * (2 if self.continuous and task.separate else 1)
 
     def _model(self, environments: VecEnv, session: SearchSession) -> BaseAlgorithm:
-        if not issubclass(self._class, OffPolicyAlgorithm | OnPolicyAlgorithm):
-            raise AgentError(f"{self._class.__name__} is neither an on-policy nor an off-policy algorithm.")
         sized = self._sized(self.episode_steps(session.task), environments.num_envs)
         if self.masks and not masks_itself(self._class):
             assert isinstance(environments, LayerWiseVecEnv)

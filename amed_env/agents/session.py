@@ -156,6 +156,8 @@ class SearchSession:
                 `Agent.search` catches it, so an agent may loop for ever.
             AmedError: If the evaluation failed; it is counted and may be caught to go on.
         """
+        if not isinstance(allocation, BitAllocation):
+            raise InputError(f"{allocation!r} is no allocation; make one with session.task.allocation(choices).")
         allocation = allocation.plain().require_layers(self.task.workload.layer_names, f"network {self.task.network!r}")
         self.task.require_pins(allocation)
         self.check()

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from amed_env.envs.base import budget_option
@@ -181,8 +182,8 @@ class LayerWiseVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: int | Iterable[int] | None = None
     ) -> list[bool]:
-        """Whether each is wrapped: none is. `Monitor`'s information is there without it."""
-        return [False] * len(self._positions(indices))
+        """Whether each is wrapped: in nothing but `Monitor`, so to speak, as its information is there."""
+        return [issubclass(wrapper_class, Monitor)] * len(self._positions(indices))
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
         """There are no images."""

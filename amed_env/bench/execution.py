@@ -18,8 +18,9 @@ from itertools import islice
 
 import torch
 
+from amed_env.bench.contender import Contender
 from amed_env.bench.result_file import Run
-from amed_env.bench.running import Contender, failed_run, run_once
+from amed_env.bench.running import failed_run, run_once
 from amed_env.bench.suites import Cell
 
 _DIED = "the process of this run ended unexpectedly"

@@ -148,7 +148,7 @@ class Header(_Strict):
         options: Options of the agent.
         family: `learner` or `search`.
         description: One line.
-        recipe: SHA-256 (hex) of the contents of the recipe that makes the agent, or None if none does.
+        recipe: SHA-256 (hex) of the recipe, or of the module of the class, that makes the agent; None of others.
         evaluations: Distinct evaluations that each run had.
         seeds: Number of seeds, which are 0, 1, 2 …
         saw: What the agent was tuned on; empty for nothing.

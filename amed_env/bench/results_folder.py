@@ -11,6 +11,7 @@ from types import TracebackType
 import filelock
 from pydantic import ValidationError
 
+from amed_env.bench.contender import Contender
 from amed_env.bench.result_file import (
     SUFFIX,
     Header,
@@ -22,7 +23,6 @@ from amed_env.bench.result_file import (
     read_result,
     whole_lines,
 )
-from amed_env.bench.running import Contender
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, task_digest
 from amed_env.errors import InputError, RunFolderError
 from amed_env.files import write_atomically

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+import traceback
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
-from hashlib import sha256
-from pathlib import PurePath
+from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
 
-from amed_env.agents.protocol import Agent
-from amed_env.agents.recipe import load_recipe
-from amed_env.agents.registry import is_recipe, list_agents, make_agent
 from amed_env.agents.session import SearchSession
 from amed_env.allocation import BitAllocation
-from amed_env.bench.controls import CONTROL_PREFIX, make_control
+from amed_env.bench.contender import LIBRARIES, Contender
 from amed_env.bench.counting import Questions, counted
 from amed_env.bench.result_file import Improvement, Run, one_line, sequence_digest
 from amed_env.bench.suites import Cell, cell_task
-from amed_env.errors import AgentError
 from amed_env.evaluation.store import Trial
 from amed_env.objective import BUDGET_METRICS
 from amed_env.task import Task
@@ -31,107 +24,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_NOTE = 500
 """Characters of an error in a run."""
+_PACKAGE = Path(__file__).resolve().parents[1]
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # of objects, which differ from process to process
-
-
-@dataclass(frozen=True)
-class Description:
-    """What an agent says of itself, as it stands in the header of its results.
-
-    Attributes:
-        family: `learner` or `search`.
-        text: One line.
-        saw: What it was tuned on; empty for nothing.
-        recipe: SHA-256 (hex) of the contents of its recipe, or None without one.
-    """
-
-    family: Literal["learner", "search"]
-    text: str
-    saw: tuple[str, ...]
-    recipe: str | None
-
-
-@dataclass(frozen=True)
-class Contender:
-    """An agent of the benchmark.
-
-    Attributes:
-        spec: What makes it: a name, `package.module:Class`, a recipe, or a control.
-        options: Options of the agent.
-        recipe: SHA-256 (hex) of the contents that a recipe must have, if that matters; see `recipe_digest`.
-    """
-
-    spec: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The spec; of a recipe `recipe/` and the file's name without its ending."""
-        return f"recipe/{PurePath(self.spec).stem}" if is_recipe(self.spec) else self.spec
-
-    @property
-    def file_stem(self) -> str:
-        """The name as a file name without its ending."""
-        return re.sub(r"[^\w.=+-]+", "-", self.name).strip("-.") or "agent"
-
-    def make(self) -> Agent:
-        """A new agent.
-
-        Raises:
-            AmedError: If there is no such agent, it cannot be made, or has a way of its own to be run.
-        """
-        control = self.spec.startswith(CONTROL_PREFIX)
-        agent = make_control(self.spec, **self.options) if control else make_agent(self.spec, **self.options)
-        if type(agent).search is not Agent.search:
-            raise AgentError(
-                f"agent {self.name!r} has a `search` of its own, which the benchmark cannot count; write `explore`, "
-                "which `amed_env.Agent.search` calls."
-            )
-        return agent
-
-    def describe(self) -> Description:
-        """What the agent says of itself.
-
-        Raises:
-            AmedError: If it cannot be made, or says something that is no text.
-        """
-        agent = self.make()
-        if isinstance(agent.saw, str) or not all(isinstance(text, str) for text in _tuple_of(agent.saw)):
-            raise AgentError(f"agent {self.name!r}: saw is {agent.saw!r}; give a tuple of texts, () for nothing.")
-        if not isinstance(agent.description, str):
-            raise AgentError(f"agent {self.name!r}: description is {agent.description!r}; give a text.")
-        listed = list_agents().get(self.spec)
-        recipe = getattr(agent, "recipe", None) or {}
-        own = recipe.get("description") or agent.description or type(agent).__name__
-        saw = (*agent.saw, *recipe.get("tuned_on", ()))
-        return Description(
-            family="learner" if agent.family == "learner" else "search",
-            text=one_line(own if listed is None else listed.description),
-            saw=tuple(dict.fromkeys(map(one_line, saw))),
-            recipe=recipe_digest(self.spec),
-        )
-
-    def require_recipe(self) -> None:
-        """Check that the recipe says what it has to.
-
-        Raises:
-            AgentError: If it says something else now, or cannot be read.
-        """
-        if self.recipe is not None and self.recipe != recipe_digest(self.spec):
-            raise AgentError(f"the recipe {self.spec} has other contents than when the runs began.")
-
-
-def recipe_digest(spec: str) -> str | None:
-    """SHA-256 (hex) of what a recipe says, however its file is laid out; None if the spec is no recipe.
-
-    Raises:
-        AgentError: If the recipe cannot be read or is malformed.
-    """
-    if not is_recipe(spec):
-        return None
-    contents = load_recipe(spec).model_dump()
-    return sha256(json.dumps(contents, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> Run | None:
@@ -162,7 +56,7 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit, or what extensions raise: it costs this run and no other
-            note = _note(f"{type(error).__name__}: {error}")
+            note = _note(f"{type(error).__name__}: {error}{_place_of(error)}")
             logger.warning("%s, seed %d, %s: %s", contender.name, seed, cell, note)
         else:
             if result.interrupted:
@@ -173,7 +67,10 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
     record.look()
     foul = None
     if record.beside:
-        foul = f"{record.beside} qualities were asked for past session.evaluate, where they are not counted"
+        foul = (
+            f"{record.beside} qualities were asked for past session.evaluate, where they are not counted; an "
+            "environment within an agent needs measure=session.evaluate"
+        )
     elif len(questions) > evaluations:
         foul = f"{len(questions)} qualities were asked for, of which {evaluations} are allowed"
     if foul is not None:
@@ -193,9 +90,15 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
     )
 
 
-def _tuple_of(values: object) -> tuple[object, ...]:
-    """Values of a list, or something that is no text where there is none."""
-    return tuple(values) if isinstance(values, tuple | list) else (None,)
+def _place_of(error: BaseException) -> str:
+    """Where the agent's own code was when it failed; nothing if none but this package and libraries was."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not Path(frame.filename).is_relative_to(_PACKAGE) and not LIBRARIES & set(Path(frame.filename).parts)
+    ]
+    own = [frame for frame in own if Path(frame.filename).is_file()]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _note(text: str) -> str:

@@ -14,11 +14,10 @@ from pathlib import Path
 from secrets import SystemRandom
 from typing import NamedTuple
 
-from amed_env.agents.registry import is_recipe
 from amed_env.bench.claims import run_problems
+from amed_env.bench.contender import Contender
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.result_file import ResultFile, Run, read_result
-from amed_env.bench.running import Contender
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, missing_task, task_digest
 from amed_env.errors import AmedError
 from amed_env.machine import versions
@@ -164,14 +163,14 @@ def _check_agent(verdict: Verdict, result: ResultFile) -> Contender | None:
     if contender.name != header.agent:
         verdict.problems.append(f"the agent is called {header.agent!r}, but {header.spec!r} is {contender.name!r}.")
         return None
-    if is_recipe(header.spec) and header.recipe is None:
-        verdict.remarks.append("its header has no digest of the recipe, so what that said then is not known.")
     try:
         contender.require_recipe()
         here = contender.describe()
     except AmedError as error:
         verdict.unchecked.append(f"no run can be replayed, as the agent cannot be made here: {error}")
         return None
+    if header.recipe is None and here.recipe is not None:
+        verdict.remarks.append(f"its header has no digest of {header.spec}, so what that was then is not known.")
     others = _other_versions(result)
     if others:
         verdict.remarks.append(f"it was made with other versions: {_versions_apart(result)}.")

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
+from amed_env.bench.contender import Contender, recipe_digest
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.result_file import ResultFile, read_result
 from amed_env.bench.results_folder import AgentFile, make_header
-from amed_env.bench.running import Contender, recipe_digest
 from amed_env.bench.scores import AFTER, regrets
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, is_tabular, usable_tasks
 from amed_env.commands.interrupts import Interrupts

@@ -174,7 +174,9 @@ ReplayOption = Annotated[
 
 @bench_app.command()
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of results.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="Files of results, or folders.", show_default=False)
+    ],
     replay: ReplayOption = "all",
     workers: WorkersOption = 1,
     as_json: JsonOption = False,

@@ -20,12 +20,12 @@ from amed_env.files import write_atomically
 
 
 def validate(output: Output, files: Sequence[Path], replays: int | None, workers: int) -> int:
-    """Check files.
+    """Check files, or all of a folder.
 
     Returns:
         0 if all are valid; 1 if not; or 128 + the signal that ended it.
     """
-    verdicts, code = _verdicts(output, files, replays, workers)
+    verdicts, code = _verdicts(output, _files_of(files), replays, workers)
     for verdict in verdicts:
         _tell(output, verdict)
     output.document({"files": [_json(verdict) for verdict in verdicts]})
@@ -45,9 +45,7 @@ def leaderboard(
     Raises:
         InputError: If there are no results, none is valid, or two are of one agent.
     """
-    files = sorted(results.glob(f"*{SUFFIX}"))
-    if not files:
-        raise InputError(f"{results} has no results (*{SUFFIX}); make some with: amed bench tiny --out {results}")
+    files = _files_of([results])
     for target in (out, figures):
         if target is not None:
             _check_target(target)  # before the validation, which may take hours
@@ -68,6 +66,21 @@ def leaderboard(
     output.show(f"{out}: {valid} of {len(verdicts)} files are valid, {replayed} of {runs} runs replayed{rest}.")
     output.document({"leaderboard": str(out), "files": [_json(verdict) for verdict in verdicts]})
     return 0 if valid == len(verdicts) else 1
+
+
+def _files_of(paths: Sequence[Path]) -> list[Path]:
+    """The files, and those of folders.
+
+    Raises:
+        InputError: If a folder has none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        if not files:
+            raise InputError(f"{path} has no results (*{SUFFIX}); make some with: amed bench tiny --out {path}")
+        found += files
+    return found
 
 
 def _check_target(path: Path) -> None:

@@ -123,8 +123,13 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             least = smallest[name] if known is None else known / self.reference[METRICS.index(BUDGET_METRICS[name])]
             least = float(least) * (1 + 1e-6)
             return {name: (min(1.0, least), max(1.0, least))} if least <= 1 else {name: (least, least)}
+        if not isinstance(given, Mapping):
+            raise BudgetError(f"budget_range is {given!r}; give a mapping such as {{'latency': (0.3, 0.9)}}.")
         ranges = {}
-        for name, (low, high) in given.items():
+        for name, pair in given.items():
+            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+                raise BudgetError(f"budget_range {name}: {pair!r} is no range; give the smallest and the largest.")
+            low, high = pair
             Budget(name, high)
             if not 0 < low <= high:
                 raise BudgetError(f"budget_range {name}: ({low}, {high}) is no range; give 0 < smallest <= largest.")
@@ -209,6 +214,11 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             return choices, False
         repaired = repair(self.task, choices, self._limits)
         return (choices, False) if repaired is None else (repaired, True)
+
+    @property
+    def measures_itself(self) -> bool:
+        """Whether allocations are evaluated by a function that was given, and not by the task."""
+        return self._measure is not None
 
     def _trial(self, allocation: BitAllocation) -> Trial:
         if self._measure is not None:

@@ -29,6 +29,8 @@ def why_not(env: LayerWiseEnv) -> str | None:
     """Why many episodes of an environment cannot be stepped at once, or None if they can."""
     if env.reward_kind == "predicted":
         return None
+    if env.measures_itself:
+        return "allocations are evaluated by `measure`, one after the other"
     if not isinstance(env.task.evaluator, TableEvaluator):
         return f"the quality of {env.task.network!r} is evaluated, not looked up"
     if not env.task.capabilities.additive:

@@ -15,7 +15,7 @@ from amed_env.allocation import BitAllocation
 from amed_env.constraints import allowed_choices
 from amed_env.envs.base import AllocationEnv
 from amed_env.envs.features import METRICS, EpisodeState, Observer
-from amed_env.errors import InputError
+from amed_env.errors import InputError, RenderModeError
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.objective import potential, shaping
@@ -88,7 +88,7 @@ class LayerWiseEnv(AllocationEnv):
         if not 0 < gamma <= 1:
             raise InputError(f"gamma is {gamma}; it must be above 0 and at most 1.")
         if render_mode not in (None, "ansi"):
-            raise InputError(f"render_mode {render_mode!r} is unknown; use 'ansi' or None.")
+            raise RenderModeError(f"render_mode {render_mode!r} is unknown; use 'ansi' or None.")
         self.reward_kind, self.gamma, self.render_mode = reward, gamma, render_mode
         self.observer = Observer(self.task, self.cost_arrays, self.rest, self.reference)
         self._state = self._fresh_state()

@@ -17,7 +17,7 @@ from amed_env.allocation import BitAllocation
 from amed_env.constraints import TOLERANCE
 from amed_env.envs.base import AllocationEnv
 from amed_env.envs.features import METRICS
-from amed_env.errors import InputError, SearchEnded, StoreError
+from amed_env.errors import InputError, RenderModeError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.objective import FAULT_REWARD, VIOLATION_PENALTY, final_reward, fits, violation
@@ -100,7 +100,7 @@ class RandomWalkEnv(AllocationEnv):
         if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int) or moves < 1):
             raise InputError(f"moves is {moves!r}; give a whole number of at least 1, or None.")
         if render_mode not in (None, "ansi"):
-            raise InputError(f"render_mode {render_mode!r} is unknown; use 'ansi' or None.")
+            raise RenderModeError(f"render_mode {render_mode!r} is unknown; use 'ansi' or None.")
         self.reward_kind, self.render_mode = reward, render_mode
         self.quality = quality if isinstance(quality, QualityScore) else QualityScore.of(quality or {})
         layers, choices = len(self.task.workload), len(self.task.precisions)

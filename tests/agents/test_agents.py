@@ -243,6 +243,30 @@ def test_what_is_no_agent_is_told_by_its_type_alone(monkeypatch):
         make_agent({"secret": 1})
 
 
+def test_an_agent_without_a_name_has_that_of_its_class():
+    class Coin(Agent):
+        def explore(self, session):
+            session.evaluate(session.task.uniform(2))
+
+    class Named(Coin):
+        name = "a coin"
+
+    class Child(Named):
+        pass
+
+    assert (Coin().name, Named().name, Child().name) == ("Coin", "a coin", "a coin")
+    assert Coin().search(formula_task(2), 1).agent == "Coin"
+
+
+def test_what_is_no_allocation_is_named():
+    class Lists(Agent):
+        def explore(self, session):
+            session.evaluate([2, 2])
+
+    with pytest.raises(InputError, match=r"\[2, 2\] is no allocation; make one with session.task.allocation"):
+        Lists().search(formula_task(2), 1)
+
+
 @pytest.mark.parametrize("name", ["spec", "self"])
 def test_options_of_any_name_are_options(name):
     with pytest.raises(AgentError, match="agent 'random' cannot be made"):

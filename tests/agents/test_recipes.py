@@ -7,11 +7,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from small_task import formula_task
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, PPO
 
 from amed_env.agents import make_agent
 from amed_env.agents.recipe import parse_recipe
-from amed_env.errors import AgentError
+from amed_env.errors import AgentError, UnknownNameError
 
 ZOO = Path(__file__).parents[2] / "agents"
 SHIPPED = sorted(ZOO.glob("**/*.yaml"))
@@ -129,6 +129,53 @@ def test_values_that_the_library_allows_are_taken():
     assert make_agent("sac", **options).hyperparameters["ent_coef"] == "auto_0.1"
     assert make_agent("dqn", max_grad_norm=5, tau=1).hyperparameters["tau"] == 1
     assert make_agent("ppo", clip_range_vf=None, target_kl=None, policy_kwargs={"net_arch": [8]})
+
+
+@pytest.mark.parametrize("algorithm", ["stable_baselines3:SAC", "stable_baselines3:TD3", "sb3_contrib:TQC"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_algorithms_of_continuous_actions_get_them(tmp_path, algorithm, separate):
+    agent = make_agent(
+        write(tmp_path, GOOD.replace("dqn", algorithm).replace("learning_starts: 8", "learning_starts: 4"))
+    )
+    result = agent.search(formula_task(3, {"latency": 0.6}, separate=separate), 6)
+    # TD3 has no noise unless it is given some, and ends when it has nothing new.
+    assert (result.evaluations == 6 or "TD3" in algorithm) and result.trials
+    assert all(result.task.feasible(trial.costs) for trial in result.trials)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "message"),
+    [
+        ("sb3_contrib:ARS", "MlpPolicy", "neither an on-policy nor an off-policy"),
+        ("sb3_contrib:RecurrentPPO", "MlpPolicy", "RecurrentPPO has MlpLstmPolicy"),
+        ("stable_baselines3:PPO", "MlpPolcy", "PPO has MlpPolicy"),
+    ],
+)
+def test_what_cannot_learn_here_is_refused_before_training(algorithm, policy, message):
+    with pytest.raises(AgentError, match=message):
+        make_agent(algorithm, policy=policy)
+
+
+class HandsOn(PPO):
+    """A learner with a number of its own, which hands on whatever else it is given."""
+
+    def __init__(self, *arguments, own_number=0.5, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.own_number = own_number
+
+
+def test_what_a_learner_hands_on_are_hyperparameters_too():
+    agent = make_agent(HandsOn, own_number=0.25, learning_rate=0.01, n_steps=8)
+    agent.search(formula_task(3), 4)
+    assert agent.model.own_number == 0.25 and agent.model.lr_schedule(1) == 0.01
+    with pytest.raises(UnknownNameError, match="did you mean 'learning_rate'") as caught:
+        make_agent(HandsOn, learning_rat=0.01)
+    assert "keywords" not in str(caught.value) and "arguments" not in str(caught.value)
+
+
+def test_numbers_that_yaml_takes_for_text_are_named(tmp_path):
+    with pytest.raises(AgentError, match=r"learning_rate is '3e-4'.*YAML takes this for text, write 0\.0003\."):
+        make_agent(write(tmp_path, GOOD.replace("0.01", "3e-4")))
 
 
 def test_no_python_objects_are_made_from_a_recipe(tmp_path):

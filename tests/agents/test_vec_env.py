@@ -1,5 +1,6 @@
 """The environments of stable-baselines3 that are stepped at once: reset in the same step, information, learning."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from sb3_contrib import MaskablePPO
@@ -50,7 +51,8 @@ def test_masks_are_those_that_maskable_learners_ask_for():
     single = LayerWiseEnv(**OPTIONS)
     single.reset()
     np.testing.assert_array_equal(get_action_masks(vector), [single.action_masks()] * 3)
-    assert vector.env_is_wrapped(Monitor) == [False] * 3
+    assert vector.env_is_wrapped(Monitor) == [True] * 3  # its information is there, which callbacks look for
+    assert vector.env_is_wrapped(gym.wrappers.FlattenObservation) == [False] * 3
     with pytest.raises(InputError, match="no method 'render'"):
         vector.env_method("render")
     with pytest.raises(InputError, match="cannot set"):

@@ -1,8 +1,8 @@
 """A suite that is small enough for tests, and results on it."""
 
+from amed_env.bench.contender import Contender
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.results_folder import AgentFile, make_header
-from amed_env.bench.running import Contender
 from amed_env.bench.suites import BudgetedDevice, CellGrid, Cells, Suite
 from amed_env.bench.validation import validate
 

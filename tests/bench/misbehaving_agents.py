@@ -217,3 +217,9 @@ class Describes(SawNothing):
     """Has a number for a description."""
 
     saw, description = (), 5
+
+
+class OfNoFamily(SawNothing):
+    """The same."""
+
+    saw, family = (), "rl"

@@ -7,8 +7,9 @@ import pytest
 from bench_suite import SUITE
 from small_task import BitProportional, InteractingEvaluator
 
+from amed_env.bench.contender import Contender
 from amed_env.bench.controls import CONTROLS, InvertedQuality, ShuffledSensitivities, make_control
-from amed_env.bench.running import Contender, run_once
+from amed_env.bench.running import run_once
 from amed_env.bench.scores import regret_after
 from amed_env.bench.suites import cell_task
 from amed_env.errors import AmedError, UnknownNameError

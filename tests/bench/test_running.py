@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from bench_suite import EVALUATIONS, SEEDS, SUITE, write
 
 from amed_env import make_agent, make_task
+from amed_env.bench.contender import Contender
 from amed_env.bench.counting import counted
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.result_file import read_result
 from amed_env.bench.results_folder import AgentFile, make_header
-from amed_env.bench.running import Contender, run_once
+from amed_env.bench.running import run_once
 from amed_env.bench.suites import Cells, cell_task
 from amed_env.errors import AgentError, AmedError, RunFolderError
 
@@ -45,9 +47,11 @@ def test_a_run_is_what_a_search_does():
 
 def test_an_agent_that_breaks_keeps_what_it_found():
     run = run_once(Contender("misbehaving_agents:Raises"), SUITE.cells()[1], 0, 10)
-    assert run.evaluations == 2 and run.note == "ZeroDivisionError: no such luck" and run.improvements
+    # It says where in the agent's own code.
+    assert re.fullmatch(r"ZeroDivisionError: no such luck \(misbehaving_agents.py, line \d+\)", run.note)
+    assert run.evaluations == 2 and run.improvements
     run = run_once(Contender("misbehaving_agents:Quits"), CELL, 0, 10)
-    assert run.evaluations == 0 and run.note == "SystemExit: 4" and run.improvements == ()
+    assert run.evaluations == 0 and run.note.startswith("SystemExit: 4 (misb") and run.improvements == ()
 
 
 def test_evaluations_that_fail_count_and_are_no_improvement(monkeypatch):
@@ -123,12 +127,19 @@ def test_what_an_agent_changes_of_its_task_changes_no_other():
 
 def test_an_error_of_any_kind_costs_its_own_run_and_its_note_replays():
     run = run_once(Contender("misbehaving_agents:Panics"), SUITE.cells()[1], 0, 8)
-    assert run.note == "Panic: of <object object at 0x…> in two lines" and run.evaluations == 1
+    assert run.note.startswith("Panic: of <object object at 0x…> in two lines (misbehaving_agents.py, line ")
+    assert run.evaluations == 1
     assert "QuitsAtOnce" in run_once(Contender("misbehaving_agents:QuitsAtOnce"), CELL, 0, 8).note
 
 
 @pytest.mark.parametrize(
-    ("agent", "message"), [("SawNothing", "saw is None"), ("SawText", "saw is 'the"), ("Describes", "description is 5")]
+    ("agent", "message"),
+    [
+        ("SawNothing", "saw is None"),
+        ("SawText", "saw is 'the"),
+        ("Describes", "description is 5"),
+        ("OfNoFamily", "family is 'rl'"),
+    ],
 )
 def test_what_an_agent_says_of_itself_is_text(agent, message):
     with pytest.raises(AgentError, match=message):
@@ -275,7 +286,7 @@ def test_the_header_says_what_the_agent_saw(good):
 def test_a_recipe_says_what_it_was_tuned_on(monkeypatch):
     agent = make_agent("greedy")
     agent.recipe = {"description": "greedy, but tuned", "tuned_on": ["bops, latency 0.5"]}
-    monkeypatch.setattr("amed_env.bench.running.make_agent", lambda spec, **options: agent)
+    monkeypatch.setattr("amed_env.bench.contender.make_agent", lambda spec, **options: agent)
     described = Contender("tuned:Greedy").describe()
     assert (described.family, described.text) == ("search", "greedy, but tuned")
     assert described.saw == ("bops, latency 0.5",) and described.recipe is None

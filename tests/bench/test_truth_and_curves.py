@@ -15,7 +15,6 @@ from amed_env.bench.estimates import (
     change_on_test,
     control_verdict,
     final_regret,
-    optimum_on_test,
     profile,
     regret_at,
     regret_curve,

@@ -1,12 +1,13 @@
 """What a submission says of its agent, suite and recipe is the truth, or refused with the reason."""
 
 import json
+import sys
 
 import pytest
 from bench_suite import SUITE, reasons, write
 
+from amed_env.bench.contender import Contender, recipe_digest
 from amed_env.bench.execution import Job, run_all
-from amed_env.bench.running import Contender, recipe_digest
 from amed_env.bench.validation import validate
 from amed_env.errors import AgentError, RunFolderError
 
@@ -105,6 +106,23 @@ def test_a_recipe_that_changes_while_it_runs_ends_the_benchmark(recipe):
         next(runs)
 
 
+def test_a_class_that_was_changed_is_named_and_not_mixed(tmp_path, monkeypatch, request):
+    monkeypatch.syspath_prepend(tmp_path)
+    request.addfinalizer(lambda: sys.modules.pop("changing_agent", None))
+    module = tmp_path / "changing_agent.py"
+    text = "from amed_env import Agent\n\nclass Fixed(Agent):\n    def explore(self, session):\n"
+    module.write_text(text + "        session.evaluate(session.task.uniform(2))\n")
+    path = write(tmp_path / "results", "changing_agent:Fixed", evaluations=3)
+    assert validate(path).valid
+    lines = path.read_text().splitlines(keepends=True)
+    module.write_text(text + "        session.evaluate(session.task.uniform(3))\n")
+    verdict = validate(path, 0)
+    assert verdict.word == "not validated" and "changing_agent:Fixed has other contents" in verdict.unchecked[0]
+    path.write_text("".join(lines[:-1]))
+    with pytest.raises(RunFolderError, match="the contents of changing_agent:Fixed have changed since"):
+        write(tmp_path / "results", "changing_agent:Fixed", evaluations=3)
+
+
 def test_files_from_before_recipes_were_kept_are_still_good(recipe, tmp_path):
     path = write(tmp_path, str(recipe), evaluations=3)
     header, *runs = [json.loads(line) for line in path.read_text().splitlines()]
@@ -112,4 +130,4 @@ def test_files_from_before_recipes_were_kept_are_still_good(recipe, tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in [header, *runs[:-1]]))
     write(tmp_path, str(recipe), evaluations=3)  # which resumes
     verdict = validate(path)
-    assert verdict.valid and "no digest of the recipe" in verdict.remarks[0]
+    assert verdict.valid and "has no digest of" in verdict.remarks[0]

@@ -109,6 +109,13 @@ def test_a_bad_file_is_refused(amed, tmp_path):
     answer = amed("bench", "leaderboard", "--results", ".", "--out", "L.md")
     assert answer.code == 2 and "none of the results is valid" in answer.err and not (tmp_path / "L.md").exists()
     assert amed("bench", "leaderboard", "--results", "nowhere").code == 2
+    (tmp_path / "folder").mkdir()
+    answer = amed("bench", "leaderboard", "--results", ".", "--out", "folder")
+    assert answer.code == 2 and "folder is a folder; name a file" in answer.err
+    answer = amed("bench", "validate", "folder")
+    assert answer.code == 2 and "has no results" in answer.err
+    answer = amed("bench", "leaderboard", "--results", ".", "--out", "bad.jsonl/L.md")
+    assert answer.code == 2 and "cannot be written" in answer.err
 
 
 def test_what_was_replayed_is_said(run, amed, tmp_path, monkeypatch):
@@ -122,6 +129,8 @@ def test_what_was_replayed_is_said(run, amed, tmp_path, monkeypatch):
     files = sorted((tmp_path / "results").glob("*.jsonl"))
     whole = amed("bench", "validate", files[0])
     assert whole.code == 0 and "18 of 18 runs replayed)" in whole.out
+    folder = amed("bench", "validate", tmp_path / "results", "--replay", 0)
+    assert folder.code == 0 and all(str(file) in folder.out.replace("\n", "") for file in files)
     part = amed("bench", "validate", files[0], "--replay", 2)
     assert part.code == 0 and "2 of 18 runs replayed; the counts of the others are unchecked)" in part.out
     ranked = amed("bench", "leaderboard", "--results", "results", "--out", "L.md")

@@ -217,7 +217,7 @@ def test_disk_fault_while_writing_the_result(amed, monkeypatch, errno_name):
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr("amed_env.run_folder.os.fsync", fail)
+        patch.setattr("amed_env.files.os.fsync", fail)
         answer = amed(*RANDOM)
     assert answer.code == 1 and os.strerror(number) in answer.err and "Traceback" not in answer.err
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from small_task import SharedBuffer, all_choices, formula_task
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 import amed_env
@@ -60,6 +62,16 @@ def test_registered_id_also_resolves_with_its_module():
     env = gym.make(f"amed_env:{ID}", task="digits-cnn", device="bitfusion", budget={"latency": 0.5})
     assert isinstance(env.unwrapped, LayerWiseEnv)
     assert env.spec.id == ID and env.spec.max_episode_steps is None
+
+
+@pytest.mark.parametrize("environment", ["AMED/LayerWise-v0", "AMED/OneShot-v0", "AMED/RandomWalk-v0"])
+def test_stable_baselines3_makes_it_from_its_id(environment):
+    """It asks for pictures first, and goes on without them after a TypeError."""
+    environments = make_vec_env(environment, n_envs=2, seed=0)
+    assert environments.reset().shape[0] == 2
+    PPO("MlpPolicy", environment, n_steps=16, batch_size=8)
+    with pytest.raises(InputError, match="render_mode 'rgb_array' is unknown"):
+        gym.make("AMED/LayerWise-v0", render_mode="rgb_array")
 
 
 def test_equal_seeds_give_equal_episodes_and_others_other_budgets():

@@ -10,6 +10,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from small_task import SharedBuffer, formula_task
 
 import amed_env
+from amed_env import make_task
+from amed_env.agents.vec_env import LayerWiseVecEnv
 from amed_env.envs.batch import LayerWiseBatch
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.envs.vectorized import LayerWiseVectorEnv
@@ -146,6 +148,22 @@ def test_make_vec_steps_other_tasks_one_after_the_other():
     for _ in range(4):
         *_, info = vector.step(np.array([0, 1, 0]))
     assert info["accuracy"].shape == (3,) and {env.task for env in vector.envs} == {task}
+
+
+def test_what_is_measured_by_a_function_of_ones_own_is_stepped_one_after_the_other():
+    task, asked = make_task("tabular/digits-cnn", budget={"latency": 0.5}), []
+
+    def measure(allocation):
+        asked.append(allocation)
+        return task.measure(allocation)
+
+    with pytest.raises(InputError, match="evaluated by `measure`"):
+        LayerWiseVecEnv(3, task=task, measure=measure)
+    environments = gym.make_vec("AMED/LayerWise-v0", num_envs=3, task=task, measure=measure)
+    environments.reset(seed=0)
+    for _ in range(8):
+        environments.step(np.array([3, 0, 1]))
+    assert len(asked) == 3
 
 
 def test_everything_is_drawn_from_one_seed():
