@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.constraints import TOLERANCE, BoolArray, FloatArray, least_rest
+from amed_env.constraints import BoolArray, FloatArray, least_rest
+from amed_env.objective import TOLERANCE
 
 IntArray = npt.NDArray[np.int64]
 

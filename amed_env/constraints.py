@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from amed_env.objective import TOLERANCE
+
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-TOLERANCE = 1e-9
-"""Relative slack of every comparison with a limit, as sums of floats depend on their order."""
 _SCALE = 1e3
 """Limits are this many units, so that the solver's tolerance becomes that of `TOLERANCE`."""
 _MARGINS = (0.0, 1e-8, 1e-6, 1e-5)

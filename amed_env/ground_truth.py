@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.allocation import BitAllocation
-from amed_env.constraints import TOLERANCE
 from amed_env.errors import BudgetError, InputError
 from amed_env.evaluation.quality import Split, check_split
 from amed_env.evaluation.store import Trial
 from amed_env.evaluation.table import TableEvaluator
 from amed_env.hardware import HardwareBackend, load_device
-from amed_env.objective import BUDGET_METRICS
+from amed_env.objective import BUDGET_METRICS, TOLERANCE
 from amed_env.task import Task
 
 if TYPE_CHECKING:

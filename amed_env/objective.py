@@ -16,6 +16,8 @@ from numbers import Real
 
 from amed_env.errors import BudgetError, UnknownNameError
 
+TOLERANCE = 1e-9
+"""Relative slack of every comparison with a limit, as sums of floats depend on their order."""
 REFERENCE_BITS = 8
 """Relative budgets are factors of the cost at this uniform width."""
 BUDGET_METRICS = {"latency": "latency_ms", "energy": "energy_uj", "memory": "weight_kib", "bops": "bops"}
@@ -165,7 +167,7 @@ def resolve(budgets: Iterable[Budget], reference: Mapping[str, float]) -> dict[s
 
 def fits(costs: Mapping[str, float], limits: Mapping[str, float]) -> bool:
     """Whether every limited metric is within its limit, but for a rounding error of sums (one part in 10^9)."""
-    return all(costs[metric] <= limit * (1 + 1e-9) for metric, limit in limits.items())
+    return all(costs[metric] <= limit * (1 + TOLERANCE) for metric, limit in limits.items())
 
 
 def violation(costs: Mapping[str, float], limits: Mapping[str, float]) -> float:

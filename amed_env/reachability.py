@@ -10,7 +10,7 @@ import numpy as np
 
 from amed_env.constraints import cheapest_choices, least_choosable, smallest_reachable
 from amed_env.errors import BackendError, BudgetError
-from amed_env.objective import REFERENCE_BITS, Budget, fits
+from amed_env.objective import REFERENCE_BITS, TOLERANCE, Budget, fits
 from amed_env.pins import pins_text
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _check_sums(task: Task, budgets: Sequence[Budget], limits: Mapping[str, floa
         return
     table = np.stack([task.least_costs[budget.metric] for budget in budgets])
     values = np.asarray([limits[budget.metric] for budget in budgets])
-    tolerant = values * (1 + 1e-9)
+    tolerant = values * (1 + TOLERANCE)
     smallest = least_choosable(table, task.choosable).sum(axis=1)
     for budget, limit, least in zip(budgets, tolerant, smallest, strict=True):
         if least > limit:

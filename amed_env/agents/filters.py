@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.agents.session import SearchSession
-from amed_env.constraints import TOLERANCE
 from amed_env.errors import BackendError
-from amed_env.objective import violation
+from amed_env.objective import TOLERANCE, violation
 from amed_env.task import Task
 
 IntArray = npt.NDArray[np.int64]

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from amed_env.agents.neighbours import neighbours, random_neighbour
 from amed_env.agents.session import SearchSession
-from amed_env.constraints import TOLERANCE, allowed_choices, cheapest_choices, least_rest
+from amed_env.constraints import allowed_choices, cheapest_choices, least_rest
 from amed_env.errors import AmedError, BackendError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial
+from amed_env.objective import TOLERANCE
 from amed_env.proxies import Proxy, proxy_table
 from amed_env.repair import repair
 from amed_env.task import Task

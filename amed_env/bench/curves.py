@@ -6,11 +6,12 @@ Accuracies are looked up in the tables and never taken from a file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, read_result, require_different_agents
 from amed_env.bench.scores import AFTER
@@ -24,9 +25,33 @@ CHECKPOINTS = AFTER
 CONTROL_PREFIX = "control/"
 REFERENCE = "random"
 """The agent beside which everything is shown."""
-_POINTS_PER_DECADE = 8
+_POINTS_PER_DECADE = 24
 _SHARED = ("suite", "cells", "evaluations")
 """What files must have in common to be compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """All improvements of R runs on T cells, in the order of their evaluations: N in all.
+
+    Attributes:
+        after: Number of the evaluation: int64 (N,), rising.
+        seeds: Number of the seed: int64 (N,).
+        cells: Number of the cell: int64 (N,).
+        regrets: Accuracy points on the search split from then on: float64 (N,).
+    """
+
+    after: IntArray
+    seeds: IntArray
+    cells: IntArray
+    regrets: FloatArray
+
+    def of_cells(self, chosen: Sequence[int]) -> Steps:
+        """The improvements on some of the cells, which are numbered anew in the given order."""
+        kept = np.flatnonzero(np.isin(self.cells, chosen))
+        order = np.argsort(chosen)
+        cells = order[np.searchsorted(chosen, self.cells[kept], sorter=order)]
+        return Steps(self.after[kept], self.seeds[kept], cells, self.regrets[kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +60,10 @@ class AgentRuns:
 
     Attributes:
         header: What its file says about it.
-        rows: Row of the best allocation after each of the K points: int64 (K, R, T), `NOTHING` before the first.
-        regrets: Accuracy points on the search split: float64 (K, R, T).
+        rows: Row of the best allocation at the end: int64 (R, T), `NOTHING` where nothing was found.
+        steps: Its improvements.
+        first: Regret before anything was found, in accuracy points on the search split: float64 (T,).
+        final: Regret at the end, in accuracy points on the search split: float64 (R, T).
         test_regrets: Accuracy points on the test split of what was best on the search split at the end: (R, T).
         evaluations: Distinct evaluations that were used: int64 (R, T).
         seconds: Duration of the runs: float64 (R, T).
@@ -45,7 +72,9 @@ class AgentRuns:
 
     header: Header
     rows: IntArray
-    regrets: FloatArray
+    steps: Steps
+    first: FloatArray
+    final: FloatArray
     test_regrets: FloatArray
     evaluations: IntArray
     seconds: FloatArray
@@ -61,15 +90,26 @@ class AgentRuns:
         """`learner`, `search` or `control`."""
         return "control" if self.name.startswith(CONTROL_PREFIX) else self.header.family
 
-    @property
-    def final(self) -> FloatArray:
-        """Regret at the end, in accuracy points on the search split: float64 (R, T)."""
-        return np.asarray(self.regrets[-1])
+    def regrets_after(self, points: npt.ArrayLike) -> Iterator[FloatArray]:
+        """Regrets on the search split after numbers of evaluations, in accuracy points: each float64 (R, T).
+
+        Args:
+            points: (K,), rising.
+        """
+        regrets = np.tile(self.first, (len(self.final), 1))
+        begin = 0
+        for end in np.searchsorted(self.steps.after, np.asarray(points), side="right"):
+            since = slice(begin, end)
+            # A run may improve twice since the point before: of equal indices the last one counts.
+            regrets[self.steps.seeds[since], self.steps.cells[since]] = self.steps.regrets[since]
+            begin = end
+            yield regrets.copy()
 
     def of_cells(self, chosen: Sequence[int]) -> AgentRuns:
         """The runs on some of the cells, by their numbers."""
-        names = ("rows", "regrets", "test_regrets", "evaluations", "seconds")
-        return replace(self, **{name: getattr(self, name)[..., list(chosen)] for name in names})
+        names = ("rows", "first", "final", "test_regrets", "evaluations", "seconds")
+        of_chosen = {name: getattr(self, name)[..., list(chosen)] for name in names}
+        return replace(self, steps=self.steps.of_cells(chosen), **of_chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +120,7 @@ class Comparison:
         suite: Name of the suite.
         which: `held-out` or `development`.
         evaluations: Distinct evaluations that each run had.
-        points: Numbers of evaluations at which regret is known: int64 (K,), rising.
+        points: Numbers of evaluations at which intervals are computed: int64 (K,), rising.
         truths: What is true about each of the T cells.
         agents: The agents, the least regret first.
         left_out: Agents and cells that are not compared, each with the reason.
@@ -126,6 +166,11 @@ class Comparison:
         """The agent of a name, or None."""
         return next((agent for agent in self.agents if agent.name == name), None)
 
+    def scopes(self) -> dict[str, Comparison]:
+        """The comparison, by the name `""`, and that of each task by its name if there are several."""
+        of_tasks = {task: self.of_task(task) for task in self.tasks} if len(self.tasks) > 1 else {}
+        return {"": self, **of_tasks}
+
     def of_task(self, task: str) -> Comparison:
         """The same comparison on the cells of one task; agents keep their order."""
         chosen = [number for number, truth in enumerate(self.truths) if truth.cell.task == task]
@@ -134,7 +179,7 @@ class Comparison:
 
 
 def points_up_to(evaluations: int) -> IntArray:
-    """Numbers of evaluations at which curves are computed: about equally far apart in logarithms, and the checkpoints.
+    """Numbers of evaluations at which intervals are computed: about equally far apart in logarithms, and the checkpoints.
 
     Args:
         evaluations: The last one.
@@ -200,7 +245,7 @@ def compare(files: Sequence[ResultFile]) -> Comparison:
             left_out[file.header.agent] = f"{missing} of {len(cells) * file.header.seeds} runs are missing"
             continue
         _check_tables(file, truths)
-        agents.append(_agent_runs(file, truths, points))
+        agents.append(_agent_runs(file, truths))
     if not agents:
         raise BenchFileError(
             "no agent has finished: "
@@ -220,27 +265,40 @@ def _check_tables(file: ResultFile, truths: Iterable[CellTruth]) -> None:
             )
 
 
-def _agent_runs(file: ResultFile, truths: Sequence[CellTruth], points: IntArray) -> AgentRuns:
+def _agent_runs(file: ResultFile, truths: Sequence[CellTruth]) -> AgentRuns:
     by_key: dict[tuple[Cell, int], Run] = {run.key: run for run in file.runs}
     seeds = range(file.header.seeds)
     shape = (len(seeds), len(truths))
-    rows = np.full((len(points), *shape), NOTHING, dtype=np.int64)
-    regrets, test_regrets = np.empty(rows.shape), np.empty(shape)
+    rows = np.full(shape, NOTHING, dtype=np.int64)
+    final, test_regrets = np.empty(shape), np.empty(shape)
+    steps = []
     for column, truth in enumerate(truths):
         runs = [_run_of(file, by_key, truth.cell, seed) for seed in seeds]
-        rows[:, :, column] = _rows_after(file, truth, runs, points)
-        regrets[:, :, column] = truth.regret(rows[:, :, column])
-        test_regrets[:, column] = truth.regret(rows[-1, :, column], "test")
+        after, of_seeds, found = _improvements(file, truth, runs)
+        rows[of_seeds, column] = found  # the last one of each run remains
+        final[:, column] = truth.regret(rows[:, column])
+        test_regrets[:, column] = truth.regret(rows[:, column], "test")
+        steps.append(Steps(after, of_seeds, np.full_like(after, column), truth.regret(found)))
     grid = [[by_key[truth.cell, seed] for truth in truths] for seed in seeds]
     return AgentRuns(
         file.header,
         rows,
-        regrets,
+        _ordered(steps),
+        np.array([float(truth.regret(NOTHING)) for truth in truths]),
+        final,
         test_regrets,
         np.array([[run.evaluations for run in line] for line in grid], dtype=np.int64),
         np.array([[run.seconds for run in line] for line in grid], dtype=np.float64),
         Counter(run.note is not None for line in grid for run in line)[True],
     )
+
+
+def _ordered(steps: Sequence[Steps]) -> Steps:
+    """The improvements of all cells in the order of their evaluations."""
+    names = ("after", "seeds", "cells", "regrets")
+    together = Steps(*(np.concatenate([getattr(of_cell, name) for of_cell in steps]) for name in names))
+    order = np.argsort(together.after, kind="stable")
+    return Steps(*(getattr(together, name)[order] for name in names))
 
 
 def _run_of(file: ResultFile, by_key: Mapping[tuple[Cell, int], Run], cell: Cell, seed: int) -> Run:
@@ -249,21 +307,20 @@ def _run_of(file: ResultFile, by_key: Mapping[tuple[Cell, int], Run], cell: Cell
     return by_key[cell, seed]
 
 
-def _rows_after(file: ResultFile, truth: CellTruth, runs: Sequence[Run], points: IntArray) -> IntArray:
-    """Rows of the best allocation after each number of evaluations: int64 (K, R)."""
-    counts = [len(run.improvements) for run in runs]
+def _improvements(file: ResultFile, truth: CellTruth, runs: Sequence[Run]) -> tuple[IntArray, IntArray, IntArray]:
+    """Evaluations, numbers of seeds, and rows of all improvements on a cell, run by run: each int64 (N,)."""
     try:
-        found = truth.rows(better.choices for run in runs for better in run.improvements)
+        rows = truth.rows(better.choices for run in runs for better in run.improvements)
     except AmedError as error:
         raise BenchFileError(f"{file.path}: {error} See `amed bench validate {file.path}`.") from error
-    rows = np.full((len(points), len(runs)), NOTHING, dtype=np.int64)
-    for number, (run, of_run) in enumerate(zip(runs, np.split(found, np.cumsum(counts)[:-1]), strict=True)):
-        after = [better.evaluation for better in run.improvements]
-        if sorted(set(after)) != after:
+    for run in runs:
+        order = [better.evaluation for better in run.improvements]
+        if sorted(set(order)) != order:
             raise BenchFileError(
                 f"{file.path}: the improvements of seed {run.seed} on {truth.cell} are not in the order of their "
                 f"evaluations. See `amed bench validate {file.path}`."
             )
-        reached = np.searchsorted(after, points, side="right")
-        rows[reached > 0, number] = of_run[reached[reached > 0] - 1]
-    return rows
+    after = np.array([better.evaluation for run in runs for better in run.improvements], dtype=np.int64)
+    seeds = np.repeat(np.arange(len(runs)), [len(run.improvements) for run in runs])
+    within = after <= file.header.evaluations
+    return after[within], seeds[within], rows[within]

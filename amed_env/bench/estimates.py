@@ -6,35 +6,96 @@ stratified bootstrap, in which every cell keeps its number of runs. All of it is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from amed_env.bench.curves import REFERENCE, AgentRuns, Comparison
-from amed_env.bench.truth import FloatArray
-from amed_env.run_statistics import Estimate, bootstrap, improvement, performance_profile_band
+from amed_env.bench.truth import FloatArray, IntArray
+from amed_env.run_statistics import (
+    Estimate,
+    bootstrap,
+    improvement,
+    interquartile_mean,
+    performance_profile_band,
+)
 
 RESAMPLES = 2_000
 _PAIR_RESAMPLES = 400
 """Of the intervals of every pair of agents, of which there are many."""
-THRESHOLDS = (0.0, *np.geomspace(0.05, 100.0, 56).round(4).tolist())
-"""Regrets in accuracy points at which profiles are computed."""
+_CURVE_POINTS = 1_000
+"""Most points of a curve: more than a picture has across, so that nobody sees where some are left out."""
+_THRESHOLDS = 240
+"""Most thresholds of a profile."""
+_EXACT_THRESHOLDS = 180
+"""How many of them are the least regrets, of which none is left out."""
+_DECIMALS = 6
+"""Of regrets in profiles; they are differences of whole samples, so what is nearer is equal."""
 _ROUNDING = 1e-9
-"""Regrets are differences of whole samples; what is nearer than this is equal."""
 
 
-def regret_curve(agent: AgentRuns) -> Estimate:
-    """Interquartile mean of the regret after each number of evaluations: arrays (K,).
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Interquartile mean of the regret after every number of evaluations.
+
+    Attributes:
+        after: Numbers of evaluations after which it changes, the first one and the last one: int64 (N,), rising.
+        value: What it is from each of them to the next: float64 (N,).
+        points: Numbers of evaluations at which the interval is computed: int64 (K,), rising.
+        band: The value with its interval at the points: arrays (K,).
+    """
+
+    after: IntArray
+    value: FloatArray
+    points: IntArray
+    band: Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Which part of the runs has at most a regret at the end, a step function of that regret.
+
+    Attributes:
+        thresholds: Regrets where it changes, and 0: float64 (K,), rising.
+        share: From each of them to the next: arrays (K,), rising to 1.
+    """
+
+    thresholds: FloatArray
+    share: Estimate
+
+
+Curves = Mapping[str, Curve]
+"""Of every agent, by its name."""
+
+
+def regret_curve(agent: AgentRuns, points: IntArray) -> Curve:
+    """The regret after each number of evaluations, exact wherever it changes, and with an interval at some points.
 
     The same runs are drawn at every point, so the interval is that of whole curves.
+
+    Args:
+        agent: The agent.
+        points: Where the interval is computed, from the first evaluation to the last one.
     """
-    return _stacked([bootstrap(regrets, resamples=RESAMPLES) for regrets in agent.regrets])
+    moments = np.unique([points[0], *agent.steps.after, points[-1]])
+    if len(moments) > _CURVE_POINTS:
+        wanted = np.geomspace(moments[0], moments[-1], _CURVE_POINTS)
+        moments = np.unique(moments[np.searchsorted(moments, wanted.clip(None, moments[-1]))])
+    value = np.array([float(interquartile_mean(regrets)) for regrets in agent.regrets_after(moments)])
+    changes = np.diff(value, prepend=np.inf) != 0
+    changes[-1] = True
+    return Curve(moments[changes], value[changes], points, _stacked(regret_at(agent, points)))
 
 
-def regret_at(agent: AgentRuns, comparison: Comparison, evaluations: Sequence[int]) -> list[Estimate]:
-    """Interquartile mean of the regret after some numbers of evaluations, all among the comparison's points."""
-    positions = np.searchsorted(comparison.points, evaluations)
-    return [bootstrap(agent.regrets[position], resamples=RESAMPLES) for position in positions]
+def curves_of(comparison: Comparison) -> Curves:
+    """The regret curve of every agent by its name."""
+    return {agent.name: regret_curve(agent, comparison.points) for agent in comparison.agents}
+
+
+def regret_at(agent: AgentRuns, evaluations: Sequence[int] | IntArray) -> list[Estimate]:
+    """Interquartile mean of the regret after some numbers of evaluations, which rise."""
+    return [bootstrap(regrets, resamples=RESAMPLES) for regrets in agent.regrets_after(evaluations)]
 
 
 def final_regret(agent: AgentRuns) -> Estimate:
@@ -52,10 +113,23 @@ def change_on_test(agent: AgentRuns) -> Estimate:
     return bootstrap(agent.test_regrets - agent.final, resamples=RESAMPLES)
 
 
-def profile(agent: AgentRuns) -> Estimate:
-    """Part of the runs whose final regret is at most each of `THRESHOLDS`: arrays, rising from 0 to 1."""
-    levels = [-threshold - _ROUNDING for threshold in THRESHOLDS]
-    return performance_profile_band(-agent.final, levels, resamples=RESAMPLES)
+def profile(agent: AgentRuns) -> Profile:
+    """Part of the runs whose final regret is at most as much, for every regret that a run ended with.
+
+    Of very many different regrets, some of the larger ones are left out.
+    """
+    final = agent.final.round(_DECIMALS)
+    thresholds = np.unique([0.0, *final.ravel()])
+    if len(thresholds) > _THRESHOLDS:
+        larger = np.linspace(_EXACT_THRESHOLDS, len(thresholds) - 1, _THRESHOLDS - _EXACT_THRESHOLDS).astype(np.int64)
+        thresholds = thresholds[[*range(_EXACT_THRESHOLDS), *larger]]
+    levels = (-thresholds - _ROUNDING).tolist()  # the profile counts what is more than a level
+    return Profile(thresholds, performance_profile_band(-final, levels, resamples=RESAMPLES))
+
+
+def profiles_of(comparison: Comparison) -> dict[str, Profile]:
+    """The profile of every agent by its name."""
+    return {agent.name: profile(agent) for agent in comparison.agents}
 
 
 def beats(first: AgentRuns, second: AgentRuns, resamples: int = RESAMPLES) -> Estimate:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_NOTE = 500
 """Characters of an error in a run."""
+_told: set[tuple[str, str]] = set()
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # of objects, which differ from process to process
 
@@ -57,7 +58,9 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
             raise
         except BaseException as error:  # SystemExit, or what extensions raise: it costs this run and no other
             note = _note(f"{type(error).__name__}: {error}{_place_of(error)}")
-            logger.warning("%s, seed %d, %s: %s", contender.name, seed, cell, note)
+            level = logging.DEBUG if (contender.name, note) in _told else logging.WARNING  # once, not 360 times
+            _told.add((contender.name, note))
+            logger.log(level, "%s, seed %d, %s: %s", contender.name, seed, cell, note)
         else:
             if result.interrupted:
                 return None

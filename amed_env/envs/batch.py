@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.constraints import TOLERANCE
 from amed_env.envs.base import REWARD_VECTOR
 from amed_env.envs.features import METRICS, BatchState
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import BudgetError, InputError
 from amed_env.evaluation.table import TableEvaluator
-from amed_env.objective import BUDGET_METRICS, VIOLATION_PENALTY, score
+from amed_env.objective import BUDGET_METRICS, TOLERANCE, VIOLATION_PENALTY, score
 from amed_env.repair import repair
 
 FloatArray = npt.NDArray[np.float64]
