@@ -10,11 +10,12 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from small_task import formula_task
 
 import amed_env
 from amed_env.envs import LAYER_WISE, ONE_SHOT, RANDOM_WALK
 from amed_env.ground_truth import regret_of
-from amed_env.objective import VIOLATION_PENALTY, potential, score
+from amed_env.objective import FAULT_REWARD, VIOLATION_PENALTY, potential, score
 from amed_env.quality_score import QualityScore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,6 +131,21 @@ def test_rewards_are_those_of_the_formulas():
     assert info["zeta"] == pytest.approx(info["loss"] + 0.1 * ratio + 1e-4)
     stated = re.search(r"`quality=(\{.*?\})`", DOCUMENT).group(1)
     assert QualityScore.of(eval(stated)) == QualityScore()
+
+
+@pytest.mark.parametrize("name", [LAYER_WISE, ONE_SHOT, RANDOM_WALK])
+def test_faults_and_budgets_are_as_described(name):
+    task = formula_task(4, {"latency": 0.6, "memory": 0.9})
+    narrow = task.workload.uniform(2)
+    task.evaluator.fail_on = {narrow}
+    env = gym.make(name, task=task)
+    assert set(env.reset()[1]["limits"]) == {"latency_ms", "weight_kib"}
+    _, info = env.reset(options={"budget": 0.8, **({"start": narrow} if name == RANDOM_WALK else {})})
+    assert set(info["limits"]) == {"latency_ms"}  # the first budget alone
+    for _ in range(4 if name == LAYER_WISE else 1):
+        _, reward, terminated, truncated, info = env.step([0] * 4 if name == ONE_SHOT else 0)
+    assert truncated and not terminated and reward == FAULT_REWARD == -5 and "NaN" in info["fault"]
+    assert set(info) <= {"fault", "repaired", "action_clamped", "action_taken"}
 
 
 @pytest.mark.parametrize("name", [LAYER_WISE, ONE_SHOT, RANDOM_WALK])
