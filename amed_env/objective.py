@@ -185,7 +185,7 @@ def score(accuracy: float, reference_accuracy: float) -> float:
         reference_accuracy: Accuracy of the float network on the same samples.
 
     Returns:
-        0 at the reference's accuracy, positive above it, about -2.3 where the error is ten times as large.
+        0 at the reference's accuracy, positive above it, -2.3 where error plus `ERROR_SMOOTHING` is ten times as large.
     """
     return math.log((1.0 - reference_accuracy + ERROR_SMOOTHING) / (1.0 - accuracy + ERROR_SMOOTHING))
 

@@ -22,7 +22,7 @@ NotNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class QualityScore(TypedFields):
-    """ζ = (α x loss + β x latency / 8-bit latency) x (1 + λ x missing accuracy), and its logarithm.
+    """ζ = (α x loss + β x latency / 8-bit latency + `SMALLEST`) x (1 + λ x missing accuracy), and its logarithm.
 
     Attributes:
         loss_weight: α, weight of the cross-entropy in nats.

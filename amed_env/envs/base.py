@@ -161,10 +161,16 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         return np.asarray([self._limits.get(metric, np.inf) for metric in METRICS])
 
     def budgets_of(self, budget: Any) -> tuple[Budget, ...]:
-        """Budgets from the option of `reset`: a mapping, or a number for the environment's first budget."""
+        """Budgets from the option of `reset`: a mapping, or a number for the environment's first budget.
+
+        Raises:
+            BudgetError: If a number is given for an environment without any budget, or a budget is malformed.
+        """
         if isinstance(budget, Mapping):
             return parse_budgets(budget)
         names = [known.name for known in self.task.budgets] or list(self.ranges)
+        if not names:
+            raise BudgetError(f"this environment has no budget that {budget!r} could be a value of; name it.")
         return parse_budgets({names[0]: budget})
 
     def true_reward(self, choices: Sequence[int], limits: Mapping[str, float]) -> float:

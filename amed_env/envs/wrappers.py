@@ -19,7 +19,7 @@ class VectorReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
     8 bit) and zero before, and after a fault. `reward_space` is its space.
 
     Args:
-        env: An environment of this package.
+        env: `AMED/LayerWise-v0` or `AMED/OneShot-v0`; the walk has a reward at every step and no vector.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

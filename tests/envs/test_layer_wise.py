@@ -208,6 +208,13 @@ def test_the_budget_is_visible_in_the_observation():
     assert not np.array_equal(loose, tight)
 
 
+def test_a_number_needs_a_budget_that_it_is_a_value_of():
+    env = LayerWiseEnv(formula_task(3), budget_range={})
+    with pytest.raises(BudgetError, match="no budget that 0.5 could be a value of"):
+        env.reset(options={"budget": 0.5})
+    env.reset(options={"budget": {"latency": 0.5}})
+
+
 def test_unreachable_budgets_and_wrong_arguments_are_refused():
     env = LayerWiseEnv(formula_task())
     with pytest.raises(BudgetError, match=r"smallest reachable latency_ms.*latency=0\.25"):
