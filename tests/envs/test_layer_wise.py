@@ -210,7 +210,7 @@ def test_the_budget_is_visible_in_the_observation():
 
 def test_a_number_needs_a_budget_that_it_is_a_value_of():
     env = LayerWiseEnv(formula_task(3), budget_range={})
-    with pytest.raises(BudgetError, match="no budget that 0.5 could be a value of"):
+    with pytest.raises(BudgetError, match="no budget that"):
         env.reset(options={"budget": 0.5})
     env.reset(options={"budget": {"latency": 0.5}})
 
