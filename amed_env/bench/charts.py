@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from amed_env.bench.curves import AgentRuns, Comparison
 from amed_env.bench.estimates import (
-    THRESHOLDS,
+    Curves,
+    Profile,
     beats_all,
+    curves_of,
+    curves_range,
     final_regret,
     optimum_on_test,
-    profile,
-    regret_curve,
+    profiles_of,
     regret_on_test,
 )
 from amed_env.bench.marks import GROUPS, REGRET_TICKS, Mark, evaluation_ticks, marks_of, regret_range, spread, unspread
@@ -28,27 +30,29 @@ from amed_env.run_statistics import Estimate, interquartile_mean
 
 _GRID = "#e6e8eb"
 _BAND = 0.16  # opacity
+_LEAST_WIDTH = 5.0  # inches; the title of a narrower picture would be a column of words
 _LINE_POINTS = 9.5  # height of a label in points
 
 
-def draw_regret(comparison: Comparison, groups: Sequence[str] = tuple(GROUPS)) -> Figure:
+def draw_regret(
+    comparison: Comparison, groups: Sequence[str] = tuple(GROUPS), curves: Mapping[str, Curves] | None = None
+) -> Figure:
     """Regret after every number of evaluations: a row for all cells and each task, a column for each kind of agent.
 
     Args:
         comparison: The agents.
         groups: Kinds of agents, of which those without any agent are left out; `random` is in every column.
+        curves: The curves of each of `Comparison.scopes`; None to compute them.
     """
-    scopes = {"all cells": comparison}
-    if len(comparison.tasks) > 1:
-        scopes.update({task: comparison.of_task(task) for task in comparison.tasks})
+    scopes = comparison.scopes()
+    curves = {scope: curves_of(of_scope) for scope, of_scope in scopes.items()} if curves is None else curves
     shown = [group for group in groups if comparison.panel(group)]
     figure = new_figure(4.6 * len(shown) + 0.6, 3.5 * len(scopes) + 0.5)
     grid = figure.subplots(len(scopes), len(shown), sharex=True, sharey="row", squeeze=False)
     for axes_row, (scope, of_scope) in zip(grid, scopes.items(), strict=True):
-        curves = {agent.name: regret_curve(agent) for agent in of_scope.agents}
         for axes, group in zip(axes_row, shown, strict=True):
-            _draw_curves(axes, of_scope, of_scope.panel(group), curves)
-            axes.set_title(f"{GROUPS[group]}, {scope}", loc="left", fontsize=10, color=DARK)
+            _draw_curves(axes, of_scope, of_scope.panel(group), curves[scope])
+            axes.set_title(f"{GROUPS[group]}, {scope or 'all cells'}", loc="left", fontsize=10, color=DARK)
         axes_row[0].set_ylabel("regret (accuracy points)")
     for axes in grid[-1]:
         axes.set_xlabel("distinct evaluations")
@@ -56,18 +60,18 @@ def draw_regret(comparison: Comparison, groups: Sequence[str] = tuple(GROUPS)) -
     return figure
 
 
-def _draw_curves(axes: Axes, comparison: Comparison, agents: Sequence[AgentRuns], curves: dict[str, Estimate]) -> None:
-    marks, points = marks_of(comparison), comparison.points
+def _draw_curves(axes: Axes, comparison: Comparison, agents: Sequence[AgentRuns], curves: Curves) -> None:
+    marks = marks_of(comparison)
     for agent in agents:
         curve, mark = curves[agent.name], marks[agent.name]
-        axes.fill_between(points, curve.low, curve.high, step="post", color=mark.on(), alpha=_BAND, linewidth=0)
-        axes.step(points, curve.value, where="post", color=mark.on(), linestyle=mark.line, linewidth=1.7)
+        axes.fill_between(*curve.band_outline(), color=mark.on(), alpha=_BAND, linewidth=0)
+        axes.step(curve.after, curve.value, where="post", color=mark.on(), linestyle=mark.line, linewidth=1.7)
     axes.set_xscale("log")
     axes.set_xlim(1, comparison.evaluations)
     axes.xaxis.set_major_locator(FixedLocator(evaluation_ticks(comparison.evaluations)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    least, most = min(float(c.low.min()) for c in curves.values()), max(float(c.high.max()) for c in curves.values())
+    least, most = curves_range(curves)
     _regret_scale(axes, "y", most, least)
     ends = [float(curves[agent.name].value[-1]) for agent in agents]
     _label_ends(axes, [(agent.name, end, marks[agent.name]) for agent, end in zip(agents, ends, strict=True)])
@@ -142,22 +146,24 @@ def apart(positions: npt.ArrayLike, distance: float, lowest: float) -> npt.NDArr
     return np.asarray(np.maximum(fitted, lowest) + steps)
 
 
-def draw_profiles(comparison: Comparison) -> Figure:
+def draw_profiles(comparison: Comparison, profiles: Mapping[str, Profile] | None = None) -> Figure:
     """Which part of the runs has at most a regret, for every regret; a panel for each kind of agent."""
+    profiles = profiles_of(comparison) if profiles is None else profiles
     shown = [group for group in GROUPS if comparison.panel(group)]
     figure = new_figure(4.4 * len(shown) + 0.6, 4.4)
     grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    profiles = {agent.name: profile(agent) for agent in comparison.agents}
     marks = marks_of(comparison)
     top = max(float(agent.final.max()) for agent in comparison.agents)
+    _, edge = regret_range(0.0, top)
     for axes, group in zip(grid, shown, strict=True):
         for agent in comparison.panel(group):
-            band, mark = profiles[agent.name], marks[agent.name]
-            low, high = 100 * band.low, 100 * band.high
-            axes.fill_between(THRESHOLDS, low, high, step="post", color=mark.on(), alpha=_BAND, linewidth=0)
+            thresholds, share = profiles[agent.name].up_to(edge)
+            mark = marks[agent.name]
+            low, high = 100 * share.low, 100 * share.high
+            axes.fill_between(thresholds, low, high, step="post", color=mark.on(), alpha=_BAND, linewidth=0)
             axes.step(
-                THRESHOLDS,
-                100 * band.value,
+                thresholds,
+                100 * share.value,
                 where="post",
                 color=mark.on(),
                 linestyle=mark.line,
@@ -181,7 +187,7 @@ def draw_improvement(comparison: Comparison, pairs: Estimate | None = None) -> F
     agents = comparison.agents
     pairs = beats_all(agents) if pairs is None else pairs
     count = len(agents)
-    figure = new_figure(3.2 + 0.52 * count, 2.6 + 0.46 * count)
+    figure = new_figure(max(_LEAST_WIDTH, 3.2 + 0.52 * count), 2.6 + 0.46 * count)
     axes = figure.subplots()
     picture = axes.imshow(100 * pairs.value, cmap="RdBu", vmin=0, vmax=100, aspect="auto")
     for row in range(count):
@@ -206,10 +212,8 @@ def draw_improvement(comparison: Comparison, pairs: Estimate | None = None) -> F
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(picture, ax=axes, shrink=0.7, label="row beats column (% of pairs of runs)")
-    figure.suptitle(
-        "Probability of improvement; bold: the 95 % interval excludes 50 %", x=0.01, ha="left", fontsize=11, color=DARK
-    )
+    figure.colorbar(picture, ax=axes, shrink=0.7, label="row beats column (%)")
+    headline(figure, "Probability of improvement; bold: the 95 % interval excludes 50 %")
     return figure
 
 
@@ -244,4 +248,10 @@ def draw_splits(comparison: Comparison) -> Figure:
 
 def _head(figure: Figure, comparison: Comparison, what: str) -> None:
     cells = f"{len(comparison.truths)} {comparison.which} cells of {comparison.suite}, {comparison.seeds} seeds"
-    figure.suptitle(f"{what}; {cells}", x=0.01, ha="left", fontsize=11, color=DARK)
+    headline(figure, f"{what}; {cells}")
+
+
+def headline(figure: Figure, text: str) -> None:
+    """Write the title of a whole figure, in as many lines as its width asks for."""
+    unbroken = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    figure.suptitle(unbroken, x=0.01, ha="left", fontsize=11, color=DARK, wrap=True)

@@ -179,7 +179,7 @@ class Comparison:
 
 
 def points_up_to(evaluations: int) -> IntArray:
-    """Numbers of evaluations at which intervals are computed: about equally far apart in logarithms, and the checkpoints.
+    """Numbers of evaluations at which intervals are computed: about as far apart in logarithms, and the checkpoints.
 
     Args:
         evaluations: The last one.

@@ -51,6 +51,15 @@ class Curve:
     points: IntArray
     band: Estimate
 
+    def band_outline(self) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Corners to join by straight lines: numbers of evaluations, lower and upper ends of the interval.
+
+        Between points that are neighbours nothing is unknown, so there the interval is a step like the value.
+        """
+        steps = np.flatnonzero(np.diff(self.points) == 1) + 1
+        low, high = (np.insert(part, steps, part[steps - 1]) for part in (self.band.low, self.band.high))
+        return np.insert(self.points, steps, self.points[steps]), low, high
+
 
 @dataclass(frozen=True, eq=False)
 class Profile:
@@ -63,6 +72,12 @@ class Profile:
 
     thresholds: FloatArray
     share: Estimate
+
+    def up_to(self, regret: float) -> tuple[FloatArray, Estimate]:
+        """Thresholds and shares, to draw the last step up to a regret that is no less than the last threshold."""
+        parts = (self.share.value, self.share.low, self.share.high)
+        value, low, high = (np.append(part, part[-1]) for part in parts)
+        return np.append(self.thresholds, regret), Estimate(value, low, high, self.share.confidence)
 
 
 Curves = Mapping[str, Curve]
@@ -91,6 +106,13 @@ def regret_curve(agent: AgentRuns, points: IntArray) -> Curve:
 def curves_of(comparison: Comparison) -> Curves:
     """The regret curve of every agent by its name."""
     return {agent.name: regret_curve(agent, comparison.points) for agent in comparison.agents}
+
+
+def curves_range(curves: Curves) -> tuple[float, float]:
+    """The least and the largest regret of curves and their intervals."""
+    least = min(float(part.min()) for curve in curves.values() for part in (curve.value, curve.band.low))
+    most = max(float(part.max()) for curve in curves.values() for part in (curve.value, curve.band.high))
+    return least, most
 
 
 def regret_at(agent: AgentRuns, evaluations: Sequence[int] | IntArray) -> list[Estimate]:

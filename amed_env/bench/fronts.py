@@ -13,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from amed_env.bench.charts import headline
 from amed_env.bench.curves import AgentRuns, Comparison
 from amed_env.bench.marks import marks_of
 from amed_env.bench.truth import NOTHING, CellTruth, FloatArray
@@ -40,7 +41,8 @@ class Trade:
         below: Part of all allocations whose accuracy is below the picture.
         front: The true front: float64 (F, 2) of relative cost and accuracy in percent, cheapest first.
         budgets: Budgets of the cells, relative to uniform 8 bit.
-        found: Agent to what its run of the median accuracy found in each cell: float64 (B, 2), NaN where nothing.
+        found: Agent to what its run of the median accuracy found in each cell: float64 (B, 2), NaN where nothing. Of
+            an even number of runs it is the worse one of the two in the middle.
     """
 
     task: str
@@ -111,11 +113,11 @@ def _reference(truth: CellTruth, metric: str) -> float:
 
 
 def _median_find(agent: AgentRuns, comparison: Comparison, number: int, metric: str) -> tuple[float, float]:
-    """Relative cost and accuracy (percent) of what the run of the median accuracy found in a cell."""
+    """Relative cost and accuracy (percent) of what the run of the lower median accuracy found in a cell."""
     truth = comparison.truths[number]
-    rows = agent.rows[-1, :, number]
+    rows = agent.rows[:, number]
     regrets = agent.final[:, number]
-    row = int(rows[np.argsort(regrets, kind="stable")[(len(rows) - 1) // 2]])
+    row = int(rows[np.argsort(regrets, kind="stable")[len(rows) // 2]])
     if row == NOTHING:
         return np.nan, np.nan
     return float(all_costs(truth.task, metric)[row] / _reference(truth, metric)), float(truth.accuracy(row))
@@ -150,13 +152,10 @@ def draw_fronts(comparison: Comparison, trades: Sequence[Trade]) -> Figure:
     handles, labels = grid[0].get_legend_handles_labels()
     columns = 3 * len(trades)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False)
-    figure.suptitle(
+    headline(
+        figure,
         f"{trades[0].task}: every allocation (grey, the darker the more), the true front, and the median run of each "
         "agent at each budget",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-        color=DARK,
     )
     return figure
 

@@ -7,17 +7,23 @@ agents, `@ink`, `@muted`, `@grid`, `@paper`, `@accent`; `@0|0.2` has an opacity.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from amed_env.bench.curves import AgentRuns, Comparison
-from amed_env.bench.estimates import THRESHOLDS, final_regret, profile, regret_curve, regret_on_test
+from amed_env.bench.estimates import (
+    Curve,
+    Curves,
+    Profile,
+    curves_range,
+    final_regret,
+    regret_on_test,
+)
 from amed_env.bench.fronts import Trade
 from amed_env.bench.marks import REFERENCE_COLOUR, REGRET_TICKS, Mark, evaluation_ticks, marks_of, regret_range, spread
 from amed_env.bench.truth import FloatArray
-from amed_env.run_statistics import Estimate
 
 Figure = dict[str, Any]
 
@@ -28,20 +34,21 @@ def token(mark: Mark, opacity: float | None = None) -> str:
     return name if opacity is None else f"{name}|{opacity}"
 
 
-def regret_figure(comparison: Comparison, agents: Sequence[AgentRuns], curves: dict[str, Estimate]) -> Figure:
+def regret_figure(comparison: Comparison, agents: Sequence[AgentRuns], curves: Curves) -> Figure:
     """Regret after every number of evaluations, with intervals."""
-    marks, points = marks_of(comparison), comparison.points
+    marks = marks_of(comparison)
     data: list[dict[str, Any]] = []
     for agent in agents:
-        curve = curves[agent.name]
-        low, value, high = spread(curve.low), spread(curve.value), spread(curve.high)
-        data += _banded(agent.name, marks[agent.name], points, low, value, high, "hv")
-        data[-1]["customdata"] = _rounded(np.stack([curve.value, curve.low, curve.high], axis=1))
+        curve, mark = curves[agent.name], marks[agent.name]
+        corners, low, high = curve.band_outline()
+        data += _band(agent.name, mark, corners, spread(low), spread(high), "linear")
+        data.append(_line(agent.name, mark, curve.after, spread(curve.value)))
+        data[-1]["customdata"] = _with_last_interval(curve)
         data[-1]["hovertemplate"] = (
-            "after %{x}: %{customdata[0]:.2f} (%{customdata[1]:.2f} to %{customdata[2]:.2f}) points"
-            "<extra>%{fullData.name}</extra>"
+            "after %{x}: %{customdata[0]:.2f} points<br>"
+            "after %{customdata[3]}: %{customdata[1]:.2f} to %{customdata[2]:.2f}<extra>%{fullData.name}</extra>"
         )
-    top, bottom = max(float(c.high.max()) for c in curves.values()), min(float(c.low.min()) for c in curves.values())
+    bottom, top = curves_range(curves)
     ticks = evaluation_ticks(comparison.evaluations)
     layout = {
         "xaxis": {
@@ -56,32 +63,24 @@ def regret_figure(comparison: Comparison, agents: Sequence[AgentRuns], curves: d
     return {"data": data, "layout": layout}
 
 
-def profile_figure(comparison: Comparison, agents: Sequence[AgentRuns], profiles: dict[str, Estimate]) -> Figure:
+def profile_figure(comparison: Comparison, agents: Sequence[AgentRuns], profiles: Mapping[str, Profile]) -> Figure:
     """Which part of the runs has at most a regret."""
-    marks, positions = marks_of(comparison), spread(THRESHOLDS)
+    marks = marks_of(comparison)
+    top = max(float(agent.final.max()) for agent in comparison.agents)
+    _, edge = regret_range(0.0, top)
     data: list[dict[str, Any]] = []
     for agent in agents:
-        band = profiles[agent.name]
-        low, value, high = 100 * band.low, 100 * band.value, 100 * band.high
-        data += _banded(agent.name, marks[agent.name], positions, low, value, high, "hv")
-        data[-1]["customdata"] = [[threshold] for threshold in THRESHOLDS]
-        data[-1]["hovertemplate"] = "%{y:.0f} % within %{customdata[0]:.2f} points<extra>%{fullData.name}</extra>"
-    top = max(float(agent.final.max()) for agent in comparison.agents)
+        thresholds, share = profiles[agent.name].up_to(edge)
+        mark, positions = marks[agent.name], spread(thresholds)
+        data += _band(agent.name, mark, positions, 100 * share.low, 100 * share.high, "hv")
+        data.append(_line(agent.name, mark, positions, 100 * share.value))
+        data[-1]["customdata"] = _rounded(thresholds[:, None])
+        data[-1]["hovertemplate"] = "%{y:.1f} % within %{customdata[0]:.2f} points<extra>%{fullData.name}</extra>"
     layout = {
         "xaxis": {"title": {"text": "regret τ (accuracy points)"}, **_regret_axis(top)},
         "yaxis": {"title": {"text": "runs with regret ≤ τ (%)"}, "range": [0, 101]},
     }
     return {"data": data, "layout": layout}
-
-
-def profiles_of(comparison: Comparison) -> dict[str, Estimate]:
-    """The profile of every agent by its name."""
-    return {agent.name: profile(agent) for agent in comparison.agents}
-
-
-def curves_of(comparison: Comparison) -> dict[str, Estimate]:
-    """The regret curve of every agent by its name."""
-    return {agent.name: regret_curve(agent) for agent in comparison.agents}
 
 
 def split_figure(comparison: Comparison) -> Figure:
@@ -194,28 +193,31 @@ def front_figure(comparison: Comparison, trade: Trade) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _banded(
-    name: str, mark: Mark, x: Any, low: FloatArray, value: FloatArray, high: FloatArray, shape: str
-) -> list[dict[str, Any]]:
-    """Traces of an interval and of the line within it; they vanish together when the legend is tapped."""
-    common = {"type": "scatter", "mode": "lines", "legendgroup": html.escape(name), "x": _rounded(x)}
-    hidden = {**common, "showlegend": False, "hoverinfo": "skip"}
+def _band(name: str, mark: Mark, x: Any, low: FloatArray, high: FloatArray, shape: str) -> list[dict[str, Any]]:
+    """Traces of an interval; they vanish with the line when the legend is tapped."""
+    hidden = {**_trace(name, x), "showlegend": False, "hoverinfo": "skip"}
+    edge = {"width": 0, "color": token(mark), "shape": shape}
     return [
-        {**hidden, "y": _rounded(low), "line": {"width": 0, "color": token(mark), "shape": shape}},
-        {
-            **hidden,
-            "y": _rounded(high),
-            "line": {"width": 0, "color": token(mark), "shape": shape},
-            "fill": "tonexty",
-            "fillcolor": token(mark, 0.16),
-        },
-        {
-            **common,
-            "y": _rounded(value),
-            "name": html.escape(name),
-            "line": {"width": 2, "color": token(mark), "dash": mark.dash, "shape": shape},
-        },
+        {**hidden, "y": _rounded(low), "line": edge},
+        {**hidden, "y": _rounded(high), "line": edge, "fill": "tonexty", "fillcolor": token(mark, 0.16)},
     ]
+
+
+def _line(name: str, mark: Mark, x: Any, y: FloatArray) -> dict[str, Any]:
+    """The trace of a step function."""
+    look = {"width": 2, "color": token(mark), "dash": mark.dash, "shape": "hv"}
+    return {**_trace(name, x), "y": _rounded(y), "name": html.escape(name), "line": look}
+
+
+def _trace(name: str, x: Any) -> dict[str, Any]:
+    return {"type": "scatter", "mode": "lines", "legendgroup": html.escape(name), "x": _rounded(x)}
+
+
+def _with_last_interval(curve: Curve) -> list[list[float]]:
+    """For each value of a curve: it, the interval at the last point up to there where one was computed, that point."""
+    last = np.searchsorted(curve.points, curve.after, side="right") - 1
+    columns = [curve.value, curve.band.low[last], curve.band.high[last], curve.points[last]]
+    return [[round(float(number), 3) for number in line] for line in zip(*columns, strict=True)]
 
 
 def _regret_axis(top: float, bottom: float = 0.0) -> dict[str, Any]:

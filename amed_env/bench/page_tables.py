@@ -27,10 +27,7 @@ _EXACT = "exact optimum"
 def regret_table(comparison: Comparison) -> Table:
     """Regret of every agent after the numbers of evaluations that tables show."""
     checkpoints = comparison.checkpoints()
-    rows = [
-        _row(agent, [_estimate(found) for found in regret_at(agent, comparison, checkpoints)])
-        for agent in comparison.agents
-    ]
+    rows = [_row(agent, [_estimate(found) for found in regret_at(agent, checkpoints)]) for agent in comparison.agents]
     zero = _named(_EXACT, [_plain("0")] * len(checkpoints))
     return {"heads": ["agent", *map(str, checkpoints)], "rows": [zero, *rows]}
 
@@ -188,9 +185,16 @@ def _text(value: str) -> dict[str, Any]:
 
 
 def _estimate(found: Estimate, signed: bool = False) -> dict[str, Any]:
-    form = "+.2f" if signed else ".2f"
-    low, high = f"{float(found.low):{form}}", f"{float(found.high):{form}}"
-    return _plain(f"{float(found.value):{form}}", f"{low} to {high}")
+    value, low, high = (_points(float(part), signed) for part in (found.value, found.low, found.high))
+    return _plain(value, f"{low} to {high}")
+
+
+def _points(number: float, signed: bool = False) -> str:
+    """Accuracy points with two decimals, and with their sign if wanted; what is rounded to zero has none."""
+    text = f"{number:.2f}"
+    if float(text) == 0:
+        return "0.00"
+    return f"{number:+.2f}" if signed else text
 
 
 def _percent(found: Estimate) -> dict[str, Any]:

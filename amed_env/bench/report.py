@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from amed_env.bench import charts, page_figures, page_tables
 from amed_env.bench.curves import Comparison, compare, read_folder
-from amed_env.bench.estimates import beats_all
+from amed_env.bench.estimates import Curves, Profile, beats_all, curves_of, profiles_of
 from amed_env.bench.fronts import Trade, draw_fronts, trades_of
 from amed_env.bench.marks import DARK_COLOURS, GREYS, GROUPS, LIGHT_COLOURS
 from amed_env.catalogue import TABULAR_PREFIX
@@ -26,6 +29,23 @@ _THEMES = {
     "dark": {"ink": "#e6eaf0", "muted": "#9aa5b4", "grid": "#2b333e", "paper": "#12161c", "panel": "#1a2029"},
 }
 _ACCENTS = {"light": "#c8451b", "dark": "#f0803c"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What both the page and the pictures show, and takes time to compute.
+
+    Attributes:
+        curves: Regret curves of each of `Comparison.scopes`.
+        profiles: Performance profile of every agent.
+        pairs: Who beats whom; see `beats_all`.
+        trades: Trade-offs of accuracy and cost.
+    """
+
+    curves: Mapping[str, Curves]
+    profiles: Mapping[str, Profile]
+    pairs: Estimate
+    trades: list[Trade]
 
 
 def report(folder: Path, out: Path) -> list[Path]:
@@ -45,8 +65,8 @@ def report(folder: Path, out: Path) -> list[Path]:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; name a folder for the report.")
     comparison = compare(read_folder(folder))
-    pairs, trades = beats_all(comparison.agents), trades_of(comparison)
-    contents = {PAGE: page(comparison, pairs, trades).encode(), **pictures(comparison, pairs, trades)}
+    shown = shown_of(comparison)
+    contents = {PAGE: page(comparison, shown).encode(), **pictures(comparison, shown)}
     written = []
     for name, content in contents.items():
         path = out / name
@@ -56,24 +76,34 @@ def report(folder: Path, out: Path) -> list[Path]:
     return written
 
 
-def pictures(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> dict[str, bytes]:
+def shown_of(comparison: Comparison) -> Shown:
+    """Compute what the page and the pictures of a comparison show."""
+    return Shown(
+        {scope: curves_of(of_scope) for scope, of_scope in comparison.scopes().items()},
+        profiles_of(comparison),
+        beats_all(comparison.agents),
+        trades_of(comparison),
+    )
+
+
+def pictures(comparison: Comparison, shown: Shown) -> dict[str, bytes]:
     """All pictures as PNG files by name."""
     found = {
-        "regret.png": charts.draw_regret(comparison),
-        "profiles.png": charts.draw_profiles(comparison),
-        "improvement.png": charts.draw_improvement(comparison, pairs),
+        "regret.png": charts.draw_regret(comparison, curves=shown.curves),
+        "profiles.png": charts.draw_profiles(comparison, shown.profiles),
+        "improvement.png": charts.draw_improvement(comparison, shown.pairs),
         "splits.png": charts.draw_splits(comparison),
     }
     if comparison.group("control"):
-        found["controls.png"] = charts.draw_regret(comparison, ("control",))
+        found["controls.png"] = charts.draw_regret(comparison, ("control",), shown.curves)
     for task in comparison.tasks:
-        of_task = [trade for trade in trades if trade.task == task]
+        of_task = [trade for trade in shown.trades if trade.task == task]
         if of_task:
             found[f"pareto-{_short(task)}.png"] = draw_fronts(comparison, of_task)
     return {name: png(figure) for name, figure in found.items()}
 
 
-def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
+def page(comparison: Comparison, shown: Shown) -> str:
     """The page, with everything that it needs inside."""
     figures: dict[str, page_figures.Figure] = {}
 
@@ -81,27 +111,24 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
         figures[name] = figure
         return {"name": name, "title": title, "note": note}
 
-    shown = [group for group in GROUPS if comparison.panel(group)]
+    groups = [group for group in GROUPS if comparison.panel(group)]
     regret: dict[str, list[dict[str, str]]] = {}
-    for task in ["", *(comparison.tasks if len(comparison.tasks) > 1 else [])]:
-        scope = comparison.of_task(task) if task else comparison
-        curves = page_figures.curves_of(scope)
+    for task, scope in comparison.scopes().items():
         regret[task] = [
             add(
                 f"regret-{task}-{group}",
                 f"{GROUPS[group].capitalize()}, {task or 'all cells'}",
-                page_figures.regret_figure(scope, scope.panel(group), curves),
+                page_figures.regret_figure(scope, scope.panel(group), shown.curves[task]),
             )
-            for group in shown
+            for group in groups
         ]
-    profiles = page_figures.profiles_of(comparison)
     profile_figures = [
         add(
             f"profile-{group}",
             GROUPS[group].capitalize(),
-            page_figures.profile_figure(comparison, comparison.panel(group), profiles),
+            page_figures.profile_figure(comparison, comparison.panel(group), shown.profiles),
         )
-        for group in shown
+        for group in groups
     ]
     add("splits", "", page_figures.split_figure(comparison))
     front_figures = [
@@ -111,7 +138,7 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
             page_figures.front_figure(comparison, trade),
             f"{trade.below:.0%} of all allocations are below the picture.",
         )
-        for number, trade in enumerate(trades)
+        for number, trade in enumerate(shown.trades)
     ]
     chosen = next((figure for figure in regret[""] if figure["name"] == "regret--control"), None)
     control_figures = [chosen, *(f for f in profile_figures if f["name"] == "profile-control")] if chosen else []
@@ -122,9 +149,11 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["pieces"] = _pieces
     return environment.get_template("page.html").render(
         suite=comparison.suite,
         agents=comparison.agents,
+        band_points=len(comparison.points),
         summary=_summary(comparison),
         left_out=comparison.left_out,
         regret_figures=regret.pop(""),
@@ -132,7 +161,7 @@ def page(comparison: Comparison, pairs: Estimate, trades: list[Trade]) -> str:
         regret_table=page_tables.regret_table(comparison),
         task_table=page_tables.task_table(comparison),
         profile_figures=profile_figures,
-        matrix=page_tables.matrix(comparison, pairs),
+        matrix=page_tables.matrix(comparison, shown.pairs),
         floor=page_tables.floor_text(comparison),
         split_table=page_tables.split_table(comparison),
         legend=[{**item, "swatch": Markup(item["swatch"])} for item in page_tables.legend(comparison)],
@@ -158,6 +187,11 @@ def _summary(comparison: Comparison) -> str:
         f"{len(comparison.truths)} {comparison.which} cells ({tasks}; {', '.join(devices)}), "
         f"{comparison.evaluations} evaluations a run, seeds per cell: {comparison.seeds}, made {dates}."
     )
+
+
+def _pieces(name: str) -> list[str]:
+    """Parts of a name that stay in one line: it is broken at spaces and after slashes only, as numbers have points."""
+    return re.findall(r"[^\s/]*/|[^\s/]+|\s+", name)
 
 
 def _short(task: str) -> str:

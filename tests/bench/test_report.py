@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ from matplotlib.image import imread
 from result_samples import CELLS, write
 from typer.testing import CliRunner
 
-from amed_env.bench import charts, page_figures
+from amed_env.bench import charts, page_figures, page_tables
 from amed_env.bench.curves import compare, read_folder
-from amed_env.bench.fronts import trades_of
+from amed_env.bench.estimates import curves_of, profiles_of
+from amed_env.bench.fronts import draw_fronts, trades_of
 from amed_env.bench.marks import marks_of, spread, unspread
-from amed_env.bench.report import report
+from amed_env.bench.report import _pieces, report
 from amed_env.cli import app
 from amed_env.ground_truth import pareto_front
 from amed_env.report.style import png
+from amed_env.run_statistics import Estimate, interquartile_mean
 
 CHOSEN = (CELLS[0], CELLS[1], CELLS[2])
 
@@ -51,7 +54,8 @@ def browser():
 
 
 def texts(figure):
-    return " | ".join(artist.get_text() for artist in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+    found = " | ".join(artist.get_text() for artist in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+    return found.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_every_picture_is_written_once_and_shows_something(written):
@@ -86,6 +90,62 @@ def test_curves_show_the_regret_of_the_runs(comparison):
     assert len(names) == len(ends)
 
 
+def drawn_at(line, position):
+    """What a line of steps shows at a position."""
+    assert line.get_drawstyle() == "steps-post"
+    return line.get_ydata()[np.searchsorted(line.get_xdata(), position, side="right") - 1]
+
+
+def test_nothing_is_drawn_above_the_truth_between_computed_points(comparison):
+    (axes,) = charts.draw_regret(comparison, ("search",)).axes
+    page = page_figures.regret_figure(comparison, comparison.panel("search"), curves_of(comparison))
+    lines = [trace for trace in page["data"] if "name" in trace]
+    for agent, line, trace in zip(comparison.panel("search"), axes.lines, lines, strict=True):
+        assert trace["line"]["shape"] == "hv"
+        for point, regrets in zip(range(1, 61), agent.regrets_after(np.arange(1, 61)), strict=True):
+            truth = float(interquartile_mean(regrets))
+            assert drawn_at(line, point) == truth
+            assert trace["y"][np.searchsorted(trace["x"], point, "right") - 1] == pytest.approx(spread(truth), abs=1e-4)
+        for value, low, high, point in trace["customdata"]:
+            assert low - 1e-3 <= drawn_at(line, point) <= high + 1e-3 and value <= drawn_at(line, point) + 1e-3
+
+
+def test_profiles_show_the_count_of_runs(comparison):
+    rng = np.random.default_rng(1)
+    agents = [replace(agent, final=rng.integers(0, 30, (3, 3)) * 0.2) for agent in comparison.agents]
+    changed = replace(comparison, agents=tuple(agents))
+    axes = charts.draw_profiles(changed).axes[0]
+    page = page_figures.profile_figure(changed, changed.panel("learner"), profiles_of(changed))
+    lines = [trace for trace in page["data"] if "name" in trace]
+    for agent, line, trace in zip(changed.panel("learner"), axes.lines, lines, strict=True):
+        for number in range(60):  # at every multiple of 0.1, which is at and between the regrets
+            regret = number / 10 + 1e-6
+            counted = 100 * (agent.final <= regret).mean()
+            assert drawn_at(line, regret) == pytest.approx(counted)
+            position = np.searchsorted(trace["x"], float(spread(regret)) + 1e-5, side="right") - 1
+            assert trace["y"][position] == pytest.approx(counted, abs=1e-4)
+        assert line.get_xdata()[-1] == axes.get_xlim()[1]
+
+
+def test_titles_are_within_narrow_pictures(comparison):
+    for count in (1, 2, 3):
+        few = replace(comparison, agents=comparison.agents[:count], truths=comparison.truths)
+        figures = [
+            charts.draw_improvement(few),
+            charts.draw_profiles(few),
+            charts.draw_splits(few),
+            charts.draw_regret(few, ("search",) if few.panel("search") else ("learner",)),
+            draw_fronts(few, trades_of(few)[:1]),
+        ]
+        for figure in figures:
+            figure.set_dpi(150)  # that of the files; where lines break depends on it
+            figure.draw_without_rendering()  # lays it out
+            extent = figure._suptitle.get_window_extent()
+            assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width and extent.y1 <= figure.bbox.height + 1
+            highest = max(axes.get_tightbbox().y1 for axes in figure.axes)
+            assert highest <= extent.y0 + 1
+
+
 def test_labels_are_moved_apart_but_keep_their_order():
     moved = charts.apart([1.0, 1.0, 1.05, 3.0], 0.2, 0.0)
     assert (np.diff(moved) >= 0.2 - 1e-9).all() and moved[3] == 3.0
@@ -101,8 +161,6 @@ def test_the_scale_of_regrets_has_a_zero_and_can_be_inverted():
 
 
 def test_marks_tell_all_agents_apart(comparison):
-    from dataclasses import replace
-
     agents = [
         replace(comparison.agents[0], header=comparison.agents[0].header.model_copy(update={"agent": name}))
         for name in ["random", *(f"agent{number}" for number in range(13)), "control/a", "control/b"]
@@ -131,9 +189,30 @@ def test_fronts_hold_every_allocation_and_the_true_front(comparison):
                 assert trade.accuracy_edges[0] <= accuracy <= trade.accuracy_edges[-1]
 
 
+def test_of_an_even_number_of_runs_the_lower_median_is_shown(comparison):
+    agent = comparison.find("random")
+    two = replace(agent, rows=agent.rows[:2], final=agent.final[:2])
+    (trade, _) = trades_of(replace(comparison, agents=(two,)))
+    truth = comparison.truths[0]
+    assert trade.found["random"][0, 1] == min(float(truth.accuracy(row)) for row in two.rows[:, 0])
+
+
+def test_zero_has_no_sign():
+    small = Estimate(np.float64(-0.001), np.float64(-0.2), np.float64(0.004), 0.95)
+    assert page_tables._estimate(small, signed=True) == page_tables._plain("0.00", "-0.20 to 0.00")
+    assert page_tables._estimate(small)["value"] == "0.00"
+    assert page_tables._estimate(replace(small, value=np.float64(0.5)), signed=True)["value"] == "+0.50"
+
+
+def test_names_are_broken_at_spaces_and_after_slashes_only():
+    name = "tabular/digits-cnn on bit-serial within latency=0.45"
+    assert _pieces(name) == ["tabular/", "digits-cnn", " ", "on", " ", "bit-serial", " ", "within", " ", "latency=0.45"]
+    assert "".join(_pieces("a//b c")) == "a//b c"
+
+
 def test_figures_are_what_plotly_takes(comparison):
     graph_objects = pytest.importorskip("plotly.graph_objects")
-    curves, profiles = page_figures.curves_of(comparison), page_figures.profiles_of(comparison)
+    curves, profiles = curves_of(comparison), profiles_of(comparison)
     figures = [
         page_figures.regret_figure(comparison, comparison.panel("search"), curves),
         page_figures.profile_figure(comparison, comparison.panel("learner"), profiles),
@@ -159,7 +238,11 @@ def test_the_page_needs_nothing_else(written, comparison):
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#|data:)", own) and "@import" not in own and "url(" not in own
     assert "Not compared: <b>unfinished</b>, 1 of 9 runs are missing." in own
     assert "&lt;b&gt;odd&lt;/b&gt; &amp; " in own and "<b>odd" not in own
-    assert "as it must be" in own and "development cells of tiny" in own and "exact optimum" in own
+    words = " ".join(own.split())
+    assert "whether the runs replay is what <code>amed bench validate</code> says" in words
+    assert "not the difference of the two means" in words and "the worse one of the two in the middle" in words
+    shown = re.sub(r"<[^>]+>", "", words)
+    assert "as it must be" in shown and "development cells of tiny" in shown and "exact optimum" in shown
     for number in comparison.checkpoints():
         assert f'<th scope="col">{number}</th>' in own
 
@@ -181,7 +264,7 @@ def opened(browser, page, width, scheme):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("browser")
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (390, "light"), (1280, "light")])
 def test_the_page_in_a_browser_without_network(browser, written, width, scheme):
     context, tab, problems, requests = opened(browser, written[0], width, scheme)
     assert problems == []
@@ -194,6 +277,16 @@ def test_the_page_in_a_browser_without_network(browser, written, width, scheme):
     assert len(plots) >= 9 and all(250 < plot <= width for plot in plots)
     lines = tab.evaluate("document.querySelectorAll('.plot')[0].querySelectorAll('.scatterlayer path.js-line').length")
     assert lines >= 3
+    broken = "piece => piece.getBoundingClientRect().height > 2 * parseFloat(getComputedStyle(piece).fontSize)"
+    assert tab.evaluate(f"[...document.querySelectorAll('.piece:not(.long)')].filter({broken}).length") == 0
+    assert tab.evaluate("document.querySelectorAll('.piece').length") > 30
+    covered = tab.evaluate("""
+        [...document.querySelectorAll('.plot')].filter(place => {
+            const [title, legend] = ['.xtitle', '.legend'].map(part => place.querySelector(part));
+            return title && legend && title.getBoundingClientRect().bottom > legend.getBoundingClientRect().top + 1;
+        }).length
+    """)
+    assert covered == 0
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 128) == (scheme == "dark")
     assert tab.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 12

@@ -27,6 +27,7 @@
     const legend = figure.layout.showlegend === false ? 0 : entries.length;
     const letters = entries.reduce((sum, trace) => sum + 42 + 7.2 * trace.name.length, 0);
     const rows = legend ? Math.ceil((letters * 1.25) / width) : 0;
+    const below = 29 * rows; // a row of the legend with the gap that plotly leaves between groups
     const axis = { gridcolor: "@grid", linecolor: "@muted", zerolinecolor: "@grid", tickcolor: "@muted", fixedrange: coarse };
     const own = figure.layout;
     const across = { ...axis, ...own.xaxis };
@@ -45,8 +46,8 @@
       dragmode: coarse ? false : "zoom",
       legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" },
       ...own,
-      height: own.height || (narrow ? 330 : 380) + 20 * rows,
-      margin: { l: narrow ? 48 : 58, r: 14, t: 12, b: 52 + 20 * rows },
+      height: own.height || (narrow ? 330 : 380) + below,
+      margin: { l: narrow ? 48 : 58, r: 14, t: 12, b: 52 + below },
       xaxis: { tickangle: 0, ...across },
       yaxis: { ...axis, ...own.yaxis },
     });
