@@ -6,10 +6,11 @@ whose costs do not add up is asked for every allocation once, which may take lon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
 
 Budgets = Mapping[str, str | float] | Iterable[str]
+_Costs = dict[str, npt.NDArray[np.float64]]
+_ASKED: WeakKeyDictionary[HardwareBackend, dict[tuple[Any, ...], _Costs]] = WeakKeyDictionary()
+"""What devices whose costs do not add up answered about every allocation, by workload, precisions and pins."""
 
 
 def optimum(task: Task, budget: Budgets | float | None = None, split: Split = "search") -> Trial:
@@ -135,11 +139,26 @@ def all_costs(task: Task, metric: str) -> npt.NDArray[np.float64]:
             f"device {task.device!r} reports no {metric}; it reports "
             f"{', '.join(sorted({*task.costs, *task.capabilities.metrics}))}."
         )
-    allowed = np.flatnonzero(_allowed(task))
-    found = np.full(len(table), np.inf)
-    answers = task.cost_many([_allocation(task, int(row)) for row in allowed])
-    found[allowed] = [answer.metrics[metric] for answer in answers]
-    return found
+    return _asked_costs(task)[metric]
+
+
+def _asked_costs(task: Task) -> _Costs:
+    """Metrics of every row, asked one by one: float64 (rows,), infinite where the task does not allow the row.
+
+    What a deterministic device answered is kept as long as the device lives: asking may take a minute.
+    """
+    key = (task.workload, task.precisions, task.choosable.tobytes())
+    kept = task.capabilities.deterministic and isinstance(task.backend, Hashable)
+    known = _ASKED.setdefault(task.backend, {}) if kept else {}
+    if key not in known:
+        allowed = np.flatnonzero(_allowed(task))
+        answers = task.cost_many([_allocation(task, int(row)) for row in allowed])
+        costs = {metric: np.full(len(_evaluator(task).table), np.inf) for metric in task.capabilities.metrics}
+        for metric, values in costs.items():
+            values[allowed] = [answer.metrics[metric] for answer in answers]
+            values.setflags(write=False)
+        known[key] = costs
+    return known[key]
 
 
 def feasible_rows(task: Task) -> npt.NDArray[np.bool_]:

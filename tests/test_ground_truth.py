@@ -99,6 +99,25 @@ def test_the_front_has_nothing_that_something_dominates(options, metric):
         assert {t.quality.correct for t in front} == {t.quality.correct for t in by_trials}
 
 
+def test_a_device_whose_costs_do_not_add_up_is_asked_for_every_allocation_once():
+    class Counting(SharedBuffer):
+        calls = 0
+
+        def evaluate(self, workload, allocation):
+            Counting.calls += 1
+            return super().evaluate(workload, allocation)
+
+    problem = task(device=Counting())
+    Counting.calls = 0
+    front = pareto_front(problem)
+    assert Counting.calls <= 3**4 + len(front)
+    Counting.calls = 0
+    assert optimum(problem, {"latency": 0.7}) == optimum(task(device=SharedBuffer()), {"latency": 0.7})
+    assert pareto_front(problem) == front and Counting.calls < 3**4 / 2
+    pinned = task(device=problem.backend, pins={"last": 2})
+    assert all(trial.allocation["layer3"].weight_bits == 2 for trial in pareto_front(pinned))
+
+
 def test_a_front_by_the_name_of_a_budget():
     assert pareto_front(task(), metric="latency") == pareto_front(task(), metric="latency_ms")
 
