@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Budgets = Mapping[str, str | float] | Iterable[str]
 _Costs = dict[str, npt.NDArray[np.float64]]
 _ASKED: WeakKeyDictionary[HardwareBackend, dict[tuple[Any, ...], _Costs]] = WeakKeyDictionary()
-"""What devices whose costs do not add up answered about every allocation, by workload, precisions and pins."""
+"""What devices whose costs do not add up answered: by workload, precisions of table and task, and pins."""
 
 
 def optimum(task: Task, budget: Budgets | float | None = None, split: Split = "search") -> Trial:
@@ -147,7 +147,7 @@ def _asked_costs(task: Task) -> _Costs:
 
     What a deterministic device answered is kept as long as the device lives: asking may take a minute.
     """
-    key = (task.workload, task.precisions, task.choosable.tobytes())
+    key = (task.workload, _evaluator(task).table.precisions, task.precisions, task.choosable.tobytes())
     kept = task.capabilities.deterministic and isinstance(task.backend, Hashable)
     known = _ASKED.setdefault(task.backend, {}) if kept else {}
     if key not in known:

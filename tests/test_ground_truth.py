@@ -1,6 +1,7 @@
 """The true optimum and front, against a search through all allocations one by one."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +117,15 @@ def test_a_device_whose_costs_do_not_add_up_is_asked_for_every_allocation_once()
     assert pareto_front(problem) == front and Counting.calls < 3**4 / 2
     pinned = task(device=problem.backend, pins={"last": 2})
     assert all(trial.allocation["layer3"].weight_bits == 2 for trial in pareto_front(pinned))
+
+
+def test_rows_of_another_table_are_asked_anew(monkeypatch):
+    device = SharedBuffer()
+    assert len(all_costs(task(device=device, bits=(2, 8)), "latency_ms")) == 3**4
+    monkeypatch.setattr(sys.modules[__name__], "BITS", (2, 8))
+    smaller = task(device=device, bits=(2, 8))
+    found = all_costs(smaller, "latency_ms")
+    assert found.tolist() == [trial.costs["latency_ms"] for trial in every_trial(smaller, "search")]
 
 
 def test_a_front_by_the_name_of_a_budget():

@@ -65,7 +65,10 @@ def _number_hint(value: Any) -> str:
         number = float(value) if isinstance(value, str) else math.nan
     except ValueError:
         number = math.nan
-    return "" if math.isnan(number) else f"; YAML takes this for text, write {number:.10f}".rstrip("0")
+    if math.isnan(number):
+        return ""
+    plain = f"{number:.10f}".rstrip("0")
+    return f"; YAML takes this for text, write {plain}{'0' if plain.endswith('.') else ''}"
 
 
 def _allowed(annotation: Any, value: Any) -> bool:

@@ -87,7 +87,7 @@ class Contender:
             AmedError: If it cannot be made, or says something that is no text.
         """
         agent = self.make()
-        if isinstance(agent.saw, str) or not all(isinstance(text, str) for text in _tuple_of(agent.saw)):
+        if not (isinstance(agent.saw, tuple | list) and all(isinstance(text, str) for text in agent.saw)):
             raise AgentError(f"agent {self.name!r}: saw is {agent.saw!r}; give a tuple of texts, () for nothing.")
         if not isinstance(agent.description, str):
             raise AgentError(f"agent {self.name!r}: description is {agent.description!r}; give a text.")
@@ -138,8 +138,3 @@ def _module_digest(name: str) -> str | None:
     if origin is None or LIBRARIES & set(Path(origin).parts) or not Path(origin).is_file():
         return None
     return sha256(Path(origin).read_bytes()).hexdigest()
-
-
-def _tuple_of(values: object) -> tuple[object, ...]:
-    """Values of a list, or something that is no text where there is none."""
-    return tuple(values) if isinstance(values, tuple | list) else (None,)
