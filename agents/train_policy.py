@@ -19,14 +19,13 @@ import torch
 import typer
 from rich.console import Console
 
+from amed_env import make_task, optimum
 from amed_env.agents.policy import PolicyAgent
 from amed_env.bench.suites import SUITES, Cells
-from amed_env.ground_truth import optimum
 from amed_env.policies.network import PolicyNetwork
 from amed_env.policies.saved import Card, Configuration, load_policy, save_policy
 from amed_env.policies.sources import TableSource
 from amed_env.policies.training import TrainingOptions, train
-from amed_env.task_registry import make_task
 
 DEVICES = ("bops", "memory", "mpic", "eyeriss", "edge-tpu-like", "systolic-32")
 METRICS = ("latency", "energy")

@@ -23,10 +23,9 @@ import typer
 from kept_results import KeptResults
 from rich.console import Console
 
+from amed_env import make_agent, optimum
 from amed_env.agents.policy import PolicyAgent
-from amed_env.agents.registry import make_agent
 from amed_env.bench.suites import SUITES, Cells, cell_task, usable_tasks
-from amed_env.ground_truth import optimum
 from amed_env.policies.network import PolicyNetwork
 from amed_env.policies.saved import Card, Configuration, save_policy
 from amed_env.policies.sources import TableSource

@@ -18,11 +18,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from amed_env import make_task
 from amed_env.catalogue import TABULAR
 from amed_env.evaluation import table
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.table_building import TableBuilder
-from amed_env.task_registry import make_task
 
 SHIPPED = Path(table.__file__).parent.parent / "tables"
 console = Console()

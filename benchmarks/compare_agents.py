@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import amed_env
-from amed_env.agents.session import SearchSession
+from amed_env import SearchSession
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

@@ -19,11 +19,11 @@ import typer
 from rich.console import Console
 
 import amed_env
+from amed_env import Task
 from amed_env.hardware import load_device
 from amed_env.objective import parse_budgets
+from amed_env.report import png
 from amed_env.report.comparison_chart import draw_comparison
-from amed_env.report.style import png
-from amed_env.task import Task
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "devices"

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 import amed_env
+from amed_env import optimum
 from amed_env.constraints import TOLERANCE
-from amed_env.ground_truth import all_costs, optimum
+from amed_env.ground_truth import all_costs
 from amed_env.run_statistics import interquartile_mean
 
 RESULTS = Path(__file__).parent / "results" / "walks.json"

@@ -18,9 +18,9 @@ import torch
 import typer
 from rich.console import Console
 
-from amed_env import BitAllocation
+from amed_env import BitAllocation, make_task
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.task_registry import TASKS, make_task
+from amed_env.task_registry import TASKS
 from amed_env.threads import available_cores
 
 console = Console(width=140)

@@ -23,12 +23,9 @@ from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from amed_env import Task, make_task, optimum, pareto_front
 from amed_env.agents.vec_env import LayerWiseVecEnv
-from amed_env.envs import LAYER_WISE
-from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.ground_truth import optimum, pareto_front
-from amed_env.task import Task
-from amed_env.task_registry import make_task
+from amed_env.envs import LAYER_WISE, LayerWiseEnv
 
 SINGLE_STEPS = 2_000
 VECTOR_STEPS = 200

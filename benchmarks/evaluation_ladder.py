@@ -22,12 +22,11 @@ from kept_results import KeptResults
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from amed_env import BitAllocation
+from amed_env import BitAllocation, Quality, make_task
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.evaluation.quality import SPLITS, Quality
+from amed_env.evaluation.quality import SPLITS
 from amed_env.quantization.bias_correction import correct_biases_of
 from amed_env.quantization.recipe import RECIPES
-from amed_env.task_registry import make_task
 from amed_env.threads import available_cores
 
 RESULTS = KeptResults(Path(__file__).resolve().parent / "results" / "evaluation_ladder.json")

@@ -21,11 +21,10 @@ from processor_time import least
 from rich.console import Console
 from rich.table import Table
 
-from amed_env import BitAllocation
+from amed_env import BitAllocation, make_task
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.quantization.layers import channels_last
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.task_registry import make_task
 
 TASKS = ["cifar10-resnet20", "cifar10-resnet56", "cifar10-resnet8", "kws-dscnn"]
 BATCH_SIZES = (25, 50, 100, 125, 250)

@@ -27,8 +27,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from amed_env import Layer, Workload
 from amed_env.hardware import device_names, gemm_cycles, load_device
-from amed_env.workload import Layer, Workload
 
 WIDTHS = range(1, 9)
 console = Console(width=120)

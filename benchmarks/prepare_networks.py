@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors import safe_open
 
+from amed_env import make_task
 from amed_env.evaluation import preparation
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.task_registry import make_task
 from amed_env.threads import available_cores
 
 SHIPPED = Path(preparation.__file__).parent.parent / "networks" / "prepared"

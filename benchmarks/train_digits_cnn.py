@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from amed_env.datasets import Samples
 from amed_env.datasets.digits import digits_splits, digits_train
-from amed_env.datasets.samples import Samples
-from amed_env.networks.digits_cnn import WEIGHTS_FILE, DigitsCNN
-from amed_env.networks.weights import weights_digest
+from amed_env.networks import DigitsCNN, weights_digest
+from amed_env.networks.digits_cnn import WEIGHTS_FILE
 
 OUT = Path(__file__).parent.parent / "amed_env" / "networks" / "weights" / WEIGHTS_FILE
 BATCH = 64

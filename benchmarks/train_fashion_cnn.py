@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from amed_env.datasets import Samples
 from amed_env.datasets.fashion_mnist import fashion_mnist_splits, fashion_mnist_training
-from amed_env.datasets.samples import Samples
-from amed_env.networks.fashion_cnn import WEIGHTS_FILE, FashionCNN
-from amed_env.networks.weights import weights_digest
+from amed_env.networks import FashionCNN, weights_digest
+from amed_env.networks.fashion_cnn import WEIGHTS_FILE
 
 OUT = Path(__file__).parent.parent / "amed_env" / "networks" / "weights" / WEIGHTS_FILE
 BATCH = 128

@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 
+from amed_env import Layer, Quality, Task, Workload
 from amed_env.errors import NonFiniteError
-from amed_env.evaluation.quality import Evaluator, Quality
+from amed_env.evaluation.quality import Evaluator
 from amed_env.hardware import HardwareBackend, load_device
 from amed_env.objective import parse_budgets
-from amed_env.task import Task
-from amed_env.workload import Layer, Workload
 
 SAMPLES = 1000
 

@@ -8,16 +8,13 @@ import pytest
 from small_task import BitProportional, FormulaEvaluator, SharedBuffer
 
 import amed_env
-from amed_env import BitAllocation, Precision, make_agent, make_task
+from amed_env import BitAllocation, Precision, Quality, Task, make_agent, make_task, optimum, pareto_front, regret
 from amed_env.agents.result import pareto_front as front_of_trials
 from amed_env.errors import BudgetError, InputError, UnknownNameError
-from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.table import TableEvaluator
 from amed_env.evaluation.table_file import QualityTable
-from amed_env.ground_truth import all_costs, optimum, pareto_front, regret, regret_of
-from amed_env.hardware import load_device
-from amed_env.hardware.costs import evaluate_cost
-from amed_env.task import Task
+from amed_env.ground_truth import all_costs, regret_of
+from amed_env.hardware import evaluate_cost, load_device
 from amed_env.ties import Ties
 
 BITS = (2, 4, 8)

@@ -11,15 +11,13 @@ from small_task import BitProportional, SharedBuffer, all_choices, formula_task
 
 import amed_env
 import amed_env.objective
+from amed_env import Precision, Task
 from amed_env.agents import SearchSession, agent_names, make_agent
 from amed_env.agents.baselines import random_choices
-from amed_env.allocation import Precision
-from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.envs.one_shot import OneShotEnv
+from amed_env.envs import LayerWiseEnv, OneShotEnv
 from amed_env.errors import AllocationError, BudgetError, InputError, UnknownNameError
 from amed_env.pins import parse_pins, pins_text
 from amed_env.repair import repair
-from amed_env.task import Task
 
 LAYERS = ("stem", "middle", "head")
 ENDS = {"first": 8, "last": 8}

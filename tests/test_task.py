@@ -11,7 +11,8 @@ from small_task import FormulaEvaluator, SharedBuffer, all_choices, formula_task
 from torch import nn
 
 import amed_env
-from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env import Task
+from amed_env.envs import LayerWiseEnv
 from amed_env.errors import (
     AllocationError,
     BudgetError,
@@ -24,7 +25,6 @@ from amed_env.errors import (
 from amed_env.hardware import load_device
 from amed_env.objective import parse_budgets
 from amed_env.repair import repair
-from amed_env.task import Task
 from amed_env.task_registry import TASKS, import_task, import_workload, named_workload
 
 

@@ -5,8 +5,7 @@ from small_task import BitProportional, SharedBuffer
 
 from amed_env import BitAllocation, Layer, Workload
 from amed_env.errors import AllocationError, UnknownNameError, WorkloadError
-from amed_env.hardware import check_hardware, load_device
-from amed_env.hardware.costs import cost_table, evaluate_cost
+from amed_env.hardware import check_hardware, cost_table, evaluate_cost, load_device
 from amed_env.hardware.tied import TiedDevice
 from amed_env.ties import Ties
 

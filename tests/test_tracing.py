@@ -7,9 +7,9 @@ import torch.fx
 from small_networks import Head, norms, shake
 from torch import nn
 
+from amed_env import trace
 from amed_env.errors import NetworkError
 from amed_env.packing import pack
-from amed_env.tracing import trace
 
 # What is checked: name, module, input shape, then kind, m, n, k, groups, input, weight and output elements, all of
 # them worked out by hand: out = floor((in + 2 pad - dilation (kernel - 1) - 1) / stride) + 1.

@@ -7,8 +7,8 @@ import torch
 import torch.fx
 from torch import nn
 
+from amed_env import trace
 from amed_env.errors import NetworkError, NonFiniteError
-from amed_env.tracing import trace
 
 
 class Bare(nn.Module):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amed_env.errors import AmedError
+from amed_env import AmedError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "your_device.md").read_text(encoding="utf-8")
@@ -68,9 +68,9 @@ def test_the_array_of_the_page(folder):
 
 
 def test_formats_of_the_page_are_those_of_the_program():
+    from amed_env import Workload
     from amed_env.hardware.command_format import ANSWER_FORMAT, REQUEST_FORMAT, read_answer, request_text
     from amed_env.task_registry import named_workload
-    from amed_env.workload import Workload
 
     network = named_workload("digits-cnn")
     request = next(text for language, _, text in BLOCKS if not language and REQUEST_FORMAT in text)

@@ -1,10 +1,45 @@
-"""The environments; importing this package registers them with Gymnasium."""
+"""The environments; importing this package registers them with Gymnasium.
+
+The classes are imported when they are asked for, so that `import amed_env` stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register, registry
+
+if TYPE_CHECKING:
+    from amed_env.envs.continuous import ContinuousWidths
+    from amed_env.envs.layer_wise import LayerWiseEnv
+    from amed_env.envs.one_shot import OneShotEnv
+    from amed_env.envs.random_walk import RandomWalkEnv
+    from amed_env.envs.vectorized import LayerWiseVectorEnv
+    from amed_env.envs.wrappers import VectorReward
 
 LAYER_WISE = "AMED/LayerWise-v0"
 ONE_SHOT = "AMED/OneShot-v0"
 RANDOM_WALK = "AMED/RandomWalk-v0"
+
+_LAZY = {
+    "ContinuousWidths": "amed_env.envs.continuous",
+    "LayerWiseEnv": "amed_env.envs.layer_wise",
+    "LayerWiseVectorEnv": "amed_env.envs.vectorized",
+    "OneShotEnv": "amed_env.envs.one_shot",
+    "RandomWalkEnv": "amed_env.envs.random_walk",
+    "VectorReward": "amed_env.envs.wrappers",
+}
+
+__all__ = [
+    "LAYER_WISE",
+    "ONE_SHOT",
+    "RANDOM_WALK",
+    "ContinuousWidths",
+    "LayerWiseEnv",
+    "LayerWiseVectorEnv",
+    "OneShotEnv",
+    "RandomWalkEnv",
+    "VectorReward",
+]
 
 if LAYER_WISE not in registry:
     register(
@@ -16,3 +51,9 @@ if ONE_SHOT not in registry:
     register(id=ONE_SHOT, entry_point="amed_env.envs.one_shot:OneShotEnv")
 if RANDOM_WALK not in registry:
     register(id=RANDOM_WALK, entry_point="amed_env.envs.random_walk:RandomWalkEnv")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'amed_env.envs' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

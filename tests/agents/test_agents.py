@@ -8,8 +8,7 @@ import amed_env
 from amed_env.agents import Agent, agent_names, baselines, list_agents, make_agent
 from amed_env.agents.moves import all_within
 from amed_env.agents.registry import _BUILT_IN, AGENTS
-from amed_env.envs import base
-from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.envs import LayerWiseEnv, base
 from amed_env.errors import AgentError, InputError, NonFiniteError, UnknownNameError
 
 LEARNERS = ("maskable-ppo", "ppo", "a2c", "dqn", "qr-dqn")

@@ -8,15 +8,14 @@ import pytest
 from small_task import BitProportional, SharedBuffer, formula_task
 
 import amed_env
+from amed_env import Task, optimum
 from amed_env.agents import SearchSession, make_agent
 from amed_env.agents.amed import AmedAgent, AmedOptions
 from amed_env.agents.walk import AllocationWalk
 from amed_env.errors import AgentError, BudgetError, UnknownNameError
 from amed_env.evaluation.table import TableEvaluator
-from amed_env.ground_truth import optimum
 from amed_env.quality_score import QualityScore, gain, latency_ratio
 from amed_env.run_statistics import interquartile_mean
-from amed_env.task import Task
 
 
 def test_the_quality_score_worked_out_by_hand():

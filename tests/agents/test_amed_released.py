@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from small_task import BitProportional, formula_task
 
+from amed_env import Layer, Precision, Workload
 from amed_env.agents import SearchSession, make_agent
 from amed_env.agents.amed_released import ReleasedOptions, ReleasedWalk, released_latency_ms
-from amed_env.allocation import Precision
 from amed_env.errors import AgentError, UnknownNameError
-from amed_env.workload import Layer, Workload
 
 CORRECT = {
     "uncorrected_acceptance": False,

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from small_task import FormulaEvaluator, all_choices
 
+from amed_env import AmedError, Task
 from amed_env.agents import Agent, make_agent
 from amed_env.envs import LAYER_WISE, ONE_SHOT
-from amed_env.errors import AmedError, BackendError
+from amed_env.errors import BackendError
 from amed_env.hardware import Capabilities, HardwareBackend
 from amed_env.objective import FAULT_REWARD, parse_budgets
-from amed_env.task import Task
 
 
 class Flaky(HardwareBackend):

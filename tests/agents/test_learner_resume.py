@@ -3,8 +3,8 @@
 import pytest
 from small_task import formula_task
 
+from amed_env import TrialStore
 from amed_env.agents import make_agent
-from amed_env.evaluation.store import TrialStore
 
 QUICK = {
     "ppo": {"warm_start_steps": 300},

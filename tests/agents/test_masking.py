@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from amed_env.agents import make_agent
 from amed_env.agents.masking import FORBIDDEN_VALUE, ObservedMask, masked
 from amed_env.agents.sb3 import SB3Agent
-from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.envs import LayerWiseEnv
 from amed_env.errors import AgentError
 
 VALUE_BASED = {DQN: {}, QRDQN: {"n_quantiles": 5}}

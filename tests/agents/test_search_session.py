@@ -5,12 +5,11 @@ import itertools
 import pytest
 from small_task import FormulaEvaluator, formula_task
 
+from amed_env import Quality, TrialStore
 from amed_env.agents import Agent, SearchSession
 from amed_env.agents.result import pareto_front
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS
 from amed_env.errors import AllocationError, InputError, NonFiniteError, SearchEnded, StoreError
-from amed_env.evaluation.quality import Quality
-from amed_env.evaluation.store import TrialStore
 
 
 class Enumerate(Agent):

@@ -13,16 +13,14 @@ from small_task import (
 )
 from test_device_faults import flaky_task
 
+from amed_env import Task, TrialStore, make_task
 from amed_env.agents import make_agent
 from amed_env.agents.calibration import Calibration, Terms
 from amed_env.agents.neighbours import neighbours
 from amed_env.best_choices import objective
 from amed_env.errors import AgentError, UnknownNameError
-from amed_env.evaluation.store import TrialStore
 from amed_env.hardware import load_device
 from amed_env.objective import parse_budgets
-from amed_env.task import Task
-from amed_env.task_registry import make_task
 
 SEARCHERS = ("milp", "pairwise", "local", "annealing", "evolution", "tpe")
 DRAWING = ("local", "annealing", "evolution", "tpe")

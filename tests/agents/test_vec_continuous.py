@@ -7,8 +7,7 @@ from small_task import formula_task
 from amed_env.agents.noise import WidthNoise
 from amed_env.agents.vec_continuous import ContinuousVecEnv
 from amed_env.agents.vec_env import LayerWiseVecEnv
-from amed_env.envs.continuous import ContinuousWidths
-from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.envs import ContinuousWidths, LayerWiseEnv
 
 
 @pytest.mark.parametrize("separate", [False, True])

@@ -9,10 +9,10 @@ from small_task import SharedBuffer, formula_task
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from amed_env import SearchSession
 from amed_env.agents import make_agent
-from amed_env.agents.session import SearchSession
 from amed_env.agents.vec_env import LayerWiseVecEnv
-from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.envs import LayerWiseEnv
 from amed_env.errors import BudgetError, InputError
 from amed_env.objective import FAULT_REWARD
 

@@ -7,18 +7,18 @@ import pytest
 from bench_suite import SUITE
 from small_task import BitProportional, InteractingEvaluator
 
+from amed_env import AmedError, Task
 from amed_env.bench.contender import Contender
 from amed_env.bench.controls import CONTROLS, InvertedQuality, ShuffledSensitivities, make_control
 from amed_env.bench.running import run_once
 from amed_env.bench.scores import regret_after
 from amed_env.bench.suites import cell_task
-from amed_env.errors import AmedError, UnknownNameError
+from amed_env.errors import UnknownNameError
 from amed_env.evaluation.delegating import DelegatingEvaluator
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator
 from amed_env.hardware import load_device
 from amed_env.objective import parse_budgets
-from amed_env.task import Task
 
 CELLS = SUITE.cells()
 

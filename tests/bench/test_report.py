@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from result_samples import CELLS, write
 from typer.testing import CliRunner
 
+from amed_env import pareto_front
 from amed_env.bench import charts, page_figures, page_tables
 from amed_env.bench.curves import compare, read_folder
 from amed_env.bench.estimates import curves_of, profiles_of
@@ -18,8 +19,7 @@ from amed_env.bench.fronts import draw_fronts, trades_of
 from amed_env.bench.marks import marks_of, spread, unspread
 from amed_env.bench.report import _pieces, report
 from amed_env.cli import app
-from amed_env.ground_truth import pareto_front
-from amed_env.report.style import png
+from amed_env.report import png
 from amed_env.run_statistics import Estimate, interquartile_mean
 
 CHOSEN = (CELLS[0], CELLS[1], CELLS[2])

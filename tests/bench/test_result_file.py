@@ -8,8 +8,9 @@ from bench_suite import SUITE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amed_env import AmedError
 from amed_env.bench.result_file import Improvement, Run, contents_of, line_of, one_line, read_result, sequence_digest
-from amed_env.errors import AmedError, BenchFileError
+from amed_env.errors import BenchFileError
 
 claims = st.builds(
     Improvement,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bench_suite import EVALUATIONS, SEEDS, SUITE, write
 
-from amed_env import make_agent, make_task
+from amed_env import AmedError, make_agent, make_task
 from amed_env.bench.contender import Contender
 from amed_env.bench.counting import counted
 from amed_env.bench.execution import Job, run_all
@@ -17,7 +17,7 @@ from amed_env.bench.result_file import read_result
 from amed_env.bench.results_folder import AgentFile, make_header
 from amed_env.bench.running import run_once
 from amed_env.bench.suites import Cells, cell_task
-from amed_env.errors import AgentError, AmedError, RunFolderError
+from amed_env.errors import AgentError, RunFolderError
 
 HERE = str(Path(__file__).parent)
 CELL = SUITE.cells()[0]

@@ -4,15 +4,14 @@ import itertools
 
 import pytest
 
+from amed_env import AmedError, Quality, Task
 from amed_env.bench.suites import SUITES, Cells, cell_task, find_suite, missing_task, usable_tasks
 from amed_env.catalogue import TABULAR, TABULAR_PREFIX, TablePlan, named_workload
 from amed_env.constraints import least_choosable
-from amed_env.errors import AmedError, InputError, UnknownNameError
-from amed_env.evaluation.quality import Quality
+from amed_env.errors import InputError, UnknownNameError
 from amed_env.hardware import load_device
 from amed_env.hardware.tied import TiedDevice
 from amed_env.objective import BUDGET_METRICS
-from amed_env.task import Task
 from amed_env.ties import Ties
 
 SHIPPED = ("tiny", "real")

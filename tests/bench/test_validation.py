@@ -98,8 +98,8 @@ def test_a_better_allocation_than_the_search_found(edited):
     """Everything about it is true, but the search never came there."""
 
     def change(header, runs):
+        from amed_env import optimum
         from amed_env.bench.running import improvement
-        from amed_env.ground_truth import optimum
 
         cell = SUITE.cells()[0]
         best = improvement(cell_task(cell), optimum(cell_task(cell)), EVALUATIONS)

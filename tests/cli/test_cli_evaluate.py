@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from amed_env.allocation import BitAllocation
+from amed_env import BitAllocation
 
 
 def test_uniform_width_with_costs(amed):

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from amed_env.allocation import BitAllocation
+from amed_env import BitAllocation
 from amed_env.training.trainer import Trainer
 
 TUNE = ["finetune", "digits-cnn", "--recipe", "nearest", "--learning-rate", 0.01, "--out", "run"]

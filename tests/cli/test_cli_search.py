@@ -3,8 +3,7 @@ import sqlite3
 
 import pytest
 
-from amed_env.allocation import BitAllocation
-from amed_env.evaluation.store import TrialStore
+from amed_env import BitAllocation, TrialStore
 from amed_env.run_folder import RunFolder
 
 RANDOM = ["search", "digits-cnn", "--agent", "random", "--budget", "latency=0.5", "--evaluations", 6, "--out", "run"]

@@ -38,7 +38,7 @@ def test_kill_and_resume(start, amed, tmp_path, rows_of, monkeypatch, agent):
     whole = amed(*arguments, "--out", "whole", "--json").json
 
     evaluated = []
-    from amed_env.task import Task
+    from amed_env import Task
 
     measure = Task.measure
 

@@ -5,8 +5,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from small_task import formula_task
 
-from amed_env.envs.continuous import ContinuousWidths
-from amed_env.envs.layer_wise import LayerWiseEnv
+from amed_env.envs import ContinuousWidths, LayerWiseEnv
 from amed_env.errors import InputError
 
 

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 from small_task import FormulaEvaluator, SharedBuffer, all_choices
 
+from amed_env import BitAllocation, Layer, Task, Workload
 from amed_env.agents import make_agent
-from amed_env.allocation import BitAllocation
-from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.envs.one_shot import OneShotEnv
+from amed_env.envs import LayerWiseEnv, OneShotEnv
 from amed_env.errors import BudgetError
 from amed_env.hardware import check_hardware, evaluate_cost, load_device
 from amed_env.objective import parse_budgets
-from amed_env.task import Task
-from amed_env.workload import Layer, Workload
 
 # 16 feature maps of 32 x 32 have 16,384 elements: 8 KiB at 4 bits, which is just what the device keeps, 16 KiB at 8.
 CHAIN = Workload(

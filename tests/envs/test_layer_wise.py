@@ -15,9 +15,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 import amed_env
+from amed_env.envs import LayerWiseEnv, VectorReward
 from amed_env.envs.base import REWARD_VECTOR
-from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.envs.wrappers import VectorReward
 from amed_env.errors import BudgetError, InputError, UnknownNameError
 from amed_env.objective import FAULT_REWARD
 

@@ -10,8 +10,7 @@ from small_task import all_choices, formula_task
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import amed_env  # noqa: F401 - registers the environments
-from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.envs.one_shot import OneShotEnv
+from amed_env.envs import LayerWiseEnv, OneShotEnv
 from amed_env.errors import InputError
 
 

@@ -13,9 +13,9 @@ from small_task import SharedBuffer, all_choices, formula_task
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import amed_env  # noqa: F401 - registers the environments
-from amed_env.envs.random_walk import RandomWalkEnv
+from amed_env import Trial
+from amed_env.envs import RandomWalkEnv
 from amed_env.errors import AllocationError, BudgetError, InputError
-from amed_env.evaluation.store import Trial
 from amed_env.objective import FAULT_REWARD
 
 ID = "AMED/RandomWalk-v0"

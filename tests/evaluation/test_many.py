@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from amed_env import BitAllocation, make_task
-from amed_env.agents.session import SearchSession
+from amed_env import AmedError, BitAllocation, SearchSession, make_task
 from amed_env.datasets.samples import drawn_order
-from amed_env.errors import AllocationError, AmedError, InputError
+from amed_env.errors import AllocationError, InputError
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.workers import Workers, in_parts

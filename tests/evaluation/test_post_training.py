@@ -5,13 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from amed_env import BitAllocation, Precision, Quality
+from amed_env import BitAllocation, Precision, Quality, trace
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import AllocationError, DataError, InputError, NonFiniteError, UnsupportedPrecisionError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.quantization.ranges import quantize_weight
 from amed_env.quantization.statistics import ActivationStatistics
-from amed_env.tracing import trace
 
 
 class Tiny(nn.Module):

@@ -2,7 +2,7 @@
 
 import itertools
 
-from amed_env.workload import Layer, Workload
+from amed_env import Layer, Workload
 
 
 def conv(name, out_hw, filters, channels, kernel, in_hw):

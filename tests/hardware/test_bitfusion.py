@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amed_env.allocation import Precision
+from amed_env import Layer, Precision
 from amed_env.hardware import SystolicBackend, load_device
-from amed_env.workload import Layer
 
 ROWS, BATCH = 16, 16
 TEXT = {"network", "layer"}

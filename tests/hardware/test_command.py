@@ -13,9 +13,8 @@ from hardware_samples import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amed_env.allocation import BitAllocation, Precision
-from amed_env.errors import AmedError, BackendError, DeviceError, UnsupportedPrecisionError
-from amed_env.evaluation.store import TrialStore
+from amed_env import AmedError, BitAllocation, Precision, TrialStore
+from amed_env.errors import BackendError, DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import check_hardware, cost_table, evaluate_cost, evaluate_costs, load_device
 from amed_env.hardware.command_format import read_answer, request_text
 from amed_env.hardware.costs import precision_costs

@@ -8,10 +8,18 @@ import pytest
 from hardware_samples import SMALL
 from small_task import SharedBuffer
 
-from amed_env.allocation import Precision
-from amed_env.hardware import Capabilities, Cost, CostTable, HardwareBackend, TableBackend, build_table, load_device
+from amed_env import Precision
+from amed_env.hardware import (
+    Capabilities,
+    Cost,
+    CostTable,
+    HardwareBackend,
+    TableBackend,
+    build_table,
+    isolated,
+    load_device,
+)
 from amed_env.hardware.check import CHECKS
-from amed_env.hardware.isolation import isolated
 from amed_env.testing import HardwareConformance
 
 

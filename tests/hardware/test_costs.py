@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hardware_samples import SMALL
 
-from amed_env.allocation import BitAllocation
+from amed_env import BitAllocation
 from amed_env.errors import (
     AllocationError,
     BackendError,

@@ -8,7 +8,7 @@ from hardware_samples import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amed_env.allocation import BitAllocation, Precision
+from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import BackendError, DeviceError, UnsupportedLayerError, UnsupportedPrecisionError
 from amed_env.hardware import (
     build_table,
@@ -20,7 +20,6 @@ from amed_env.hardware import (
     load_table,
 )
 from amed_env.hardware.lookup_files import parse_csv
-from amed_env.workload import Layer, Workload
 
 TWO = Workload("two", (Layer("first", "conv", m=4, n=2, k=9), Layer("second", "linear", m=1, n=3, k=8)))
 OWN = """\

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hardware_samples import SMALL
 
-from amed_env.allocation import Precision
+from amed_env import Layer, Precision
 from amed_env.errors import BackendError, DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import evaluate_cost, load_device
 from amed_env.hardware import measured as measured_module
@@ -12,7 +12,6 @@ from amed_env.hardware.measured import OnnxRuntimeCpu, batch_times
 from amed_env.hardware.onnx_layers import PAIRS, image_size, layer_model
 from amed_env.machine import cpu_name
 from amed_env.testing import HardwareConformance
-from amed_env.workload import Layer
 
 onnx = pytest.importorskip("onnx", reason="the extra 'measure' is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'measure' is not installed")

@@ -9,11 +9,10 @@ from hardware_samples import MLPERF_TINY, RESNET20, SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amed_env.allocation import BitAllocation, Precision
+from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import SystolicBackend, cost_table, evaluate_cost, load_device, parse_device_config
 from amed_env.hardware.backends import make_backend
-from amed_env.workload import Layer, Workload
 
 LAYER = Layer("l", "conv", m=100, n=20, k=90)
 MACS = 100 * 20 * 90

@@ -5,12 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amed_env.allocation import Precision
+from amed_env import Layer, Precision
 from amed_env.errors import WorkloadError
 from amed_env.hardware import load_device
 from amed_env.hardware.layer_arrays import LayerArrays
 from amed_env.hardware.row_stationary import row_stationary_mapping
-from amed_env.workload import Layer
 
 BATCH = 4
 # AlexNet on the Eyeriss chip, batch 4, 200 MHz (Chen et al., JSSC 2017): output size, kernel, channels and filters of

@@ -8,7 +8,7 @@ from hardware_samples import EASY_YAML, RESNET18, RESNET20, SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amed_env.allocation import BitAllocation, Precision
+from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import AllocationError, UnsupportedPrecisionError, WorkloadError
 from amed_env.hardware import (
     SystolicBackend,
@@ -18,7 +18,7 @@ from amed_env.hardware import (
     parse_device_config,
 )
 from amed_env.hardware.simulator import mac_energy_by_bits
-from amed_env.workload import KINDS, Layer, Workload
+from amed_env.workload import KINDS
 
 SHIPPED = ["bitfusion", "bitfusion-published", "bit-serial", "edge-tpu-like", "eyeriss", "eyeriss-ws", "systolic-32"]
 

@@ -8,11 +8,10 @@ from hardware_samples import EASY_YAML
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amed_env.allocation import Precision
+from amed_env import Layer, Precision
 from amed_env.hardware import SystolicBackend, parse_device_config
 from amed_env.hardware.layer_arrays import LayerArrays
 from amed_env.hardware.traffic import MemorySystem, plan_traffic
-from amed_env.workload import Layer
 
 
 def easy(*changes):

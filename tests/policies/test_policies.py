@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from amed_env import make_task
+from amed_env import make_task, optimum
 from amed_env.agents.policy import PolicyAgent
 from amed_env.constraints import cheapest_choices
 from amed_env.errors import AgentError, BudgetError
-from amed_env.ground_truth import optimum
 from amed_env.policies.network import PolicyNetwork, Problems
 from amed_env.policies.problem import Problem, problem_of
 from amed_env.policies.saved import CARD, WEIGHTS, Card, Configuration, load_policy, save_policy

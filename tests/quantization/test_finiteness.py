@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from amed_env import trace
 from amed_env.errors import NonFiniteError
 from amed_env.quantization.finiteness import check_finite
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.tracing import trace
 
 
 class Divides(nn.Module):

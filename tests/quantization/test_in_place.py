@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from amed_env import trace
 from amed_env.errors import NonFiniteError
 from amed_env.quantization.kernels import integer_kernels_are_exact
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.tracing import trace
 
 exact_only = pytest.mark.skipif(not integer_kernels_are_exact(), reason="this machine has no exact integer kernels")
 

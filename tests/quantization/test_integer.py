@@ -10,13 +10,13 @@ import torch
 from networks import SHAPES, Bottleneck, Concatenating, DeadChannel, LinearOnly, Residual, Twice, Unusual, make
 from torch import nn
 
+from amed_env import trace
 from amed_env.quantization import kernels
 from amed_env.quantization.graph import capture
 from amed_env.quantization.kernels import Codes, Format, LayerKernel, Requantizer, integer_kernels_are_exact, quantize
 from amed_env.quantization.layers import PreparedWidth, on_grid
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.rounding import integer_range
-from amed_env.tracing import trace
 
 exact_only = pytest.mark.skipif(not integer_kernels_are_exact(), reason="this machine has no exact integer kernels")
 

@@ -4,6 +4,7 @@ from networks import Bottleneck, LinearOnly, Residual, Twice, make
 from torch import nn
 from torch.nn import functional as F
 
+from amed_env import trace
 from amed_env.datasets.digits import digits_splits
 from amed_env.errors import InputError, NonFiniteError, UnknownNameError
 from amed_env.networks import pretrained_digits_cnn
@@ -14,7 +15,6 @@ from amed_env.quantization.learned_rounding import RoundingLearner
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.ranges import quantize_weight
 from amed_env.quantization.recipe import LEARNED_WIDTHS, RECIPES, Recipe, make_recipe
-from amed_env.tracing import trace
 
 
 def quantized(kind, samples=256, **options):

@@ -3,11 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from amed_env import BitAllocation
+from amed_env import BitAllocation, trace
 from amed_env.errors import AllocationError, DataError, NonFiniteError, UnsupportedPrecisionError
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.rounding import SUPPORTED_BITS, integer_range
-from amed_env.tracing import trace
 
 
 class TwoLayers(nn.Module):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from amed_env import trace
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.reuse import ResultMemory
-from amed_env.tracing import trace
 
 
 class Residual(nn.Module):

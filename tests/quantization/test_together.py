@@ -6,8 +6,8 @@ import torch
 from networks import SHAPES, make
 from torch import nn
 
+from amed_env import trace
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.tracing import trace
 
 
 def drawn_allocations(workload, count, seed=0):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from amed_env.allocation import BitAllocation
+from amed_env import BitAllocation
 from amed_env.errors import InputError
+from amed_env.report import png
 from amed_env.report.comparison_chart import draw_comparison
-from amed_env.report.style import png
 
 
 def result(device, widths, *, network="net", budget="latency", agent="greedy", relative=None):

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from amed_env.allocation import Precision
+from amed_env import Layer, Precision, Workload
 from amed_env.hardware import Cost, evaluate_cost, load_device
 from amed_env.report.simulation_chart import draw_simulation
 from amed_env.report.style import ACCENT, DARK
-from amed_env.workload import Layer, Workload
 
 NETWORK = Workload(
     "two",

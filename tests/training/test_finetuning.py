@@ -2,8 +2,8 @@ import pytest
 import torch
 from training_samples import make_data, make_evaluator, make_task, settings
 
+from amed_env import Quality
 from amed_env.errors import AgentError, BudgetError, InputError
-from amed_env.evaluation.quality import Quality
 from amed_env.training.checkpoint import use_trained, write_trained
 from amed_env.training.curve import COLUMNS, curve_csv
 from amed_env.training.finetuning import Finetuning

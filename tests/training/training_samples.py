@@ -6,13 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from amed_env import Task, trace
 from amed_env.datasets import Samples, Splits
 from amed_env.datasets.training import TrainingData
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.hardware import load_device
 from amed_env.objective import parse_budgets
-from amed_env.task import Task
-from amed_env.tracing import trace
 from amed_env.training.settings import TrainingSettings
 
 CLASSES = 3
