@@ -1,6 +1,6 @@
 # make demo     search a bit allocation for the embedded task and draw it
 # make test     lint and all tests
-# make lint     ruff and mypy
+# make lint     ruff, mypy, and the order of the rooms (no import climbs)
 # make clean    remove the environment and everything that tools left behind; searches and data stay
 #
 # Each target sets up .venv by itself, and only what changed since the last time.
@@ -29,6 +29,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 setup:
 	@PYTHON="$(PYTHON)" bash -c "$$SETUP"
@@ -52,7 +53,7 @@ state() {
 works() {
     $(BIN)/python - 2>/dev/null <<'END'
 from importlib.util import find_spec
-raise SystemExit(not all(map(find_spec, ("amed_env", "gymnasium", "mypy", "pip", "pytest", "ruff", "torch"))))
+raise SystemExit(not all(map(find_spec, ("amed_env", "gymnasium", "importlinter", "mypy", "pip", "pytest", "ruff", "torch"))))
 END
 }
 

@@ -4,7 +4,7 @@ amed search digits-cnn --agent agents.hill_climbing:HillClimbing --budget latenc
 """
 
 from amed_env import Agent, SearchSession
-from amed_env.repair import repair
+from amed_env.tasks.repair import repair
 
 
 class HillClimbing(Agent):

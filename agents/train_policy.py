@@ -20,12 +20,12 @@ import typer
 from rich.console import Console
 
 from amed_env import make_task, optimum
-from amed_env.agents.policy import PolicyAgent
+from amed_env.agents.policy.agent import PolicyAgent
+from amed_env.agents.policy.network import PolicyNetwork
+from amed_env.agents.policy.saved import Card, Configuration, load_policy, save_policy
+from amed_env.agents.policy.sources import TableSource
+from amed_env.agents.policy.training import TrainingOptions, train
 from amed_env.bench.suites import SUITES, Cells
-from amed_env.policies.network import PolicyNetwork
-from amed_env.policies.saved import Card, Configuration, load_policy, save_policy
-from amed_env.policies.sources import TableSource
-from amed_env.policies.training import TrainingOptions, train
 
 DEVICES = ("bops", "memory", "mpic", "eyeriss", "edge-tpu-like", "systolic-32")
 METRICS = ("latency", "energy")

@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 from amed_env import envs as envs  # registers the environments
 from amed_env._version import __version__
-from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import AmedError
-from amed_env.workload import Layer, Workload
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.workload import Layer, Workload
 
 if TYPE_CHECKING:
     from amed_env.agents import Agent, SearchResult, SearchSession, make_agent, register_agent
     from amed_env.evaluation.quality import Quality
     from amed_env.evaluation.store import Trial, TrialStore
-    from amed_env.ground_truth import optimum, pareto_front, regret
     from amed_env.hardware import HardwareBackend, check_hardware, load_device, register_hardware
-    from amed_env.task import Task
-    from amed_env.task_registry import make_task
-    from amed_env.tracing import trace
+    from amed_env.tasks.ground_truth import optimum, pareto_front, regret
+    from amed_env.tasks.make import make_task
+    from amed_env.tasks.task import Task
+    from amed_env.tracing.trace import trace
 
 _LAZY = {
     **dict.fromkeys(("Agent", "SearchResult", "SearchSession", "make_agent", "register_agent"), "amed_env.agents"),
     "Quality": "amed_env.evaluation.quality",
     **dict.fromkeys(("Trial", "TrialStore"), "amed_env.evaluation.store"),
-    **dict.fromkeys(("optimum", "pareto_front", "regret"), "amed_env.ground_truth"),
+    **dict.fromkeys(("optimum", "pareto_front", "regret"), "amed_env.tasks.ground_truth"),
     **dict.fromkeys(("HardwareBackend", "check_hardware", "load_device", "register_hardware"), "amed_env.hardware"),
-    "Task": "amed_env.task",
-    "make_task": "amed_env.task_registry",
-    "trace": "amed_env.tracing",
+    "Task": "amed_env.tasks.task",
+    "make_task": "amed_env.tasks.make",
+    "trace": "amed_env.tracing.trace",
 }
 
 __all__ = [

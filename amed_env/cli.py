@@ -16,7 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 import amed_env._version as version
-from amed_env.commands import bench_cli, finetune_cli, hardware_cli
+from amed_env.commands import finetune_cli, hardware_cli
+from amed_env.commands.bench import bench_cli
 from amed_env.commands.options import (
     AGENT_WITHOUT_BUDGET,
     DEFAULT_DEVICE,

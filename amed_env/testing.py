@@ -18,7 +18,7 @@ import warnings
 from amed_env.hardware.check import CHECKS, conformance_workload, warn_if_not_monotone
 from amed_env.hardware.costs import backend_capabilities
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.workload import Workload
+from amed_env.problem.workload import Workload
 
 
 class HardwareConformance:

@@ -24,12 +24,12 @@ from kept_results import KeptResults
 from rich.console import Console
 
 from amed_env import make_agent, optimum
-from amed_env.agents.policy import PolicyAgent
+from amed_env.agents.policy.agent import PolicyAgent
+from amed_env.agents.policy.network import PolicyNetwork
+from amed_env.agents.policy.saved import Card, Configuration, save_policy
+from amed_env.agents.policy.sources import TableSource
+from amed_env.agents.policy.training import TrainingOptions, train
 from amed_env.bench.suites import SUITES, Cells, cell_task, usable_tasks
-from amed_env.policies.network import PolicyNetwork
-from amed_env.policies.saved import Card, Configuration, save_policy
-from amed_env.policies.sources import TableSource
-from amed_env.policies.training import TrainingOptions, train
 
 RESULTS = KeptResults(Path(__file__).resolve().parent / "results" / "ablations.json")
 DEVICES, METRICS = ("bops", "memory", "mpic", "eyeriss", "edge-tpu-like", "systolic-32"), ("latency", "energy")

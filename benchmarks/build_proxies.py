@@ -16,12 +16,12 @@ import typer
 from rich.console import Console
 
 from amed_env import make_task
-from amed_env.catalogue import TABULAR
 from amed_env.evaluation import table
 from amed_env.evaluation.stored_proxies import StoredProxies
 from amed_env.evaluation.table_file import QualityTable
+from amed_env.tasks.catalogue import TABULAR
 
-SHIPPED = Path(table.__file__).parent.parent / "tables"
+SHIPPED = Path(table.__file__).parent / "tables"
 console = Console()
 
 

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from amed_env import make_task
-from amed_env.catalogue import TABULAR
 from amed_env.evaluation import table
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.table_building import TableBuilder
+from amed_env.tasks.catalogue import TABULAR
 
-SHIPPED = Path(table.__file__).parent.parent / "tables"
+SHIPPED = Path(table.__file__).parent / "tables"
 console = Console()
 
 

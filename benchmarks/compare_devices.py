@@ -21,7 +21,7 @@ from rich.console import Console
 import amed_env
 from amed_env import Task
 from amed_env.hardware import load_device
-from amed_env.objective import parse_budgets
+from amed_env.problem.objective import parse_budgets
 from amed_env.report import png
 from amed_env.report.comparison_chart import draw_comparison
 

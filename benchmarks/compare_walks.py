@@ -17,9 +17,9 @@ import numpy as np
 
 import amed_env
 from amed_env import optimum
-from amed_env.constraints import TOLERANCE
-from amed_env.ground_truth import all_costs
-from amed_env.run_statistics import interquartile_mean
+from amed_env.bench.run_statistics import interquartile_mean
+from amed_env.problem.constraints import TOLERANCE
+from amed_env.tasks.ground_truth import all_costs
 
 RESULTS = Path(__file__).parent / "results" / "walks.json"
 TASK = "tabular/digits-cnn"

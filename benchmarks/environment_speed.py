@@ -24,7 +24,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from amed_env import Task, make_task, optimum, pareto_front
-from amed_env.agents.vec_env import LayerWiseVecEnv
+from amed_env.agents.learners.vec_env import LayerWiseVecEnv
 from amed_env.envs import LAYER_WISE, LayerWiseEnv
 
 SINGLE_STEPS = 2_000

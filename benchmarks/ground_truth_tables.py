@@ -15,9 +15,9 @@ from scipy.stats import spearmanr
 
 from amed_env import make_task, optimum, pareto_front
 from amed_env.bench.suites import Cells, cell_task, find_suite, usable_tasks
-from amed_env.files import write_atomically
-from amed_env.ground_truth import regret_of
-from amed_env.objective import BUDGET_METRICS
+from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.support.files import write_atomically
+from amed_env.tasks.ground_truth import regret_of
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- ground truth: begin -->", "<!-- ground truth: end -->"

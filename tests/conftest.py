@@ -65,7 +65,7 @@ def missing_data():
 
 def missing_for(marker):
     """Why a test marked `data("task", ...)` cannot run, or None; without arguments it needs CIFAR-10 and ResNet-20."""
-    from amed_env.catalogue import named_network
+    from amed_env.tasks.catalogue import named_network
 
     reasons = [missing_data(), *(named_network(name).missing() for name in marker.args)]
     return next((reason for reason in reasons if reason is not None), None)

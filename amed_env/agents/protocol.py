@@ -11,8 +11,8 @@ from amed_env.agents.result import SearchResult, pareto_front
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
 from amed_env.errors import BackendError, SearchEnded, UnknownNameError
 from amed_env.evaluation.store import TrialStore
-from amed_env.objective import BUDGET_METRICS
-from amed_env.task import Task
+from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.tasks.task import Task
 
 DEVELOPMENT_CELLS = (
     "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from amed_env.errors import AgentError, DeviceError
-from amed_env.hardware.yaml_faults import validated
-from amed_env.hardware.yaml_lines import YamlDocument
+from amed_env.hardware.files.yaml_faults import validated
+from amed_env.hardware.files.yaml_lines import YamlDocument
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 """Endings of the names of recipes."""

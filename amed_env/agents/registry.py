@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from amed_env.agents.protocol import Agent
 from amed_env.agents.recipe import RECIPE_SUFFIXES, load_recipe
 from amed_env.errors import AgentError, AmedError
-from amed_env.registry import Registry, import_object
+from amed_env.support.registry import Registry, import_object
 
 GROUP = "amed_env.agents"
 """Entry-point group in which a distribution announces its agents."""
@@ -30,127 +30,127 @@ class _BuiltIn:
 
 _BUILT_IN = {
     "maskable-ppo": _BuiltIn(
-        "amed_env.agents.learners:MaskablePPOAgent",
+        "amed_env.agents.learners.learners:MaskablePPOAgent",
         "learner",
         "sensitivities",
         "PPO with forbidden actions masked (sb3-contrib); warm start on predicted loss",
     ),
     "ppo": _BuiltIn(
-        "amed_env.agents.learners:PPOAgent",
+        "amed_env.agents.learners.learners:PPOAgent",
         "learner",
         "sensitivities",
         "PPO (stable-baselines3); forbidden actions are clamped",
     ),
     "a2c": _BuiltIn(
-        "amed_env.agents.learners:A2CAgent",
+        "amed_env.agents.learners.learners:A2CAgent",
         "learner",
         "sensitivities",
         "A2C (stable-baselines3) with a masked policy",
     ),
     "dqn": _BuiltIn(
-        "amed_env.agents.learners:DQNAgent",
+        "amed_env.agents.learners.learners:DQNAgent",
         "learner",
         "sensitivities, tied widths",
         "DQN (stable-baselines3), behaviour and target masked",
     ),
     "qr-dqn": _BuiltIn(
-        "amed_env.agents.learners:QRDQNAgent",
+        "amed_env.agents.learners.learners:QRDQNAgent",
         "learner",
         "sensitivities, tied widths",
         "QR-DQN (sb3-contrib), behaviour and target masked",
     ),
     "ddpg": _BuiltIn(
-        "amed_env.agents.continuous:DDPGAgent",
+        "amed_env.agents.learners.continuous:DDPGAgent",
         "learner",
         "sensitivities",
         "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
     ),
     "td3": _BuiltIn(
-        "amed_env.agents.continuous:TD3Agent",
+        "amed_env.agents.learners.continuous:TD3Agent",
         "learner",
         "sensitivities",
         "TD3 (stable-baselines3), continuous actions as ddpg",
     ),
     "sac": _BuiltIn(
-        "amed_env.agents.continuous:SACAgent",
+        "amed_env.agents.learners.continuous:SACAgent",
         "learner",
         "sensitivities",
         "SAC (stable-baselines3), continuous actions as ddpg",
     ),
     "model-ppo": _BuiltIn(
-        "amed_env.agents.model_based:ModelPPOAgent",
+        "amed_env.agents.learners.model_based:ModelPPOAgent",
         "learner",
         "sensitivities",
         "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
     ),
     "policy": _BuiltIn(
-        "amed_env.agents.policy:PolicyAgent",
+        "amed_env.agents.policy.agent:PolicyAgent",
         "learner",
         "sensitivities, a budget",
         "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples",
     ),
     "uniform": _BuiltIn(
-        "amed_env.agents.baselines:UniformAgent",
+        "amed_env.agents.searchers.baselines:UniformAgent",
         "search",
         "",
         "every uniform width that meets the budget",
     ),
     "random": _BuiltIn(
-        "amed_env.agents.baselines:RandomAgent",
+        "amed_env.agents.searchers.baselines:RandomAgent",
         "search",
         "",
         "random allocations that meet the budget",
     ),
     "greedy": _BuiltIn(
-        "amed_env.agents.baselines:GreedyAgent",
+        "amed_env.agents.searchers.baselines:GreedyAgent",
         "search",
         "sensitivities",
         "single-layer KL sensitivity, best gain per cost until the budget is met",
     ),
     "amed": _BuiltIn(
-        "amed_env.agents.amed:AmedAgent",
+        "amed_env.agents.walks.amed:AmedAgent",
         "search",
         "",
         "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)",
     ),
     "amed-released": _BuiltIn(
-        "amed_env.agents.amed_released:AmedReleasedAgent",
+        "amed_env.agents.walks.amed_released:AmedReleasedAgent",
         "search",
         "",
         "the faults of AMED's released code, for comparison with amed only",
     ),
     "milp": _BuiltIn(
-        "amed_env.agents.milp:MilpAgent",
+        "amed_env.agents.searchers.milp:MilpAgent",
         "search",
         "sensitivities",
         "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
     ),
     "pairwise": _BuiltIn(
-        "amed_env.agents.pairwise:PairwiseAgent",
+        "amed_env.agents.searchers.pairwise:PairwiseAgent",
         "search",
         "sensitivities",
         "optimum of a proxy with terms of pairs of layers (CLADO); trials correct the terms",
     ),
     "local": _BuiltIn(
-        "amed_env.agents.local:LocalAgent",
+        "amed_env.agents.searchers.local:LocalAgent",
         "search",
         "sensitivities",
         "best improvement from the proxy's optimum, with restarts",
     ),
     "annealing": _BuiltIn(
-        "amed_env.agents.annealing:AnnealingAgent",
+        "amed_env.agents.searchers.annealing:AnnealingAgent",
         "search",
         "sensitivities",
         "simulated annealing within the budget",
     ),
     "evolution": _BuiltIn(
-        "amed_env.agents.evolution:EvolutionAgent",
+        "amed_env.agents.searchers.evolution:EvolutionAgent",
         "search",
         "sensitivities, amed-env[search]",
         "NSGA-II (pymoo) on error and cost, started near the budget",
     ),
     "tpe": _BuiltIn(
-        "amed_env.agents.tpe:TPEAgent",
+        "amed_env.agents.searchers.tpe:TPEAgent",
         "search",
         "sensitivities, amed-env[search]",
         "tree-structured Parzen estimator (optuna), started near the budget",
@@ -228,7 +228,7 @@ def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
     if isinstance(found, Agent):
         return found
     if isinstance(found, type) and not issubclass(found, Agent) and _is_algorithm(found):
-        from amed_env.agents.sb3 import SB3Agent
+        from amed_env.agents.learners.sb3 import SB3Agent
 
         options, found = {"algorithm": found, **options}, SB3Agent
     if not (isinstance(found, type) and issubclass(found, Agent)):

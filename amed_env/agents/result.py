@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amed_env._version as version
-from amed_env.allocation import BitAllocation
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
-from amed_env.objective import BUDGET_METRICS
-from amed_env.pins import pins_json
-from amed_env.task import Task
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.problem.pins import pins_json
+from amed_env.tasks.task import Task
 
 FORMAT = "amed-result/1"
 

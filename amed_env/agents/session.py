@@ -8,11 +8,11 @@ from time import perf_counter
 
 import numpy as np
 
-from amed_env.allocation import BitAllocation
 from amed_env.errors import AmedError, BackendError, InputError, SearchEnded, StoreError
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.store import Trial, TrialStore
-from amed_env.task import Task
+from amed_env.problem.allocation import BitAllocation
+from amed_env.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

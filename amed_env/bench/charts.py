@@ -25,8 +25,8 @@ from amed_env.bench.estimates import (
     regret_on_test,
 )
 from amed_env.bench.marks import GROUPS, REGRET_TICKS, Mark, evaluation_ticks, marks_of, regret_range, spread, unspread
+from amed_env.bench.run_statistics import Estimate, interquartile_mean
 from amed_env.report.style import ACCENT, DARK, new_figure, tidy
-from amed_env.run_statistics import Estimate, interquartile_mean
 
 _GRID = "#e6e8eb"
 _BAND = 0.16  # opacity

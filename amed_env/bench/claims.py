@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import isclose
 
-from amed_env.allocation import BitAllocation
 from amed_env.bench.result_file import Improvement, Run, sequence_digest
 from amed_env.bench.running import LONGEST_NOTE, relative_costs
 from amed_env.bench.suites import cell_task
 from amed_env.errors import AllocationError, AmedError
-from amed_env.task import Task
+from amed_env.problem.allocation import BitAllocation
+from amed_env.tasks.task import Task
 
 _TOLERANCE = 1e-9  # relative, of costs: sums of floats depend on their order
 

@@ -22,13 +22,13 @@ import numpy.typing as npt
 from amed_env.agents.protocol import Agent
 from amed_env.agents.registry import make_agent
 from amed_env.agents.session import SearchSession, best_trial
-from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import UnknownNameError
 from amed_env.evaluation.delegating import DelegatingEvaluator
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
 from amed_env.evaluation.store import Trial
-from amed_env.task import Task
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.tasks.task import Task
 
 CONTROL_PREFIX = "control/"
 CONTROLS = ("control/greedy-shuffled", "control/maskable-ppo-inverted")

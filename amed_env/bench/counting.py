@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable
 from typing import Any, NoReturn, Self, SupportsIndex
 
-from amed_env.allocation import FLOAT_BITS, BitAllocation
 from amed_env.errors import InputError
 from amed_env.evaluation.delegating import DelegatingEvaluator
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, Quality, Split
-from amed_env.task import Task
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
+from amed_env.tasks.task import Task
 
 
 class Questions:

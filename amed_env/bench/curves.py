@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, read_result, require_different_agents
+from amed_env.bench.run_statistics import interquartile_mean
 from amed_env.bench.scores import AFTER
 from amed_env.bench.suites import Cell, is_tabular, task_digest
 from amed_env.bench.truth import NOTHING, CellTruth, FloatArray, IntArray, cell_truth
 from amed_env.errors import AmedError, BenchFileError, InputError
-from amed_env.run_statistics import interquartile_mean
 
 CHECKPOINTS = AFTER
 """Evaluations after which tables show the regret."""

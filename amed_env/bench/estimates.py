@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from amed_env.bench.curves import REFERENCE, AgentRuns, Comparison
-from amed_env.bench.truth import FloatArray, IntArray
-from amed_env.run_statistics import (
+from amed_env.bench.run_statistics import (
     Estimate,
     bootstrap,
     improvement,
     interquartile_mean,
     performance_profile_band,
 )
+from amed_env.bench.truth import FloatArray, IntArray
 
 RESAMPLES = 2_000
 _PAIR_RESAMPLES = 400

@@ -17,9 +17,9 @@ from amed_env.bench.charts import headline
 from amed_env.bench.curves import AgentRuns, Comparison
 from amed_env.bench.marks import marks_of
 from amed_env.bench.truth import NOTHING, CellTruth, FloatArray
-from amed_env.ground_truth import all_costs, pareto_front
-from amed_env.objective import BUDGET_METRICS
+from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.report.style import ACCENT, DARK, metric_title, new_figure, tidy
+from amed_env.tasks.ground_truth import all_costs, pareto_front
 
 _FIELDS = (110, 64)  # at most, of cost and of accuracy
 _ROOM = 0.06  # of the height, above the best and below the worst that is shown

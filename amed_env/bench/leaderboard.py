@@ -14,11 +14,11 @@ import numpy as np
 
 from amed_env.bench.controls import CONTROL_PREFIX
 from amed_env.bench.result_file import Header, ResultFile, one_line, require_different_agents
+from amed_env.bench.run_statistics import Estimate, bootstrap, difference, improvement, interquartile_mean, mean_score
 from amed_env.bench.scores import FloatArray, best_accuracy, optimum_on_test, regrets
 from amed_env.bench.suites import Cell, Cells, find_suite, is_tabular
 from amed_env.bench.validation import Verdict
 from amed_env.errors import InputError
-from amed_env.run_statistics import Estimate, bootstrap, difference, improvement, interquartile_mean, mean_score
 
 BASELINE = "greedy"
 MOMENTS = (1, 10, 20, 100)

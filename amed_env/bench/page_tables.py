@@ -17,7 +17,7 @@ from amed_env.bench.estimates import (
     regret_on_test,
 )
 from amed_env.bench.marks import marks_of
-from amed_env.run_statistics import Estimate, interquartile_mean
+from amed_env.bench.run_statistics import Estimate, interquartile_mean
 
 Table = dict[str, Any]
 NOT_KNOWN = "–"

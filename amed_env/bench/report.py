@@ -17,11 +17,11 @@ from amed_env.bench.curves import Comparison, compare, read_folder
 from amed_env.bench.estimates import Curves, Profile, beats_all, curves_of, profiles_of
 from amed_env.bench.fronts import Trade, draw_fronts, trades_of
 from amed_env.bench.marks import DARK_COLOURS, GREYS, GROUPS, LIGHT_COLOURS
-from amed_env.catalogue import TABULAR_PREFIX
+from amed_env.bench.run_statistics import Estimate
 from amed_env.errors import InputError
-from amed_env.files import write_atomically
 from amed_env.report.style import png
-from amed_env.run_statistics import Estimate
+from amed_env.support.files import write_atomically
+from amed_env.tasks.catalogue import TABULAR_PREFIX
 
 PAGE = "report.html"
 _THEMES = {

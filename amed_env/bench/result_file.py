@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from amed_env.bench.limits import MOST_EVALUATIONS, MOST_SEEDS
 from amed_env.bench.suites import Cell
 from amed_env.errors import BenchFileError
-from amed_env.objective import BUDGET_METRICS
+from amed_env.problem.objective import BUDGET_METRICS
 
 FORMAT = "amed-bench-result"
 VERSION = 1

@@ -25,8 +25,8 @@ from amed_env.bench.result_file import (
 )
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, task_digest
 from amed_env.errors import InputError, RunFolderError
-from amed_env.files import write_atomically
-from amed_env.machine import machine_text, versions
+from amed_env.support.files import write_atomically
+from amed_env.support.machine import machine_text, versions
 
 
 def make_header(

@@ -10,15 +10,15 @@ from pathlib import Path
 from time import perf_counter
 
 from amed_env.agents.session import SearchSession
-from amed_env.allocation import BitAllocation
 from amed_env.bench.contender import LIBRARIES, Contender
 from amed_env.bench.counting import Questions, counted
 from amed_env.bench.result_file import Improvement, Run, one_line, sequence_digest
 from amed_env.bench.suites import Cell, cell_task
 from amed_env.evaluation.store import Trial
-from amed_env.objective import BUDGET_METRICS
-from amed_env.task import Task
-from amed_env.threads import torch_threads
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.support.threads import torch_threads
+from amed_env.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

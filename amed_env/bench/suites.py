@@ -12,11 +12,11 @@ from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 
-from amed_env.catalogue import TABULAR_PREFIX, TASKS
 from amed_env.errors import AmedError, InputError, UnknownNameError
 from amed_env.evaluation.table import TableEvaluator
-from amed_env.task import Task
-from amed_env.task_registry import make_task
+from amed_env.tasks.catalogue import TABULAR_PREFIX, TASKS
+from amed_env.tasks.make import make_task
+from amed_env.tasks.task import Task
 
 
 class Cells(StrEnum):

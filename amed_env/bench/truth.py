@@ -14,8 +14,8 @@ from amed_env.errors import InputError
 from amed_env.evaluation.quality import Split
 from amed_env.evaluation.table import TableEvaluator
 from amed_env.evaluation.table_file import QualityTable
-from amed_env.ground_truth import feasible_rows, optimum, rows_of
-from amed_env.task import Task
+from amed_env.tasks.ground_truth import feasible_rows, optimum, rows_of
+from amed_env.tasks.task import Task
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ from amed_env.bench.execution import Job, run_all
 from amed_env.bench.result_file import ResultFile, Run, read_result
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, missing_task, task_digest
 from amed_env.errors import AmedError
-from amed_env.machine import versions
+from amed_env.support.machine import versions
 
 MakeRuns = Callable[[Iterable[Job]], Iterator[tuple[Job, Run]]]
 

@@ -15,7 +15,7 @@ from amed_env.commands.parsing import network_shapes
 from amed_env.hardware import HardwareBackend, load_device
 from amed_env.hardware.check import CHECKS, conformance_workload, run_checks, warn_if_not_monotone
 from amed_env.hardware.costs import backend_capabilities
-from amed_env.workload import KINDS
+from amed_env.problem.workload import KINDS
 
 
 def show(output: Output, spec: str) -> None:

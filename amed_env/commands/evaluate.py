@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amed_env.allocation import BitAllocation
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import ChosenAllocation, chosen_allocation, default_threads, load_task
 from amed_env.commands.preparing import prepare
@@ -12,9 +11,10 @@ from amed_env.commands.tables import quality_table, relative_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import SPLITS, Quality
 from amed_env.hardware import HardwareBackend, evaluate_cost, load_device
-from amed_env.objective import BUDGET_METRICS, REFERENCE_BITS
-from amed_env.task import Task
-from amed_env.workload import Workload
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.objective import BUDGET_METRICS, REFERENCE_BITS
+from amed_env.problem.workload import Workload
+from amed_env.tasks.task import Task
 
 
 def evaluate(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def fetch(output: Output, name: str, folder: Path | None) -> None:
     """Download what a task needs; see `amed fetch --help`."""
-    from amed_env.catalogue import TASKS
+    from amed_env.tasks.catalogue import TASKS
 
     entry = TASKS.get(name)
     from amed_env.datasets.fetch import ASSETS

@@ -9,8 +9,6 @@ from typing import Any
 
 from rich.progress import TextColumn
 
-from amed_env.allocation import BitAllocation
-from amed_env.catalogue import TASKS, named_network
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error
 from amed_env.commands.parsing import (
@@ -23,18 +21,20 @@ from amed_env.commands.parsing import (
 )
 from amed_env.commands.preparing import prepare
 from amed_env.commands.progress import progress_bars
+from amed_env.commands.run_folder import RunFolder
 from amed_env.commands.tables import number, percent, relative_table, table_of
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import AllocationError, AmedError, DataError, InputError, UnsupportedPrecisionError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import SPLITS
-from amed_env.files import json_text, write_atomically
 from amed_env.hardware import load_device
-from amed_env.objective import BUDGET_METRICS, REFERENCE_BITS
-from amed_env.pins import pins_json
-from amed_env.run_folder import RunFolder
-from amed_env.task import Task
-from amed_env.threads import torch_threads
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.objective import BUDGET_METRICS, REFERENCE_BITS
+from amed_env.problem.pins import pins_json
+from amed_env.support.files import json_text, write_atomically
+from amed_env.support.threads import torch_threads
+from amed_env.tasks.catalogue import TASKS, named_network
+from amed_env.tasks.task import Task
 from amed_env.training.checkpoint import write_trained
 from amed_env.training.curve import CurveLog
 from amed_env.training.finetuning import Finetuning

@@ -14,8 +14,8 @@ from amed_env.commands.tables import MISSING, number, table_of
 if TYPE_CHECKING:
     import torch
 
-    from amed_env.tracing import Inputs, TracedNetwork
-    from amed_env.workload import Layer
+    from amed_env.problem.workload import Layer
+    from amed_env.tracing.trace import Inputs, TracedNetwork
 
 SAMPLES = 128
 """Calibration samples that signs are taken from."""
@@ -62,8 +62,8 @@ def inspect(output: Output, task: str | None, network: str | None) -> None:
 
 def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     """A named network, trained and with samples where both are at hand; of a table the network behind it."""
-    from amed_env.catalogue import TABULAR_PREFIX, named_network
-    from amed_env.tracing import trace
+    from amed_env.tasks.catalogue import TABULAR_PREFIX, named_network
+    from amed_env.tracing.trace import trace
 
     entry = named_network(name)
     if entry.table is not None:
@@ -76,8 +76,8 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
 
 def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     from amed_env.datasets.forms import as_samples
-    from amed_env.task_registry import example_of, imported_parts
-    from amed_env.tracing import trace
+    from amed_env.tasks.make import example_of, imported_parts
+    from amed_env.tracing.trace import trace
 
     parts = imported_parts(path)
     example = example_of(parts, path)
@@ -88,7 +88,7 @@ def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
 
 
 def _packed(inputs: Inputs) -> torch.Tensor:
-    from amed_env.packing import pack
+    from amed_env.tracing.packing import pack
 
     return pack(inputs) if isinstance(inputs, tuple) else inputs
 

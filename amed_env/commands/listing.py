@@ -18,7 +18,7 @@ _NARROW, _NEEDS_WIDTH = 140, 16
 
 def task_rows() -> list[Row]:
     """Every task with `name`, `description`, and `problem`: what is missing or broken, or None."""
-    from amed_env.catalogue import TASKS
+    from amed_env.tasks.catalogue import TASKS
 
     rows = []
     for name in TASKS.names():

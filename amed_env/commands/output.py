@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 from rich.text import Text
 
-from amed_env.files import DISK_ERRORS, json_text
+from amed_env.support.files import DISK_ERRORS, json_text
 
 _STDOUT = 1
 WIDTH_WITHOUT_TERMINAL = 200

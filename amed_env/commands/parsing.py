@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from amed_env.errors import AgentError, AllocationError, DataError, InputError
 
 if TYPE_CHECKING:
-    from amed_env.allocation import BitAllocation
     from amed_env.commands.output import Output
-    from amed_env.task import Task
-    from amed_env.workload import Workload
+    from amed_env.problem.allocation import BitAllocation
+    from amed_env.problem.workload import Workload
+    from amed_env.tasks.task import Task
 
 
 def parse_bits(text: str) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ def check_complete(name: str) -> None:
         UnknownNameError: If there is no such task.
         DataError: If something is missing; the message says how to get it.
     """
-    from amed_env.catalogue import TASKS
+    from amed_env.tasks.catalogue import TASKS
 
     missing = TASKS.get(name).missing()
     if missing is not None:
@@ -96,7 +96,7 @@ def check_complete(name: str) -> None:
 
 def load_task(task: str | None, network: str | None, **options: Any) -> Task:
     """The task of a name, or of a network function; `options` are those of `make_task`."""
-    from amed_env.task_registry import import_task, make_task
+    from amed_env.tasks.make import import_task, make_task
 
     one_of(task, network)
     if network is not None:
@@ -118,8 +118,8 @@ def chosen_allocation(
     Raises:
         InputError: If a file and widths are given, or neither.
     """
-    from amed_env.pins import parse_pins
-    from amed_env.task_registry import load_allocation
+    from amed_env.problem.pins import parse_pins
+    from amed_env.tasks.make import load_allocation
 
     if (allocation is None) == (bits is None):
         raise InputError(
@@ -139,7 +139,7 @@ def network_shapes(output: Output, network: str | None, layers: Path | None) -> 
     Raises:
         InputError: If both are named, or neither.
     """
-    from amed_env.workload import Workload
+    from amed_env.problem.workload import Workload
 
     if (network is None) == (layers is None):
         raise InputError(
@@ -149,14 +149,14 @@ def network_shapes(output: Output, network: str | None, layers: Path | None) -> 
         return Workload.load_csv(layers)
     assert network is not None
     with output.status(f"tracing {network}"):
-        from amed_env.task_registry import import_workload, named_workload
+        from amed_env.tasks.make import import_workload, named_workload
 
         return import_workload(network) if ":" in network else named_workload(network)
 
 
 def default_threads() -> int:
     """Threads of an evaluation: all cores, or fewer where `OMP_NUM_THREADS` says so, as elsewhere in torch."""
-    from amed_env.threads import available_cores
+    from amed_env.support.threads import available_cores
 
     wished = os.environ.get("OMP_NUM_THREADS", "")
     return min(available_cores(), int(wished)) if wished.isdecimal() and int(wished) > 0 else available_cores()

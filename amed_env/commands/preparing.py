@@ -7,7 +7,7 @@ from time import monotonic
 
 from amed_env.commands.output import Output
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.task import Task
+from amed_env.tasks.task import Task
 
 
 def prepare(task: Task, say: Callable[[str], None]) -> None:

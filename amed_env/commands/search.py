@@ -18,18 +18,18 @@ from amed_env.commands.output import Output, describe_disk_error, is_disk_error
 from amed_env.commands.parsing import check_complete, default_threads, load_task, one_of, parse_bits, parse_options
 from amed_env.commands.preparing import note_slow_layers, prepare
 from amed_env.commands.progress import SearchProgress
+from amed_env.commands.run_folder import RunFolder
 from amed_env.commands.tables import allocation_table, comparison_table, percent
 from amed_env.errors import AmedError, BackendError, DeviceError, InputError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.store import TrialStore
 from amed_env.hardware import HardwareBackend, isolated, load_device
-from amed_env.hardware.command import CommandBackend
-from amed_env.hardware.device_files import FILE_SUFFIXES, device_file_digest
+from amed_env.hardware.external.command import CommandBackend
+from amed_env.hardware.files.device_files import FILE_SUFFIXES, device_file_digest
 from amed_env.hardware.registry import COMMAND_PREFIX
-from amed_env.objective import parse_budgets
-from amed_env.pins import pins_json, pins_text
-from amed_env.run_folder import RunFolder
-from amed_env.task import Task
+from amed_env.problem.objective import parse_budgets
+from amed_env.problem.pins import pins_json, pins_text
+from amed_env.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amed_env.allocation import BitAllocation
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import ChosenAllocation, chosen_allocation, network_shapes
 from amed_env.commands.tables import compare_table, cost_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.hardware import Cost, evaluate_cost, load_device
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.workload import Workload
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.workload import Workload
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -56,9 +56,9 @@ def simulate(output: Output, request: SimulateRequest) -> None:
     document = cost.to_json()
     document = {"device": document.pop("device"), "network": workload.name, **document}
     if request.plot is not None:
-        from amed_env.files import write_atomically
         from amed_env.report.simulation_chart import draw_simulation
         from amed_env.report.style import picture
+        from amed_env.support.files import write_atomically
 
         figure = draw_simulation(backends[0], workload, cost)
         write_atomically(request.plot, picture(figure, request.plot.suffix.lower().removeprefix(".")))

@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import amed_env._version as version
-from amed_env.allocation import Precision
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import network_shapes, parse_bits
 from amed_env.errors import InputError, UnsupportedPrecisionError
-from amed_env.files import json_text, write_atomically
 from amed_env.hardware import HardwareBackend, build_table, csv_text, load_device
 from amed_env.hardware.costs import backend_capabilities
-from amed_env.hardware.device_files import FILE_SUFFIXES, TABLE_SUFFIXES, device_file_digest
-from amed_env.hardware.lookup_files import npy_files
-from amed_env.workload import Workload
+from amed_env.hardware.files.device_files import FILE_SUFFIXES, TABLE_SUFFIXES, device_file_digest
+from amed_env.hardware.tables.lookup_files import npy_files
+from amed_env.problem.allocation import Precision
+from amed_env.problem.workload import Workload
+from amed_env.support.files import json_text, write_atomically
 
 
 def table(

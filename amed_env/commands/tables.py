@@ -9,13 +9,13 @@ from rich import box
 from rich.table import Table
 
 from amed_env.hardware.protocol import METRIC_UNITS, Cost
-from amed_env.objective import BUDGET_METRICS
-from amed_env.pins import pins_text
+from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.problem.pins import pins_text
 
 if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
-    from amed_env.allocation import Precision
     from amed_env.evaluation.quality import Quality
+    from amed_env.problem.allocation import Precision
 
 MISSING = "–"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amed_env.datasets.location import DATA_DIR_VARIABLE, data_dir
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
+from amed_env.support.location import DATA_DIR_VARIABLE, data_dir
 
 FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))

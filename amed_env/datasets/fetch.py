@@ -16,8 +16,8 @@ import filelock
 
 from amed_env.datasets.assets import ASSETS, Asset, Provided
 from amed_env.datasets.download import Patience, disk_error, download
-from amed_env.datasets.location import data_dir
 from amed_env.errors import DownloadError, UnknownNameError
+from amed_env.support.location import data_dir
 
 _LOG = logging.getLogger(__name__)
 _DOWNLOADS = "downloads"

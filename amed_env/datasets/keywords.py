@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amed_env.datasets.location import DATA_DIR_VARIABLE, data_dir
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.errors import DataError
+from amed_env.support.location import DATA_DIR_VARIABLE, data_dir
 
 FILE = "kws_mlperf_tiny_1000.npz"
 """The samples, relative to the data folder."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from amed_env.errors import DataError
-from amed_env.packing import pack, unpack
+from amed_env.tracing.packing import pack, unpack
 
 _MAX_NAMED = 5  # positions named in a message; more would not be read
 

@@ -11,16 +11,16 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.allocation import BitAllocation
-from amed_env.constraints import least_rest
 from amed_env.envs.features import METRICS
 from amed_env.errors import BudgetError, InputError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.objective import BUDGET_METRICS, FAULT_REWARD, Budget, final_reward, fits, parse_budgets
-from amed_env.repair import repair
-from amed_env.task import Task
-from amed_env.task_registry import DEFAULT_DEVICE, make_task
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.constraints import least_rest
+from amed_env.problem.objective import BUDGET_METRICS, FAULT_REWARD, Budget, final_reward, fits, parse_budgets
+from amed_env.tasks.make import DEFAULT_DEVICE, make_task
+from amed_env.tasks.repair import repair
+from amed_env.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

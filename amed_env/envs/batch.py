@@ -17,8 +17,8 @@ from amed_env.envs.features import METRICS, BatchState
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import BudgetError, InputError
 from amed_env.evaluation.table import TableEvaluator
-from amed_env.objective import BUDGET_METRICS, TOLERANCE, VIOLATION_PENALTY, score
-from amed_env.repair import repair
+from amed_env.problem.objective import BUDGET_METRICS, TOLERANCE, VIOLATION_PENALTY, score
+from amed_env.tasks.repair import repair
 
 FloatArray = npt.NDArray[np.float64]
 RewardOf = Callable[[npt.NDArray[np.int64]], FloatArray]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.objective import BUDGET_METRICS
-from amed_env.task import Task
-from amed_env.workload import KINDS
+from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.problem.workload import KINDS
+from amed_env.tasks.task import Task
 
 METRICS = tuple(BUDGET_METRICS.values())
 """Metrics in the observation, in this order; one that a device lacks is all zero."""

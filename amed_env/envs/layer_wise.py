@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.allocation import BitAllocation
-from amed_env.constraints import allowed_choices
 from amed_env.envs.base import AllocationEnv
 from amed_env.envs.features import METRICS, EpisodeState, Observer
 from amed_env.errors import InputError, RenderModeError
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.objective import potential, shaping
-from amed_env.task import Task
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.constraints import allowed_choices
+from amed_env.problem.objective import potential, shaping
+from amed_env.tasks.task import Task
 
 RewardKind = Literal["shaped", "terminal", "predicted"]
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.allocation import BitAllocation
-from amed_env.constraints import allowed_choices, least_choosable
 from amed_env.envs.base import AllocationEnv
 from amed_env.errors import InputError
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.task import Task
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.constraints import allowed_choices, least_choosable
+from amed_env.tasks.task import Task
 
 
 class OneShotEnv(AllocationEnv):

@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.allocation import BitAllocation
 from amed_env.envs.base import AllocationEnv
 from amed_env.envs.features import METRICS
 from amed_env.errors import InputError, RenderModeError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.objective import FAULT_REWARD, TOLERANCE, VIOLATION_PENALTY, final_reward, fits, violation
-from amed_env.quality_score import QualityScore, latency_ratio
-from amed_env.task import Task
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.objective import FAULT_REWARD, TOLERANCE, VIOLATION_PENALTY, final_reward, fits, violation
+from amed_env.problem.quality_score import QualityScore, latency_ratio
+from amed_env.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
     ## Next-step autoreset
     As in all vector environments of Gymnasium by default, the step after the last one of an episode ignores its
     actions, begins the next episodes and returns their first observations with rewards 0. (Stable-baselines3 resets in
-    the same step: `amed_env.agents.vec_env.LayerWiseVecEnv`.)
+    the same step: `amed_env.agents.learners.vec_env.LayerWiseVecEnv`.)
 
     ## Information
     Arrays with a row for each environment, and beside each `key` a mask `_key`. There is no `allocation`; `choices` is

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.allocation import BitAllocation, Precision
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
+from amed_env.problem.allocation import BitAllocation, Precision
 
 
 class DelegatingEvaluator(Evaluator):

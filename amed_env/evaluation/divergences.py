@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import NonFiniteError
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.workload import Workload
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.workload import Workload
 
 SENSITIVITY_BITS = 8
 """Width of all other layers meanwhile."""

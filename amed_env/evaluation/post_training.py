@@ -12,8 +12,6 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from amed_env.allocation import BitAllocation, Precision
-from amed_env.cache import cached_array
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, NonFiniteError
 from amed_env.evaluation.divergences import measure_divergences, measure_pairs
@@ -22,12 +20,14 @@ from amed_env.evaluation.preparation import Progress, prepare_network, prepared_
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
 from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.evaluation.workers import Workers, in_parts
-from amed_env.finite import first_non_finite
+from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
-from amed_env.threads import torch_threads
-from amed_env.tracing import TracedNetwork
+from amed_env.support.cache import cached_array
+from amed_env.support.threads import torch_threads
+from amed_env.tracing.finite import first_non_finite
+from amed_env.tracing.trace import TracedNetwork
 
 logger = logging.getLogger(__name__)
 

@@ -19,16 +19,16 @@ from time import monotonic
 import torch
 
 from amed_env._version import __version__
-from amed_env.cache import cache_dir
 from amed_env.errors import AmedError
 from amed_env.evaluation.prepared_file import FORMAT, digest_of, file_content, prepared_tensors, read_prepared
-from amed_env.files import write_atomically
 from amed_env.quantization.bias_correction import corrected
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.learned_rounding import RoundingLearner
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.recipe import LEARNED_WIDTHS, Recipe
-from amed_env.threads import torch_threads
+from amed_env.support.cache import cache_dir
+from amed_env.support.files import write_atomically
+from amed_env.support.threads import torch_threads
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import InputError
 from amed_env.evaluation.early_decision import EarlyDecision
-from amed_env.workload import Workload
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.workload import Workload
 
 Split = Literal["search", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

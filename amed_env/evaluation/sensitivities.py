@@ -1,4 +1,4 @@
-"""Single-layer sensitivities that need gradients or the quantized tensors: what `amed_env.proxies` reads.
+"""Single-layer sensitivities that need gradients or the quantized tensors: what `amed_env.tasks.proxies` reads.
 
 All are measured on the float network. For layer i at one precision, Δw is the change of its (folded) weights, Δx that
 of what it reads, and Δz that of its output when both are rounded.
@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.datasets import Samples
 from amed_env.errors import NonFiniteError
 from amed_env.evaluation.quality import GradientMeasure
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.quantization.layers import QuantizedLayer, on_grid
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.rounding import integer_range

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amed_env.allocation import BitAllocation
 from amed_env.errors import AllocationError, StoreError
 from amed_env.evaluation.quality import Quality
+from amed_env.problem.allocation import BitAllocation
 
 _SCHEMA_VERSION = 3
 _ANSWERS = "CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL);"

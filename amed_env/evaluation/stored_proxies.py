@@ -21,7 +21,7 @@ import numpy.typing as npt
 from amed_env.errors import AmedError, TableError
 from amed_env.evaluation.quality import Evaluator, GradientMeasure
 from amed_env.evaluation.table_file import QualityTable
-from amed_env.ties import Ties
+from amed_env.problem.ties import Ties
 
 FORMAT = "amed-proxies/1"
 MEASURES: tuple[GradientMeasure, ...] = get_args(GradientMeasure)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
 from amed_env.evaluation.stored_proxies import StoredProxies
 from amed_env.evaluation.table_file import QualityTable
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 
 
 class TableEvaluator(Evaluator):
@@ -125,7 +125,7 @@ def shipped_table(name: str) -> TableEvaluator:
     Raises:
         TableError: If the file is missing or damaged.
     """
-    folder = files("amed_env") / "tables"
+    folder = files("amed_env.evaluation") / "tables"
     with as_file(folder / f"{name}.npz") as path:
         table = QualityTable.load(path)
     stored = folder / f"{name}.proxies.npz"

@@ -18,14 +18,14 @@ import numpy.typing as npt
 import torch
 
 from amed_env._version import __version__
-from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import TableError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import SPLITS, Quality
 from amed_env.evaluation.table_file import QualityTable, check_size
-from amed_env.files import write_atomically
-from amed_env.machine import cpu_name
-from amed_env.ties import Ties
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.ties import Ties
+from amed_env.support.files import write_atomically
+from amed_env.support.machine import cpu_name
 
 logger = logging.getLogger(__name__)
 

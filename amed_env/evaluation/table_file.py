@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.allocation import Precision, check_bits
 from amed_env.errors import AmedError, TableError
 from amed_env.evaluation.quality import SPLITS, Quality
-from amed_env.ties import Ties
-from amed_env.workload import Layer, Workload
+from amed_env.problem.allocation import Precision, check_bits
+from amed_env.problem.ties import Ties
+from amed_env.problem.workload import Layer, Workload
 
 FORMAT = "amed-table/1"
 MOST_ROWS = 2**24

@@ -1,15 +1,15 @@
 """Devices and simulators of devices: what a network costs at given bit-widths. Never imports torch."""
 
 from amed_env.hardware.check import check_hardware
-from amed_env.hardware.config import DeviceConfig, load_device_config, parse_device_config
 from amed_env.hardware.costs import cost_table, evaluate_cost, evaluate_costs
-from amed_env.hardware.isolation import isolated
-from amed_env.hardware.lookup_files import csv_text, load_table
-from amed_env.hardware.lookup_table import LookupTable, TableBackend, build_table
+from amed_env.hardware.external.isolation import isolated
+from amed_env.hardware.files.config import DeviceConfig, load_device_config, parse_device_config
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.hardware.registry import DeviceInfo, device_names, list_devices, load_device, register_hardware
-from amed_env.hardware.simulator import SystolicBackend
-from amed_env.hardware.systolic import SramAccesses, gemm_cycles, gemm_sram_accesses
+from amed_env.hardware.simulator.simulator import SystolicBackend
+from amed_env.hardware.simulator.systolic import SramAccesses, gemm_cycles, gemm_sram_accesses
+from amed_env.hardware.tables.lookup_files import csv_text, load_table
+from amed_env.hardware.tables.lookup_table import LookupTable, TableBackend, build_table
 
 __all__ = [
     "METRIC_UNITS",

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import permutations
 
-from amed_env.allocation import FLOAT_BITS, MAX_BITS, BitAllocation, Precision
 from amed_env.errors import AllocationError, AmedError, BackendError, UnsupportedPrecisionError
 from amed_env.hardware.costs import (
     backend_capabilities,
@@ -18,7 +17,8 @@ from amed_env.hardware.costs import (
     precision_costs,
 )
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, HardwareBackend
-from amed_env.workload import Layer, Workload
+from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS, BitAllocation, Precision
+from amed_env.problem.workload import Layer, Workload
 
 _SAMPLE = (
     Layer("conv", "conv", m=64, n=16, k=27, kernel=(3, 3)),

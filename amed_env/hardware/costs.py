@@ -11,11 +11,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import AmedError, BackendError, InputError
 from amed_env.hardware.metrics import checked_metrics, sum_over_layers
 from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
-from amed_env.workload import Layer, Workload, bops, weight_kib
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.workload import Layer, Workload, bops, weight_kib
 
 logger = logging.getLogger(__name__)
 

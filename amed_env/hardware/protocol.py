@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.allocation import BitAllocation, Precision
 from amed_env.errors import UnsupportedPrecisionError
 from amed_env.hardware.metrics import checked_metrics, sum_over_layers
-from amed_env.workload import KINDS, Layer, Workload
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.workload import KINDS, Layer, Workload
 
 METRIC_UNITS: dict[str, str] = {
     "latency_ms": "ms",
@@ -207,7 +207,8 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
             the package adds them, they do not depend on a device.
         bits: Widths that weights and activations of every kind of layer may have.
         timeout_s: Seconds that one call may take. With a number the device runs in a process of its own, which is
-            killed when time is up (see `amed_env.hardware.isolation`); None calls it in this process and waits.
+            killed when time is up (see `amed_env.hardware.external.isolation`); None calls it in this process and
+            waits.
         retries: How often a call that failed is made again before it counts as a fault.
         limits_itself: Whether the device keeps to `timeout_s` on its own and needs no process for it.
     """

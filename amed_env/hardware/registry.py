@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
-from amed_env.hardware.backends import make_backend
-from amed_env.hardware.command import CommandBackend
-from amed_env.hardware.command_config import command_of_text
-from amed_env.hardware.config import parse_device_config
-from amed_env.hardware.device_files import FILE_SUFFIXES, load_device_file
-from amed_env.hardware.extends import shipped_files
-from amed_env.hardware.isolation import isolated
+from amed_env.hardware.external.command import CommandBackend
+from amed_env.hardware.external.command_config import command_of_text
+from amed_env.hardware.external.isolation import isolated
+from amed_env.hardware.files.backends import make_backend
+from amed_env.hardware.files.config import parse_device_config
+from amed_env.hardware.files.device_files import FILE_SUFFIXES, load_device_file
+from amed_env.hardware.files.extends import shipped_files
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.registry import Registry, call_into_plugin, import_object
+from amed_env.support.registry import Registry, call_into_plugin, import_object
 
 GROUP = "amed_env.hardware"
 """Entry-point group in which a distribution announces its devices."""
@@ -28,8 +28,8 @@ DEVICES: Registry[Any] = Registry("device", group=GROUP)
 """Devices registered in this process, and plug-ins; the shipped files are not among them."""
 
 BUILT_IN = {
-    "bitfusion-chained": "amed_env.hardware.chained:ChainedBackend",
-    "onnxruntime-cpu": "amed_env.hardware.measured:OnnxRuntimeCpu",
+    "bitfusion-chained": "amed_env.hardware.simulator.chained:ChainedBackend",
+    "onnxruntime-cpu": "amed_env.hardware.external.measured:OnnxRuntimeCpu",
 }
 """Devices of this package that are classes, imported when they are asked for."""
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from amed_env.allocation import BitAllocation
 from amed_env.errors import UnsupportedLayerError
 from amed_env.hardware.costs import backend_capabilities, cost_table, evaluate_cost, evaluate_costs
 from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
-from amed_env.ties import Ties
-from amed_env.workload import Workload
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.ties import Ties
+from amed_env.problem.workload import Workload
 
 
 class TiedDevice(HardwareBackend):

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amed_env.datasets.location import data_dir
 from amed_env.errors import NetworkError
 from amed_env.networks.weights import load_weights
+from amed_env.support.location import data_dir
 
 RESNET8_WEIGHTS = "weights/mlperftiny_ic_resnet8.safetensors"
 DS_CNN_WEIGHTS = "weights/mlperftiny_kws_dscnn.safetensors"

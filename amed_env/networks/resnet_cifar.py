@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amed_env.datasets.location import data_dir
 from amed_env.errors import NetworkError
 from amed_env.networks.weights import load_weights
+from amed_env.support.location import data_dir
 
 RESNET20_WEIGHTS = "weights/cifar10_resnet20.safetensors"
 """The pretrained weights, relative to the data folder."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from amed_env.allocation import FLOAT_BITS, BitAllocation
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 from amed_env.quantization.layers import PreparedWidth, QuantizedLayer
 from amed_env.quantization.network import QuantizedNetwork
 

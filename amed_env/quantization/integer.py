@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from amed_env.allocation import BitAllocation
+from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.finiteness import check_finite
 from amed_env.quantization.graph import Group, NetworkGraph, asks_shape, effective_readers, passes_values, takes_maximum
 from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from amed_env.allocation import FLOAT_BITS
+from amed_env.problem.allocation import FLOAT_BITS
 from amed_env.quantization.finiteness import Check, check_finite
 from amed_env.quantization.ranges import quantize_weight
 from amed_env.quantization.reuse import PrefixReuse
 from amed_env.quantization.rounding import check_supported, integer_range
 from amed_env.quantization.statistics import ActivationStatistics
-from amed_env.threads import torch_threads
+from amed_env.support.threads import torch_threads
 
 Quantizable = nn.Conv1d | nn.Conv2d | nn.Linear
 

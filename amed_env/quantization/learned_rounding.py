@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amed_env.allocation import FLOAT_BITS
 from amed_env.errors import NonFiniteError
+from amed_env.problem.allocation import FLOAT_BITS
 from amed_env.quantization.layers import (
     PreparedWidth,
     QuantizedLayer,

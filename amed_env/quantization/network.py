@@ -16,8 +16,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from amed_env.allocation import BitAllocation
 from amed_env.errors import DataError, NonFiniteError
+from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.equalization import equalize
 from amed_env.quantization.graph import capture
 from amed_env.quantization.integer import IntegerEngine, Plan
@@ -25,7 +25,7 @@ from amed_env.quantization.kernels import integer_kernels_are_exact
 from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.reuse import PrefixReuse, ResultMemory
 from amed_env.quantization.together import run_together, stacked_settings
-from amed_env.tracing import TracedNetwork
+from amed_env.tracing.trace import TracedNetwork
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from amed_env.allocation import FLOAT_BITS
 from amed_env.errors import UnsupportedPrecisionError
+from amed_env.problem.allocation import FLOAT_BITS
 
 SUPPORTED_BITS = (*range(2, 9), 16, FLOAT_BITS)
 """Widths that can be evaluated; one bit would need a binarised network."""

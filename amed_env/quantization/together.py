@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from amed_env.allocation import BitAllocation
 from amed_env.errors import NonFiniteError
+from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.finiteness import CollectedSums, check_finite
 from amed_env.quantization.layers import QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.rounding import integer_range

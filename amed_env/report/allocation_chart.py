@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from amed_env.agents.result import SearchResult
-from amed_env.allocation import BitAllocation
 from amed_env.hardware.protocol import Cost
+from amed_env.problem.allocation import BitAllocation
 from amed_env.report.style import ACCENT, DARK, LIGHT, MIDDLE, metric_title, new_figure, tidy
 
 _INCHES_PER_LAYER = 0.26

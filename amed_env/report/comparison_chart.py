@@ -10,9 +10,9 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from amed_env.agents.result import allocation_of
-from amed_env.allocation import BitAllocation
 from amed_env.errors import InputError
-from amed_env.objective import BUDGET_METRICS
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.report.style import DARK, MIDDLE, new_figure
 
 _INCHES_PER_LAYER = 0.36

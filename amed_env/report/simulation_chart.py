@@ -10,9 +10,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from amed_env.hardware.protocol import Cost, HardwareBackend
-from amed_env.hardware.simulator import SystolicBackend
+from amed_env.hardware.simulator.simulator import SystolicBackend
+from amed_env.problem.workload import Workload
 from amed_env.report.style import ACCENT, DARK, LIGHT, MIDDLE, metric_title, new_figure, tidy
-from amed_env.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
 

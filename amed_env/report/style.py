@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from amed_env.objective import BUDGET_METRICS
+from amed_env.problem.objective import BUDGET_METRICS
 
 DARK, MIDDLE, LIGHT, ACCENT = "#12355b", "#4d8fc4", "#b9bec5", "#c8451b"
 """Ink of what matters, of its neighbours, of the background, and of the one thing to look at."""

@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from amed_env.allocation import BitAllocation
 from amed_env.errors import AmedError, InputError
 from amed_env.evaluation.prepared_file import file_content, prepared_tensors, read_prepared
-from amed_env.files import write_atomically
+from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import QuantizedNetwork
+from amed_env.support.files import write_atomically
 
 if TYPE_CHECKING:
     from amed_env.evaluation.post_training import PostTrainingEvaluator

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from types import TracebackType
 
-from amed_env.files import write_atomically
+from amed_env.support.files import write_atomically
 from amed_env.training.finetuning import Epoch, Finetuning
 
 CURVE, TENSORBOARD = "curve.csv", "tensorboard"

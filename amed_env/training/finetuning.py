@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from amed_env.allocation import FLOAT_BITS, BitAllocation
 from amed_env.datasets.samples import Samples
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import InputError
 from amed_env.evaluation.post_training import PostTrainingEvaluator, Tally
 from amed_env.evaluation.quality import SPLITS, Quality
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.training.checkpoint import read_state, stored_scales, used_widths, write_state

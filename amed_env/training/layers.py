@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amed_env.allocation import FLOAT_BITS
+from amed_env.problem.allocation import FLOAT_BITS
 from amed_env.quantization.layers import STORED_BITS, PreparedWidth, QuantizedLayer, StoredTensor, prepared_width
 from amed_env.quantization.ranges import quantize_weight
 from amed_env.quantization.rounding import integer_range

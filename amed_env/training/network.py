@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from amed_env.allocation import FLOAT_BITS, BitAllocation
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 from amed_env.quantization.integer import IntegerEngine
 from amed_env.quantization.layers import channels_last
 from amed_env.quantization.network import QuantizedNetwork

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from amed_env.typed_fields import TypedFields
+from amed_env.support.typed_fields import TypedFields
 
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from amed_env.agents.amed import AmedOptions, walk_task
 from amed_env.agents.options import parse_agent_options
 from amed_env.agents.session import SearchSession
-from amed_env.agents.walk import AllocationWalk
-from amed_env.allocation import BitAllocation
+from amed_env.agents.walks.amed import AmedOptions, walk_task
+from amed_env.agents.walks.walk import AllocationWalk
 from amed_env.errors import BudgetError
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
-from amed_env.quality_score import gain
-from amed_env.task import Task
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.quality_score import gain
+from amed_env.tasks.task import Task
 from amed_env.training.trainer import Progress
 
 CANDIDATES = 8

@@ -5,9 +5,10 @@ import pytest
 from small_task import SharedBuffer, all_choices, formula_task
 
 import amed_env
-from amed_env.agents import Agent, agent_names, baselines, list_agents, make_agent
-from amed_env.agents.moves import all_within
+from amed_env.agents import Agent, agent_names, list_agents, make_agent
 from amed_env.agents.registry import _BUILT_IN, AGENTS
+from amed_env.agents.searchers import baselines
+from amed_env.agents.searchers.moves import all_within
 from amed_env.envs import LayerWiseEnv, base
 from amed_env.errors import AgentError, InputError, NonFiniteError, UnknownNameError
 

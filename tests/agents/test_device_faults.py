@@ -3,41 +3,13 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from small_task import FormulaEvaluator, all_choices
+from small_task import all_choices, flaky_task
 
-from amed_env import AmedError, Task
+from amed_env import AmedError
 from amed_env.agents import Agent, make_agent
 from amed_env.envs import LAYER_WISE, ONE_SHOT
 from amed_env.errors import BackendError
-from amed_env.hardware import Capabilities, HardwareBackend
-from amed_env.objective import FAULT_REWARD, parse_budgets
-
-
-class Flaky(HardwareBackend):
-    """Latency is MACs x weight bits; fails wherever `fails` says so, by number of call and allocation."""
-
-    name = "flaky"
-    bits = (2, 4, 8)
-    retries = 0
-
-    def __init__(self, fails=lambda call, allocation: False):
-        self.fails, self.calls = fails, 0
-
-    def capabilities(self):
-        return Capabilities.same_for_all_kinds(self.bits, self.metrics, additive=False)
-
-    def layer_cost(self, layer, precision):
-        return {"latency_ms": layer.macs * precision.weight_bits * 1e-6}
-
-    def evaluate(self, workload, allocation):
-        self.calls += 1
-        if self.fails(self.calls, allocation):
-            raise RuntimeError("the board does not answer")
-        return super().evaluate(workload, allocation)
-
-
-def flaky_task(layers=3, budget=None):
-    return Task("formula", FormulaEvaluator(layers), Flaky(), (2, 4, 8), budgets=parse_budgets(budget))
+from amed_env.problem.objective import FAULT_REWARD
 
 
 class Everything(Agent):

@@ -6,8 +6,8 @@ import numpy as np
 
 from amed_env.bench.result_file import Header, Improvement, Run, contents_of, sequence_digest
 from amed_env.bench.suites import Cell, cell_task, task_digest
-from amed_env.ground_truth import feasible_rows, rows_of
-from amed_env.objective import BUDGET_METRICS
+from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.tasks.ground_truth import feasible_rows, rows_of
 
 DIGITS = "tabular/digits-cnn"
 CELLS = tuple(

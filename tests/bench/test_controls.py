@@ -18,7 +18,7 @@ from amed_env.evaluation.delegating import DelegatingEvaluator
 from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator
 from amed_env.hardware import load_device
-from amed_env.objective import parse_budgets
+from amed_env.problem.objective import parse_budgets
 
 CELLS = SUITE.cells()
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from bench_suite import EVALUATIONS, SUITE
 
-from amed_env.agents.baselines import RandomAgent
+from amed_env.agents.searchers.baselines import RandomAgent
 from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
 from amed_env.bench.result_file import read_result
 from amed_env.bench.scores import best_accuracy, regret_after, regrets
 from amed_env.bench.suites import cell_task
 from amed_env.bench.validation import validate
 from amed_env.errors import InputError
-from amed_env.ground_truth import all_costs
+from amed_env.tasks.ground_truth import all_costs
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 from amed_env.bench.leaderboard import leaderboard_text
 from amed_env.bench.suites import SUITES, BudgetedDevice, CellGrid, Cells, Suite, cell_task
 from amed_env.bench.validation import validate
-from amed_env.commands.bench import BenchRequest, bench
+from amed_env.commands.bench.bench import BenchRequest, bench
 from amed_env.commands.output import Output
 from amed_env.errors import InputError
 

@@ -18,9 +18,9 @@ from amed_env.bench.estimates import curves_of, profiles_of
 from amed_env.bench.fronts import draw_fronts, trades_of
 from amed_env.bench.marks import marks_of, spread, unspread
 from amed_env.bench.report import _pieces, report
+from amed_env.bench.run_statistics import Estimate, interquartile_mean
 from amed_env.cli import app
 from amed_env.report import png
-from amed_env.run_statistics import Estimate, interquartile_mean
 
 CHOSEN = (CELLS[0], CELLS[1], CELLS[2])
 

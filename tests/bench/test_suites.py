@@ -6,13 +6,13 @@ import pytest
 
 from amed_env import AmedError, Quality, Task
 from amed_env.bench.suites import SUITES, Cells, cell_task, find_suite, missing_task, usable_tasks
-from amed_env.catalogue import TABULAR, TABULAR_PREFIX, TablePlan, named_workload
-from amed_env.constraints import least_choosable
 from amed_env.errors import InputError, UnknownNameError
 from amed_env.hardware import load_device
 from amed_env.hardware.tied import TiedDevice
-from amed_env.objective import BUDGET_METRICS
-from amed_env.ties import Ties
+from amed_env.problem.constraints import least_choosable
+from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.problem.ties import Ties
+from amed_env.tasks.catalogue import TABULAR, TABULAR_PREFIX, TablePlan, named_workload
 
 SHIPPED = ("tiny", "real")
 SHAPES = {cell.task: cell for name in SHIPPED for cell in SUITES[name].cells()}

@@ -21,10 +21,10 @@ from amed_env.bench.estimates import (
     regret_on_test,
 )
 from amed_env.bench.result_file import contents_of
+from amed_env.bench.run_statistics import interquartile_mean
 from amed_env.bench.suites import Cell, cell_task
 from amed_env.bench.truth import NOTHING, cell_truth
 from amed_env.errors import BenchFileError, InputError
-from amed_env.run_statistics import interquartile_mean
 
 CELL = CELLS[0]
 

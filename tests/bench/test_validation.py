@@ -10,7 +10,7 @@ from bench_suite import EVALUATIONS, SEEDS, SUITE, reasons, write
 from amed_env.bench.result_file import sequence_digest
 from amed_env.bench.suites import cell_task
 from amed_env.bench.validation import validate
-from amed_env.ground_truth import all_costs
+from amed_env.tasks.ground_truth import all_costs
 
 
 @pytest.mark.parametrize("spec", ["random", "greedy"])

@@ -12,8 +12,8 @@ from amed_env.agents.registry import _BUILT_IN, AGENTS
 from amed_env.commands.listing import _Listing, agent_rows
 from amed_env.hardware import HardwareBackend
 from amed_env.hardware.registry import DEVICES
-from amed_env.registry import import_object
-from amed_env.task_registry import TASKS
+from amed_env.support.registry import import_object
+from amed_env.tasks.make import TASKS
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ import sqlite3
 import pytest
 
 from amed_env import BitAllocation, TrialStore
-from amed_env.run_folder import RunFolder
+from amed_env.commands.run_folder import RunFolder
 
 RANDOM = ["search", "digits-cnn", "--agent", "random", "--budget", "latency=0.5", "--evaluations", 6, "--out", "run"]
 
@@ -69,7 +69,15 @@ def test_own_network_device_file_and_class_agent(amed, networks, tmp_path):
     text = (files("amed_env.hardware") / "devices" / "systolic-32.yaml").read_text()
     (tmp_path / "own.yaml").write_text(text.replace("name: systolic-32", "name: own"))
     arguments = ["search", "--network", f"{networks}:make", "--device", "own.yaml", "--budget", "memory=0.6"]
-    arguments += ["--agent", "amed_env.agents.baselines:GreedyAgent", "--evaluations", 4, "--out", "run", "--json"]
+    arguments += [
+        "--agent",
+        "amed_env.agents.searchers.baselines:GreedyAgent",
+        "--evaluations",
+        4,
+        "--out",
+        "run",
+        "--json",
+    ]
     answer = amed(*arguments)
     assert answer.json["device"] == "own" and "noise on stdout" in answer.err
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
@@ -216,7 +224,7 @@ def test_disk_fault_while_writing_the_result(amed, monkeypatch, errno_name):
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr("amed_env.files.os.fsync", fail)
+        patch.setattr("amed_env.support.files.os.fsync", fail)
         answer = amed(*RANDOM)
     assert answer.code == 1 and os.strerror(number) in answer.err and "Traceback" not in answer.err
 

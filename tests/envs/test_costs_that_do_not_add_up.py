@@ -12,7 +12,7 @@ from amed_env.agents import make_agent
 from amed_env.envs import LayerWiseEnv, OneShotEnv
 from amed_env.errors import BudgetError
 from amed_env.hardware import check_hardware, evaluate_cost, load_device
-from amed_env.objective import parse_budgets
+from amed_env.problem.objective import parse_budgets
 
 # 16 feature maps of 32 x 32 have 16,384 elements: 8 KiB at 4 bits, which is just what the device keeps, 16 KiB at 8.
 CHAIN = Workload(

@@ -18,7 +18,7 @@ import amed_env
 from amed_env.envs import LayerWiseEnv, VectorReward
 from amed_env.envs.base import REWARD_VECTOR
 from amed_env.errors import BudgetError, InputError, UnknownNameError
-from amed_env.objective import FAULT_REWARD
+from amed_env.problem.objective import FAULT_REWARD
 
 ID = "AMED/LayerWise-v0"
 

@@ -16,7 +16,7 @@ import amed_env  # noqa: F401 - registers the environments
 from amed_env import Trial
 from amed_env.envs import RandomWalkEnv
 from amed_env.errors import AllocationError, BudgetError, InputError
-from amed_env.objective import FAULT_REWARD
+from amed_env.problem.objective import FAULT_REWARD
 
 ID = "AMED/RandomWalk-v0"
 

@@ -11,7 +11,7 @@ from small_task import SharedBuffer, formula_task
 
 import amed_env
 from amed_env import make_task
-from amed_env.agents.vec_env import LayerWiseVecEnv
+from amed_env.agents.learners.vec_env import LayerWiseVecEnv
 from amed_env.envs import LayerWiseEnv, LayerWiseVectorEnv
 from amed_env.envs.batch import LayerWiseBatch
 from amed_env.errors import BudgetError, InputError

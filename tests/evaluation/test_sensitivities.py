@@ -12,7 +12,7 @@ from amed_env.errors import InputError, TableError, UnknownNameError
 from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.evaluation.stored_proxies import MEASURES, StoredProxies
 from amed_env.evaluation.table import TableEvaluator, shipped_table
-from amed_env.proxies import PROXIES, Proxy, get_proxies, proxy_table
+from amed_env.tasks.proxies import PROXIES, Proxy, get_proxies, proxy_table
 
 PRECISIONS = (Precision(2, 2), Precision(4, 4), Precision(8, 8))
 

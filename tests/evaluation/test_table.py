@@ -117,7 +117,7 @@ def test_a_tabular_task_needs_neither_torch_nor_data(tmp_path):
     code = """
 import sys, amed_env
 task = amed_env.make_task("tabular/digits-cnn", device="bitfusion", budget={"latency": 0.5})
-from amed_env.ground_truth import optimum
+from amed_env.tasks.ground_truth import optimum
 assert task.measure(task.uniform(4)).quality.samples == 500
 assert optimum(task).quality.correct > 0
 assert "torch" not in sys.modules and "sklearn" not in sys.modules

@@ -52,7 +52,11 @@ def test_the_wheel_holds_every_module_and_data_file(names):
     sources = [path for path in (ROOT / "amed_env").rglob("*") if path.suffix in SUFFIXES]
     expected = {path.relative_to(ROOT).as_posix() for path in sources} | {"amed_env/py.typed"}
     assert {name for name in names if name.startswith("amed_env/")} == expected
-    for folder, suffix in (("hardware/devices", ".yaml"), ("networks/weights", ".safetensors"), ("tables", ".npz")):
+    for folder, suffix in (
+        ("hardware/devices", ".yaml"),
+        ("networks/weights", ".safetensors"),
+        ("evaluation/tables", ".npz"),
+    ):
         assert any(name.startswith(f"amed_env/{folder}/") and name.endswith(suffix) for name in names)
 
 

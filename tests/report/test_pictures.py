@@ -6,7 +6,7 @@ from matplotlib.image import imread
 from small_task import BitProportional, SharedBuffer, formula_task
 
 from amed_env import Quality, SearchResult
-from amed_env.agents.baselines import RandomAgent, UniformAgent
+from amed_env.agents.searchers.baselines import RandomAgent, UniformAgent
 from amed_env.report import draw_allocation, draw_pareto, png
 
 

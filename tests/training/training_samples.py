@@ -11,7 +11,7 @@ from amed_env.datasets import Samples, Splits
 from amed_env.datasets.training import TrainingData
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.hardware import load_device
-from amed_env.objective import parse_budgets
+from amed_env.problem.objective import parse_budgets
 from amed_env.training.settings import TrainingSettings
 
 CLASSES = 3

@@ -1,0 +1,77 @@
+"""Continuous control of widths, as in HAQ: DDPG, TD3 and SAC of stable-baselines3."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from amed_env.agents.learners.noise import WidthNoise
+from amed_env.agents.learners.sb3 import SB3Agent
+from amed_env.agents.protocol import DEVELOPMENT_CELLS
+from amed_env.errors import AgentError
+
+
+class ContinuousAgent(SB3Agent):
+    """A learner whose action is one number a layer; where widths are apart, weights and activations take turns.
+
+    Args:
+        noise: Standard deviation of the normal noise that is added to actions, in units of half the range from the
+            narrowest to the widest.
+        **options: Those of `SB3Agent`.
+
+    Raises:
+        AgentError: If the noise is out of range, or masks are asked for: the environment projects instead.
+    """
+
+    saw = DEVELOPMENT_CELLS
+    default_masks = False
+    default_noise: ClassVar[float] = 0.5
+    default_warm_start_steps = 12_000
+    default_environments = 32
+    default_practice_environments = 64
+    defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 1e-3,
+        "buffer_size": 50_000,
+        "learning_starts": 100,
+        "batch_size": 256,
+        "train_freq": 1,
+        "gradient_steps": 1,
+        "policy_kwargs": {"net_arch": [64, 64], "optimizer_kwargs": {"fused": True}},
+    }
+
+    def __init__(self, *, noise: float | None = None, **options: Any) -> None:
+        noise = self.default_noise if noise is None else noise
+        if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < np.inf:
+            raise AgentError(f"noise is {noise!r}; give a number of at least 0.")
+        super().__init__(**options)
+        self.noise = float(noise)
+
+    def _sized(self, steps: int, environments: int) -> dict[str, Any]:
+        sized = super()._sized(steps, environments)
+        sized.setdefault("action_noise", WidthNoise(self.noise))
+        return sized
+
+
+class DDPGAgent(ContinuousAgent):
+    """DDPG, the learner of HAQ."""
+
+    name = "ddpg"
+    algorithm = "stable_baselines3:DDPG"
+
+
+class TD3Agent(ContinuousAgent):
+    """TD3."""
+
+    name = "td3"
+    algorithm = "stable_baselines3:TD3"
+
+
+class SACAgent(ContinuousAgent):
+    """SAC; its own entropy explores, and noise is added only while it repeats itself."""
+
+    name = "sac"
+    algorithm = "stable_baselines3:SAC"
+    default_noise = 0.0
+    default_environments = 16
+    defaults: ClassVar[dict[str, Any]] = {**ContinuousAgent.defaults, "learning_rate": 3e-3}

@@ -1,0 +1,1 @@
+"""A goal-conditioned policy that proposes an allocation before anything is evaluated."""

@@ -1,0 +1,1 @@
+"""Agents without reinforcement learning: baselines, exact solvers of a proxy, local search, evolution, TPE."""

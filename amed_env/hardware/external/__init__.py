@@ -1,0 +1,1 @@
+"""Devices that are another program, another process, or this machine itself."""

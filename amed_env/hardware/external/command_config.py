@@ -1,0 +1,133 @@
+"""What the package must know of a program that simulates a device: a YAML file in format `amed-command/1`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from amed_env.errors import DeviceError
+from amed_env.hardware.files.yaml_faults import validated
+from amed_env.hardware.files.yaml_lines import YamlDocument
+from amed_env.hardware.protocol import METRIC_UNITS
+from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS
+from amed_env.problem.workload import LayerKind
+
+FORMAT = "amed-command/1"
+Text = Annotated[str, Field(strict=True, min_length=1, pattern=r"\S")]
+Widths = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(min_length=1)]
+_EVERY_WIDTH = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+
+
+class CommandConfig(BaseModel):
+    """A program that simulates a device.
+
+    Attributes:
+        name: The device's name.
+        description: One line.
+        command: The program and its arguments, as one text in shell quoting or as a list; no shell is started.
+        timeout_s: Seconds that one call may take before the program, and whatever it started, is killed.
+        retries: Further tries after a failure.
+        workers: Calls that may run side by side.
+        metrics: Metric name to unit of what every answer has.
+        bits: Widths of weights and of activations; or one list each in `weight_bits` and `activation_bits`.
+        kinds: Kinds of layers that it can simulate; all of them by default.
+        additive: Whether every answer has the costs of all layers and these add up.
+        deterministic: Whether equal requests get equal answers; only then answers are kept.
+        folder: Where it is started, and what the paths in `command` are relative to.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["amed-command/1"] = "amed-command/1"
+    name: Text
+    description: Text = "A program that answers JSON"
+    command: tuple[str, ...]
+    timeout_s: Annotated[float, Field(strict=True, gt=0, le=1e7, allow_inf_nan=False)] = 60.0
+    retries: Annotated[int, Field(strict=True, ge=0, le=1000)] = 1
+    workers: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
+    metrics: Annotated[dict[Text, Text], Field(min_length=1)] = {"latency_ms": "ms"}
+    bits: Widths | None = None
+    weight_bits: Widths | None = None
+    activation_bits: Widths | None = None
+    kinds: Annotated[tuple[LayerKind, ...], Field(min_length=1)] | None = None
+    additive: Annotated[bool, Field(strict=True)] = False
+    deterministic: Annotated[bool, Field(strict=True)] = True
+    folder: Path = Path()
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _split(cls, command: object) -> object:
+        if isinstance(command, str):
+            command = shlex.split(command)
+        if not isinstance(command, list | tuple) or not command or not all(isinstance(w, str) for w in command):
+            raise ValueError("write the program and its arguments as one text or as a list of texts")
+        return tuple(command)
+
+    @field_validator("metrics")
+    @classmethod
+    def _units(cls, metrics: Mapping[str, str]) -> Mapping[str, str]:
+        for metric, unit in metrics.items():
+            if METRIC_UNITS.get(metric, unit) != unit:
+                raise ValueError(f"{metric!r} is in {METRIC_UNITS[metric]} everywhere, not in {unit}")
+        return metrics
+
+    @field_validator("bits", "weight_bits", "activation_bits")
+    @classmethod
+    def _widths(cls, bits: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        for width in bits or ():
+            if not (1 <= width <= MAX_BITS or width == FLOAT_BITS):
+                raise ValueError(f"{width} is no width; give 1 to {MAX_BITS}, or {FLOAT_BITS} for float")
+        return None if bits is None else tuple(sorted(set(bits)))
+
+    @model_validator(mode="after")
+    def _one_way_of_widths(self) -> CommandConfig:
+        apart = (self.weight_bits is not None, self.activation_bits is not None)
+        if (self.bits is not None and any(apart)) or apart[0] != apart[1]:
+            raise ValueError("give either bits, or both weight_bits and activation_bits")
+        return self
+
+    @property
+    def widths(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Widths of weights, and widths of activations."""
+        if self.weight_bits is not None and self.activation_bits is not None:
+            return self.weight_bits, self.activation_bits
+        bits = self.bits or _EVERY_WIDTH
+        return bits, bits
+
+
+def parse_command_config(document: YamlDocument, folder: Path) -> CommandConfig:
+    """A command device from its YAML.
+
+    Args:
+        document: The YAML.
+        folder: The folder of the file.
+
+    Raises:
+        DeviceError: If a field is missing, unknown, of the wrong type or out of range; the message has file, line and
+            field.
+    """
+    if "folder" in document.data:
+        raise DeviceError(
+            f"{document.where}, line {document.line(('folder',))}: unknown key 'folder'; the program is started in the "
+            "folder of this file."
+        )
+    return validated(CommandConfig, document).model_copy(update={"folder": folder})
+
+
+def command_of_text(text: str) -> CommandConfig:
+    """A command device from a command line, relative to the current folder, with all defaults.
+
+    Raises:
+        DeviceError: If the text is no command line.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise DeviceError(f"command {text!r} is no command line: {error}.") from error
+    if not words:
+        raise DeviceError("the command is empty; write for example --device 'command: ./my_simulator --fast'.")
+    return CommandConfig(name=Path(words[0]).name, command=tuple(words), folder=Path.cwd())

@@ -1,0 +1,104 @@
+"""The JSON that a simulator reads and answers: formats `amed-request/1` and `amed-answer/1`.
+
+A request is written with one layer a line and its keys in a fixed order, so that a program without a JSON library can
+read it line by line; `docs/your_device.md` has both formats.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from amed_env.errors import BackendError, UnsupportedPrecisionError
+from amed_env.hardware.protocol import Cost, LayerCost
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.workload import Workload
+
+REQUEST_FORMAT = "amed-request/1"
+ANSWER_FORMAT = "amed-answer/1"
+_SIZES = ("m", "n", "k", "groups", "input_elements", "weight_elements", "output_elements")
+
+
+def request_text(workload: Workload, allocation: BitAllocation) -> str:
+    """The request for a network under an allocation, in format `amed-request/1`."""
+    lines = []
+    for layer in workload:
+        precision = allocation[layer.name]
+        entry = {
+            "name": layer.name,
+            "kind": layer.kind,
+            **{size: getattr(layer, size) for size in _SIZES},
+            "kernel": list(layer.kernel),
+            "stride": list(layer.stride),
+            "w_bits": precision.weight_bits,
+            "a_bits": precision.activation_bits,
+        }
+        lines.append(json.dumps(entry))
+    head = f'{{"format": "{REQUEST_FORMAT}",\n"network": {json.dumps(workload.name)},\n"layers": [\n'
+    return head + ",\n".join(lines) + "\n]}\n"
+
+
+def read_answer(text: str, workload: Workload, allocation: BitAllocation, device: str) -> Cost:
+    """The cost in an answer of format `amed-answer/1`; its numbers are checked where all devices' are.
+
+    Args:
+        text: What the program wrote on standard output.
+        workload: The network that was asked for.
+        allocation: The allocation that was asked for.
+        device: Name of the device, for messages.
+
+    Raises:
+        UnsupportedPrecisionError: If the program says that the device cannot run it.
+        BackendError: If it reports another error, or the answer is malformed.
+    """
+    here = f"device {device!r}"
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BackendError(f"{here}: the answer is no JSON: {error}; it begins with {_shorten(text)}.") from error
+    if not isinstance(document, dict):
+        raise BackendError(f"{here}: the answer is {type(document).__name__}, expected a JSON object.")
+    if document.get("format") != ANSWER_FORMAT:
+        raise BackendError(f"{here}: 'format' of the answer is {document.get('format')!r}, expected {ANSWER_FORMAT!r}.")
+    for key, kind in (("unsupported", UnsupportedPrecisionError), ("error", BackendError)):
+        if key in document:
+            _check_keys(document, {"format", key}, here)
+            raise kind(f"{here}: {document[key]}")
+    _check_keys(document, {"format", "total", "layers"}, here)
+    if not isinstance(document.get("total"), dict):
+        raise BackendError(f"{here}: the answer has no object 'total' of metric name to number.")
+    return Cost(device, document["total"], _layers(document.get("layers"), workload, allocation, here))
+
+
+def _layers(entries: Any, workload: Workload, allocation: BitAllocation, here: str) -> tuple[LayerCost, ...]:
+    if entries is None:
+        return ()
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise BackendError(f"{here}: 'layers' of the answer must be a list of objects.")
+    names = tuple(entry.get("name") for entry in entries)
+    if names != workload.layer_names:
+        raise BackendError(
+            f"{here}: the answer has the layers {', '.join(map(str, names))}; expected "
+            f"{', '.join(workload.layer_names)}, in this order."
+        )
+    layers = []
+    for entry in entries:
+        bound = entry.get("bound")
+        if not isinstance(bound, str | None):
+            raise BackendError(f"{here}, layer {entry['name']!r}: 'bound' is {bound!r}, expected a text.")
+        metrics = {key: value for key, value in entry.items() if key not in ("name", "bound")}
+        layers.append(LayerCost(entry["name"], allocation[entry["name"]], metrics, bound))
+    return tuple(layers)
+
+
+def _check_keys(document: dict[str, Any], allowed: set[str], here: str) -> None:
+    unknown = sorted(set(document) - allowed)
+    if unknown:
+        raise BackendError(
+            f"{here}: the answer has the unknown keys {', '.join(map(repr, unknown))}; allowed are "
+            f"{', '.join(map(repr, sorted(allowed)))}."
+        )
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")

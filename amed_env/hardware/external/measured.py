@@ -1,0 +1,132 @@
+"""Layers timed on this machine with ONNX Runtime's CPU kernels; needs the extra `measure`.
+
+A time is CPU time of the calling thread, which alone computes, in batches of runs that last about a millisecond: the
+least mean of a batch, and beside it the spread (median less minimum). Each layer runs alone with its data in the cache,
+so what happens between layers is not measured. What was measured is kept by shape, precision, runtime version and CPU.
+Nothing is smoothed: where fewer bits are slower, the times say so.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.errors import BackendError, DeviceError
+from amed_env.hardware.external.onnx_layers import PAIRS, layer_model
+from amed_env.hardware.protocol import Capabilities, HardwareBackend
+from amed_env.problem.allocation import Precision
+from amed_env.problem.workload import Layer
+from amed_env.support.cache import cached_array
+from amed_env.support.machine import cpu_name
+
+_MEASUREMENT = 1  # part of the key of what is kept; grows when the way of measuring changes
+_BATCH_NS = 1_000_000
+_MOST_SECONDS = 0.5  # CPU time of one measurement, if its batches are long
+
+
+class OnnxRuntimeCpu(HardwareBackend):
+    """This machine's CPU with ONNX Runtime, measured layer by layer.
+
+    Float and 8 bit for all kinds of layers, and weights of 4 and 2 bits for linear ones.
+
+    Args:
+        batches: Batches of runs, of which the fastest counts.
+
+    Raises:
+        DeviceError: If onnx or onnxruntime is not installed.
+    """
+
+    name = "onnxruntime-cpu"
+    description = "this machine's CPU, timed layer by layer with ONNX Runtime (one thread, CPU time, minimum)"
+    metrics: Mapping[str, str] = {"latency_ms": "ms", "latency_spread_ms": "ms"}
+    bits = (2, 4, 8, 32)
+
+    def __init__(self, batches: int = 20) -> None:
+        missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise DeviceError(
+                f"device {self.name!r} needs {' and '.join(missing)}; install them: pip install 'amed-env[measure]'."
+            )
+        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+            raise DeviceError(f"device {self.name!r}: batches is {batches!r}; give a whole number of at least 1.")
+        self.batches = batches
+
+    def capabilities(self) -> Capabilities:
+        """The kernels that the runtime has; measured, so not deterministic."""
+        return Capabilities(
+            {kind: tuple(sorted({p.weight_bits for p in pairs})) for kind, pairs in PAIRS.items()},
+            {kind: tuple(sorted({p.activation_bits for p in pairs})) for kind, pairs in PAIRS.items()},
+            dict(self.metrics),
+            deterministic=False,
+            pairs={kind: tuple((p.weight_bits, p.activation_bits) for p in pairs) for kind, pairs in PAIRS.items()},
+        )
+
+    def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
+        """Time of one layer: the fastest batch, and by how much the median of the batches is slower.
+
+        Raises:
+            UnsupportedPrecisionError: If the runtime has no kernel for it.
+            BackendError: If the runtime fails.
+        """
+        self.capabilities().require(layer, precision, self.name)
+
+        def measure() -> npt.NDArray[np.float64]:
+            times = batch_times(_runner(layer, precision), self.batches)
+            return np.array([min(times), float(np.median(times))])
+
+        fastest, median = cached_array("onnxruntime-cpu", self._key(layer, precision), (2,), measure)
+        return {"latency_ms": float(fastest) * 1e-6, "latency_spread_ms": float(median - fastest) * 1e-6}
+
+    def _key(self, layer: Layer, precision: Precision) -> str:
+        shape = (layer.kind, layer.m, layer.n, layer.k, layer.groups, layer.kernel, layer.stride)
+        return repr((_MEASUREMENT, _runtime_version(), cpu_name(), self.batches, shape, tuple(precision)))
+
+
+def batch_times(run: Callable[[], object], batches: int, clock: Callable[[], int] = time.thread_time_ns) -> list[float]:
+    """Mean times of one run in nanoseconds, a number for every batch; stops early when half a second is used up.
+
+    Args:
+        run: What is timed; it is called a few times before.
+        batches: Batches, at least one is timed.
+        clock: Nanoseconds of CPU time of this thread.
+    """
+    run()
+    start = clock()
+    run()
+    runs = max(1, _BATCH_NS // max(1, clock() - start))
+    times: list[float] = []
+    began = clock()
+    while len(times) < batches and (not times or clock() - began < _MOST_SECONDS * 1e9):
+        start = clock()
+        for _ in range(runs):
+            run()
+        times.append((clock() - start) / runs)
+    return times
+
+
+def _runtime_version() -> str:
+    return importlib.metadata.version("onnxruntime")
+
+
+def _runner(layer: Layer, precision: Precision) -> Callable[[], object]:
+    """A function that runs a layer once, in this thread alone."""
+    import onnxruntime
+
+    made = layer_model(layer, precision)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(made.model, options, providers=["CPUExecutionProvider"])
+        session.run(None, made.inputs)
+    except Exception as error:
+        raise BackendError(
+            f"ONNX Runtime {_runtime_version()} cannot run layer {layer.name!r} ({layer.kind}) at {precision}: {error}."
+        ) from error
+    return lambda: session.run(None, made.inputs)

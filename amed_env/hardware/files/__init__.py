@@ -1,0 +1,1 @@
+"""Devices described by YAML files."""

@@ -1,0 +1,274 @@
+"""Typed sections of device files: arrays, precision, buffers, external memory, energy, processors, proxies.
+
+Every section has a `source` that says where its constants come from.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from amed_env.hardware.files.yaml_faults import nearest
+from amed_env.hardware.simulator.precision_models import PRECISION_MODELS, SerialOperands, make_precision_model
+from amed_env.problem.workload import KINDS, LayerKind
+
+# Upper limits catch a value in the wrong unit (Hz for MHz) and keep arithmetic inside int64.
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True, min_length=1, pattern=r"\S")]
+Count = Annotated[int, Field(strict=True, ge=1, le=65536)]
+Cycles = Annotated[int, Field(strict=True, ge=0, le=10**12)]
+Bits = Annotated[int, Field(strict=True, ge=1, le=16)]
+Positive = Annotated[float, Field(strict=True, gt=0, le=1e9, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of a device file with the origin of its constants."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Text
+
+
+class ArraySection(Section):
+    """The array of processing elements, its dataflow and clock, and what every layer costs on top.
+
+    Attributes:
+        rows: Rows of processing elements.
+        cols: Columns of processing elements.
+        dataflow: `os`, `ws`, `is`, or `rs` for the row-stationary mapping of Eyeriss.
+        clock_mhz: Clock in MHz.
+        overhead_cycles_per_layer: Cycles that every layer takes on top.
+        convolution: `im2col` packs the sum over channels and kernel positions into the array; `direct` takes
+            one kernel position after the other, so that rows hold input channels only.
+        im2col_up_to_channels: With `direct`: convolutions with at most so many input channels are lowered to
+            a matrix product in external memory all the same.
+        fill_and_drain: Whether every fold fills and drains the array on its own; if not, only streaming counts.
+    """
+
+    rows: Count
+    cols: Count
+    dataflow: Literal["os", "ws", "is", "rs"]
+    clock_mhz: Annotated[Positive, Field(le=1e5)]
+    overhead_cycles_per_layer: Cycles = 0
+    convolution: Literal["im2col", "direct"] = "im2col"
+    im2col_up_to_channels: Count | None = None
+    fill_and_drain: Flag = True
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ArraySection:
+        if self.im2col_up_to_channels is not None and self.convolution != "direct":
+            raise ValueError("im2col_up_to_channels needs `convolution: direct`")
+        if self.dataflow == "rs" and (self.convolution != "im2col" or not self.fill_and_drain):
+            raise ValueError("the dataflow rs has no options convolution and fill_and_drain")
+        return self
+
+
+class PrecisionSection(Section):
+    """The precision model, the widths that are allowed, and the width of partial sums.
+
+    For the model `serial`, `serial_operands` says which operands are taken bit by bit, and `serial_lanes` how
+    many products an element adds at once.
+    """
+
+    model: Annotated[str, Field(strict=True)]
+    serial_operands: SerialOperands | None = None
+    serial_lanes: Count | None = None
+    weight_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    activation_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    accumulator_bits: Annotated[int, Field(strict=True, ge=8, le=64)] = 32
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, model: str) -> str:
+        if model not in PRECISION_MODELS:
+            raise ValueError(f"{model!r} is unknown{nearest(model, PRECISION_MODELS)}")
+        return model
+
+    @field_validator("weight_bits", "activation_bits")
+    @classmethod
+    def _distinct(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        return distinct_bits(bits)
+
+    @model_validator(mode="after")
+    def _within_model(self) -> PrecisionSection:
+        if (self.model == "serial") != (self.serial_operands is not None):
+            raise ValueError("serial_operands belongs to the model 'serial' and is needed there")
+        if self.serial_lanes is not None and self.model != "serial":
+            raise ValueError("serial_lanes belongs to the model 'serial'")
+        widest = make_precision_model(self.model).widest
+        if max(*self.weight_bits, *self.activation_bits) > widest:
+            raise ValueError(f"the precision model {self.model!r} runs at most {widest} bits")
+        return self
+
+
+class BuffersSection(Section):
+    """Sizes of the on-chip buffers in KiB; with `double_buffered` one half works while the other is filled."""
+
+    ifmap_kib: Positive
+    weight_kib: Positive
+    ofmap_kib: Positive
+    double_buffered: Flag = False
+
+
+class DramSection(Section):
+    """The external memory: its bandwidth in bits per clock cycle or in GB/s (10^9 bytes), and how it is used.
+
+    Attributes:
+        bandwidth_bits_per_cycle: Bandwidth in bits per clock cycle; or
+        bandwidth_gb_per_s: in 10^9 bytes a second.
+        outputs: Whether outputs are written `requantized` to the activation width, or as `sums` at accumulator
+            width.
+        loads_sums: Whether sums are loaded before the first product is added.
+        whole_columns: Whether the sums of a partly used group of columns move in full.
+        exposed_transfers: Whether compute waits for the tensors that fit their buffers as a whole: loads
+            before the first product, stores after the last one.
+    """
+
+    bandwidth_bits_per_cycle: Positive | None = None
+    bandwidth_gb_per_s: Positive | None = None
+    outputs: Literal["requantized", "sums"] = "requantized"
+    loads_sums: Flag = False
+    whole_columns: Flag = False
+    exposed_transfers: Flag = False
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DramSection:
+        if (self.bandwidth_bits_per_cycle is None) == (self.bandwidth_gb_per_s is None):
+            raise ValueError(
+                "give exactly one of bandwidth_bits_per_cycle and bandwidth_gb_per_s; null takes away an inherited one"
+            )
+        return self
+
+
+class MacEnergySection(Section):
+    """Energy of one multiply-accumulate with weights and activations of one width.
+
+    Attributes:
+        pj_by_bits: Width to energy in pJ.
+        between: Widths that the table lacks: `next` takes the next wider one (operands are padded),
+            `interpolate` a line in log-log scale. Both keep the value of the narrowest width below it.
+    """
+
+    pj_by_bits: Annotated[dict[Bits, NotNegative], Field(min_length=1)]
+    between: Literal["next", "interpolate"]
+
+    @model_validator(mode="after")
+    def _loggable(self) -> MacEnergySection:
+        if self.between == "interpolate" and min(self.pj_by_bits.values()) == 0:
+            raise ValueError("a width with 0 pJ cannot be interpolated; use `between: next`")
+        return self
+
+
+class SramEnergySection(Section):
+    """Energy of reading and writing one bit of each on-chip buffer, in pJ."""
+
+    ifmap_read_pj_per_bit: NotNegative
+    ifmap_write_pj_per_bit: NotNegative
+    weight_read_pj_per_bit: NotNegative
+    weight_write_pj_per_bit: NotNegative
+    ofmap_read_pj_per_bit: NotNegative
+    ofmap_write_pj_per_bit: NotNegative
+
+
+class DramEnergySection(Section):
+    """Energy of moving one bit to or from the external memory, in pJ."""
+
+    pj_per_bit: NotNegative
+
+
+class PowerSection(Section):
+    """Power in mW, drawn all the time that the device computes."""
+
+    power_mw: NotNegative
+
+
+class EnergySection(BaseModel):
+    """Energies of arithmetic, on-chip buffers and external memory, and leakage if it is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mac: MacEnergySection
+    sram: SramEnergySection
+    dram: DramEnergySection
+    leakage: PowerSection | None = None
+
+
+class ThroughputSection(Section):
+    """How fast a processor multiplies and adds, and the widths that it runs.
+
+    Attributes:
+        weight_bits: Widths of weights.
+        activation_bits: Widths of activations.
+        macs_per_cycle: Weight width to activation width to multiply-accumulates per cycle. Widths that the
+            table lacks run as the next wider ones.
+        cycles_per_mac: Kind of layer to cycles per multiply-accumulate; instead of the table, for processors
+            whose speed does not depend on the widths. Kinds that are not listed are not supported.
+        cycles_per_output: Cycles for every output element on top: bias, rescaling, clamping, loop control.
+    """
+
+    weight_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    activation_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    macs_per_cycle: dict[Bits, Annotated[dict[Bits, Positive], Field(min_length=1)]] | None = None
+    cycles_per_mac: Annotated[dict[LayerKind, Positive], Field(min_length=1)] | None = None
+    cycles_per_output: NotNegative = 0.0
+
+    @field_validator("weight_bits", "activation_bits")
+    @classmethod
+    def _distinct(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        return distinct_bits(bits)
+
+    @model_validator(mode="after")
+    def _one_table_that_covers_the_widths(self) -> ThroughputSection:
+        if (self.macs_per_cycle is None) == (self.cycles_per_mac is None):
+            raise ValueError("give exactly one of macs_per_cycle and cycles_per_mac; null takes away an inherited one")
+        if self.macs_per_cycle is None:
+            return self
+        columns = {tuple(sorted(row)) for row in self.macs_per_cycle.values()}
+        if len(columns) != 1:
+            raise ValueError("macs_per_cycle needs the same activation widths for every weight width")
+        for what, widest, listed in (
+            ("weight", self.weight_bits[-1], max(self.macs_per_cycle, default=0)),
+            ("activation", self.activation_bits[-1], max(columns.pop(), default=0)),
+        ):
+            if widest > listed:
+                raise ValueError(f"macs_per_cycle ends at {listed} {what} bits, but {widest} are allowed")
+        return self
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """Kinds of layers that the processor runs."""
+        return KINDS if self.cycles_per_mac is None else tuple(k for k in KINDS if k in self.cycles_per_mac)
+
+
+class ProcessorSection(Section):
+    """A processor that runs layers in software: its clock, and what every layer costs on top."""
+
+    clock_mhz: Annotated[Positive, Field(le=1e5)]
+    overhead_cycles_per_layer: Cycles = 0
+
+
+class ProxySection(Section):
+    """A figure that needs no device, taken for latency: `bops`, or `memory` (bits of weights), per millisecond."""
+
+    metric: Literal["bops", "memory"]
+    per_ms: Annotated[float, Field(strict=True, gt=0, le=1e15, allow_inf_nan=False)]
+    weight_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    activation_bits: Annotated[tuple[Bits | Literal[32], ...], Field(min_length=1)]  # 32: left in float
+
+    @field_validator("weight_bits", "activation_bits")
+    @classmethod
+    def _distinct(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        return distinct_bits(bits)
+
+
+def distinct_bits(bits: tuple[int, ...]) -> tuple[int, ...]:
+    """Widths in rising order.
+
+    Raises:
+        ValueError: If one stands there twice.
+    """
+    if len(set(bits)) != len(bits):
+        raise ValueError("a width stands there twice")
+    return tuple(sorted(bits))

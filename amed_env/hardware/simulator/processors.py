@@ -1,0 +1,154 @@
+"""Processors that run layers in software, and plain proxies: devices whose cost follows from few figures."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from amed_env.hardware.files.config import ProcessorConfig, ProxyConfig
+from amed_env.hardware.files.device_sections import ThroughputSection
+from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, CostTable, HardwareBackend
+from amed_env.hardware.simulator.systolic import FloatArray, IntArray
+from amed_env.problem.allocation import Precision
+from amed_env.problem.workload import KINDS, Layer, Workload
+
+
+class _ScaledBackend(HardwareBackend):
+    """A device whose layers cost (fixed part + work x factor of the widths); subclasses say how much."""
+
+    def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
+        """Cost of one layer at one precision."""
+        self.capabilities().require(layer, precision, self.name)
+        widths = (np.array([[[bits]]], dtype=np.int64) for bits in precision)
+        return {metric: float(values[0, 0, 0]) for metric, values in self._simulate([layer], *widths).items()}
+
+    def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
+        """Costs of every layer at every pair of widths: float64 arrays of shape (L, W, A).
+
+        Raises:
+            UnsupportedPrecisionError: If a kind of layer or a width is not supported.
+        """
+        capabilities = self.capabilities()
+        for layer in {layer.kind: layer for layer in workload}.values():
+            for weight in weight_bits:
+                capabilities.require(layer, Precision(weight, activation_bits[0]), self.name)
+            for activation in activation_bits:
+                capabilities.require(layer, Precision(weight_bits[0], activation), self.name)
+        metrics = self._simulate(
+            workload.layers,
+            np.array(weight_bits, dtype=np.int64).reshape(1, -1, 1),
+            np.array(activation_bits, dtype=np.int64).reshape(1, 1, -1),
+        )
+        return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
+
+    @abc.abstractmethod
+    def _simulate(
+        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
+    ) -> dict[str, FloatArray]:
+        """Metrics of layers at widths as float64 of shape (L, W, A)."""
+
+
+class ProcessorBackend(_ScaledBackend):
+    """A processor, as a device file describes it.
+
+    cycles = overhead + outputs x cycles per output + MACs x cycles per MAC, the last from a table by widths or
+    by kind of layer; energy = power x latency, if a power is declared.
+
+    Args:
+        config: The device description.
+    """
+
+    def __init__(self, config: ProcessorConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.description = config.description
+        throughput = config.throughput
+        self.bits = tuple(sorted({*throughput.weight_bits, *throughput.activation_bits}))
+        names = ("latency_ms", "cycles") if config.energy is None else ("latency_ms", "energy_uj", "cycles")
+        self.metrics = {metric: METRIC_UNITS[metric] for metric in names}
+        self._cycles_per_mac = cycles_per_mac_by_bits(throughput)
+
+    def capabilities(self) -> Capabilities:
+        """The kinds of layers and the widths of the device file; deterministic and additive."""
+        throughput = self.config.throughput
+        return Capabilities(
+            weight_bits=dict.fromkeys(throughput.kinds, throughput.weight_bits),
+            activation_bits=dict.fromkeys(throughput.kinds, throughput.activation_bits),
+            metrics=dict(self.metrics),
+        )
+
+    def _simulate(
+        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
+    ) -> dict[str, FloatArray]:
+        config, by_kind = self.config, self.config.throughput.cycles_per_mac or {}
+        work = _column([float(layer.macs) * by_kind.get(layer.kind, 1.0) for layer in layers])
+        fixed = _column(
+            [
+                config.processor.overhead_cycles_per_layer
+                + float(layer.output_elements) * config.throughput.cycles_per_output
+                for layer in layers
+            ]
+        )
+        cycles = fixed + work * self._cycles_per_mac[weight_bits, activation_bits]
+        latency_ms = cycles / (config.processor.clock_mhz * 1e3)
+        metrics = {"latency_ms": latency_ms, "cycles": cycles}
+        if config.energy is not None:
+            metrics["energy_uj"] = latency_ms * config.energy.power_mw
+        return {metric: metrics[metric] for metric in self.metrics}
+
+
+class ProxyBackend(_ScaledBackend):
+    """Bit operations, or bits of weights, taken for latency.
+
+    Args:
+        config: The device description.
+    """
+
+    metrics: Mapping[str, str] = {"latency_ms": METRIC_UNITS["latency_ms"]}
+
+    def __init__(self, config: ProxyConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.description = config.description
+        self.bits = tuple(sorted({*config.proxy.weight_bits, *config.proxy.activation_bits}))
+
+    def capabilities(self) -> Capabilities:
+        """All kinds of layers at the widths of the device file; deterministic and additive."""
+        proxy = self.config.proxy
+        return Capabilities(
+            weight_bits=dict.fromkeys(KINDS, proxy.weight_bits),
+            activation_bits=dict.fromkeys(KINDS, proxy.activation_bits),
+            metrics=dict(self.metrics),
+        )
+
+    def _simulate(
+        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
+    ) -> dict[str, FloatArray]:
+        if self.config.proxy.metric == "bops":
+            figures = _column([float(layer.macs) for layer in layers]) * (weight_bits * activation_bits)
+        else:
+            figures = _column([float(layer.weight_elements) for layer in layers]) * weight_bits
+            figures = figures * np.ones_like(activation_bits)
+        return {"latency_ms": figures / self.config.proxy.per_ms}
+
+
+def cycles_per_mac_by_bits(section: ThroughputSection) -> FloatArray:
+    """Cycles of one multiply-accumulate by weight width and activation width.
+
+    Returns:
+        float64 array, indexed by both widths; index 0 is not used. Without a table by widths it is 1.
+    """
+    table = section.macs_per_cycle
+    if table is None:
+        return np.ones((section.weight_bits[-1] + 1, section.activation_bits[-1] + 1))
+    weights, activations = sorted(table), sorted(next(iter(table.values())))
+    cycles = np.array([[1 / table[weight][activation] for activation in activations] for weight in weights])
+    rows = np.searchsorted(weights, np.arange(weights[-1] + 1))
+    columns = np.searchsorted(activations, np.arange(activations[-1] + 1))
+    return np.asarray(cycles[np.ix_(rows, columns)])
+
+
+def _column(values: list[float]) -> FloatArray:
+    return np.array(values, dtype=np.float64).reshape(-1, 1, 1)

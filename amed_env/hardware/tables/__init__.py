@@ -1,0 +1,1 @@
+"""Devices described by tables of what every layer costs."""

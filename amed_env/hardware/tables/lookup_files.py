@@ -1,0 +1,312 @@
+"""Files of tables: this package's CSV and NPY, AMED's CSV and HAQ's NPY.
+
+CSV of this package: lines `# key: value` with the provenance, then the columns `layer,w_bits,a_bits` and a column for
+every metric, whose unit is known by its name (`latency_ms`) or written behind it (`area:mm2`). AMED's CSV has a row a
+layer, its name first, and columns `latency_2` and so on in ms. An NPY file has the axes (metric,) layer, weight width,
+activation width, and beside it a JSON file of the same name that says what they are; without one it is HAQ's: cycles,
+layers x 8 x 8 widths from 1 to 8.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amed_env.errors import AllocationError, DeviceError
+from amed_env.hardware.protocol import METRIC_UNITS
+from amed_env.hardware.tables.lookup_table import LookupTable, some
+from amed_env.problem.allocation import Precision, check_bits
+
+FORMAT = "amed-table/1"
+KEY_COLUMNS = ("layer", "w_bits", "a_bits")
+HAQ_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
+_AMED_COLUMN = re.compile(r"latency_(\d+)")
+_SIDECAR_KEYS = {"format", "layers", "weight_bits", "activation_bits", "metrics", "clock_mhz", "provenance"}
+
+
+def load_table(path: Path, clock_mhz: float | None = None) -> LookupTable:
+    """The table in a file.
+
+    Args:
+        path: A `.csv` or `.npy` file.
+        clock_mhz: Clock that turns the metric `cycles` into `latency_ms`.
+
+    Raises:
+        DeviceError: If the file cannot be read or is malformed, rows are missing or stand twice, or a clock is given
+            for a table without cycles; the message has file, line, layer and precision.
+    """
+    if path.suffix.lower() == ".npy":
+        return _read_npy(path, clock_mhz)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"cannot read the table {path}: {error}.") from error
+    return with_clock(parse_csv(text, str(path)), clock_mhz)
+
+
+def with_clock(table: LookupTable, clock_mhz: float | None) -> LookupTable:
+    """The table with `latency_ms` from its cycles, if a clock is given.
+
+    Raises:
+        DeviceError: If it has no cycles, has a latency already, or the clock is no positive number.
+    """
+    if clock_mhz is None:
+        return table
+    if isinstance(clock_mhz, bool) or not isinstance(clock_mhz, int | float) or not 0 < clock_mhz < float("inf"):
+        raise DeviceError(f"{table.where}: clock_mhz is {clock_mhz!r}; give a positive number.")
+    if "cycles" not in table.metrics or "latency_ms" in table.metrics:
+        raise DeviceError(
+            f"{table.where}: a clock turns cycles into latency_ms, but the table has {', '.join(table.metrics)}; "
+            "leave clock_mhz out."
+        )
+    return replace(
+        table,
+        metrics={"latency_ms": table.metrics["cycles"] / (clock_mhz * 1e3), **table.metrics},
+        units={"latency_ms": "ms", **table.units},
+        provenance={**table.provenance, "clock_mhz": f"{clock_mhz:g}"},
+    )
+
+
+def parse_csv(text: str, where: str) -> LookupTable:
+    """A table from CSV text, in the format of this package or of AMED.
+
+    Raises:
+        DeviceError: As `load_table`.
+    """
+    provenance: dict[str, str] = {}
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        reader = csv.reader(io.StringIO(text), strict=True)
+        for row in reader:
+            if row and row[0].startswith("#"):
+                key, _, value = ",".join(row).removeprefix("#").partition(":")
+                provenance[key.strip()] = value.strip()
+            elif any(cell.strip() for cell in row):
+                rows.append((reader.line_num, [cell.strip() for cell in row]))
+    except csv.Error as error:
+        raise DeviceError(f"{where}: no valid CSV: {error}.") from error
+    if not rows:
+        raise DeviceError(f"{where}: the table is empty; its header is {','.join(KEY_COLUMNS)} and metrics.")
+    (header_line, header), *body = rows
+    if not body:
+        raise DeviceError(f"{where}: there are no rows below the header in line {header_line}.")
+    for line, row in body:
+        if len(row) != len(header):
+            raise DeviceError(f"{where}, line {line}: {len(row)} values for {len(header)} columns.")
+    repeated = sorted({column for column in header if header.count(column) > 1})
+    if repeated:
+        raise DeviceError(f"{where}, line {header_line}: column {', '.join(map(repr, repeated))} stands there twice.")
+    if len(header) > 1 and all(_AMED_COLUMN.fullmatch(column) for column in header[1:]):
+        return _amed_table(header, body, provenance, where)
+    return _own_table(header, header_line, body, provenance, where)
+
+
+def _own_table(
+    header: list[str],
+    header_line: int,
+    body: Sequence[tuple[int, list[str]]],
+    provenance: Mapping[str, str],
+    where: str,
+) -> LookupTable:
+    units = _units_of_columns([c for c in header if c not in KEY_COLUMNS], f"{where}, line {header_line}")
+    missing = [column for column in KEY_COLUMNS if column not in header]
+    if missing or not units:
+        raise DeviceError(
+            f"{where}, line {header_line}: columns missing: {', '.join(missing) or 'a metric'}; expected "
+            f"{','.join(KEY_COLUMNS)} and metrics like latency_ms (AMED's tables have latency_2, latency_3 …)."
+        )
+    values: dict[tuple[str, Precision], tuple[int, list[float]]] = {}
+    for line, row in body:
+        here = f"{where}, line {line}"
+        cells = dict(zip(header, row, strict=True))
+        precision = Precision(*(_width(cells[column], f"{here}, column {column!r}") for column in KEY_COLUMNS[1:]))
+        key = (cells["layer"], precision)
+        if key in values:
+            raise DeviceError(
+                f"{here}: layer {key[0]!r} at {precision} stands already in line {values[key][0]}; keep one of them."
+            )
+        numbers = [
+            _number(cells[column], f"{here}, column {column!r}") for column in header if column not in KEY_COLUMNS
+        ]
+        values[key] = line, numbers
+    layers = tuple(dict.fromkeys(layer for layer, _ in values))
+    precisions = tuple(sorted({precision for _, precision in values}))
+    absent = [f"{layer!r} at {p}" for layer in layers for p in precisions if (layer, p) not in values]
+    if absent:
+        raise DeviceError(
+            f"{where}: rows are missing: {some(absent)}; every layer needs the same precisions "
+            f"({some([str(p) for p in precisions])})."
+        )
+    array = np.array([[values[layer, p][1] for p in precisions] for layer in layers], dtype=np.float64)
+    metrics = {metric: array[:, :, i] for i, metric in enumerate(units)}
+    return LookupTable(where, layers, precisions, metrics, units, provenance)
+
+
+def _amed_table(
+    header: list[str], body: Sequence[tuple[int, list[str]]], provenance: Mapping[str, str], where: str
+) -> LookupTable:
+    widths = [_width(column.removeprefix("latency_"), f"{where}: column {column!r}") for column in header[1:]]
+    lines: dict[str, int] = {}
+    for line, row in body:
+        if row[0] in lines:
+            raise DeviceError(f"{where}, line {line}: layer {row[0]!r} stands already in line {lines[row[0]]}.")
+        lines[row[0]] = line
+    values = [
+        [
+            _number(cell, f"{where}, line {line}, column {name!r}")
+            for name, cell in zip(header[1:], row[1:], strict=True)
+        ]
+        for line, row in body
+    ]
+    facts = {"imported from": "AMED, latency in ms at equal widths of weights and activations", **provenance}
+    precisions = tuple(Precision(bits, bits) for bits in widths)
+    return LookupTable(where, tuple(lines), precisions, {"latency_ms": np.array(values)}, {"latency_ms": "ms"}, facts)
+
+
+def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
+    where = str(path)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except Exception as error:  # whatever a damaged file makes numpy raise
+        raise DeviceError(f"cannot read the table {path}: {error}.") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise DeviceError(f"{where}: expected an array of numbers, found {getattr(array, 'dtype', 'something else')}.")
+    sidecar = path.with_suffix(".json")
+    facts = _read_sidecar(sidecar) if sidecar.exists() else {}
+    weights, activations = (
+        tuple(_width(bits, f"{sidecar}: {key!r}") for bits in facts.get(key, HAQ_WIDTHS))
+        for key in ("weight_bits", "activation_bits")
+    )
+    metrics = facts.get("metrics", {"cycles": "cycles"})
+    if array.ndim == 3 and len(metrics) == 1:
+        array = array[None]
+    layers = tuple(facts["layers"]) if "layers" in facts else None
+    count = array.shape[1] if layers is None and array.ndim == 4 else len(layers or ())
+    expected = (len(metrics), count, len(weights), len(activations))
+    if array.shape != expected:
+        advice = (
+            f"{sidecar.name} says so" if facts else "without a JSON file beside it HAQ's widths 1 to 8 are expected"
+        )
+        raise DeviceError(
+            f"{where}: the array has shape {array.shape}, expected {expected} for (metrics, layers, weight widths, "
+            f"activation widths): {advice}."
+        )
+    values = array.astype(np.float64).reshape(len(metrics), count, -1)
+    provenance = dict(facts.get("provenance", {}))
+    if not facts:
+        provenance = {"imported from": "HAQ, cycles at 1 to 8 bits"}
+    precisions = tuple(Precision(w, a) for w in weights for a in activations)
+    table = LookupTable(where, layers, precisions, dict(zip(metrics, values, strict=True)), metrics, provenance)
+    return with_clock(table, facts.get("clock_mhz") if clock_mhz is None else clock_mhz)
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DeviceError(f"cannot read {path}: {error}.") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise DeviceError(f"{path}: expected a JSON object with 'format': {FORMAT!r}.")
+    unknown = sorted(set(facts) - _SIDECAR_KEYS)
+    if unknown:
+        raise DeviceError(f"{path}: unknown keys {', '.join(map(repr, unknown))}; allowed: {', '.join(_SIDECAR_KEYS)}.")
+    for key, kind in {"layers": str, "weight_bits": int, "activation_bits": int}.items():
+        entry = facts.get(key, [])
+        if not isinstance(entry, list) or not all(isinstance(item, kind) for item in entry):
+            raise DeviceError(f"{path}: {key!r} must be a list of {'names' if kind is str else 'whole numbers'}.")
+    for key in ("metrics", "provenance"):
+        entry = facts.get(key, {})
+        if not isinstance(entry, dict) or not all(isinstance(item, str) for item in entry.values()):
+            raise DeviceError(f"{path}: {key!r} must be an object of texts, such as {{'latency_ms': 'ms'}}.")
+    for metric, unit in facts.get("metrics", {}).items():
+        _check_unit(metric, unit, str(path))
+    return facts
+
+
+def csv_text(table: LookupTable) -> str:
+    """The table as CSV; `parse_csv` reads it back to the last bit."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    for key, value in {"format": FORMAT, **table.provenance}.items():
+        stream.write(f"# {key}: {' '.join(value.split())}\n")
+    columns = [m if METRIC_UNITS.get(m) == unit else f"{m}:{unit}" for m, unit in table.units.items()]
+    writer.writerow([*KEY_COLUMNS, *columns])
+    for row in range(len(table)):
+        name = table.layers[row] if table.layers is not None else str(row)
+        for column, precision in enumerate(table.precisions):
+            numbers = (float(table.metrics[metric][row, column]) for metric in table.units)
+            writer.writerow([name, *precision, *(repr(n) if not n.is_integer() else str(int(n)) for n in numbers)])
+    return stream.getvalue()
+
+
+def npy_files(table: LookupTable) -> tuple[bytes, dict[str, Any]]:
+    """The table as an NPY file with the axes metric, layer, weight width, activation width, and its JSON file.
+
+    Raises:
+        DeviceError: If it lacks pairs of its widths, which an array has no place for.
+    """
+    weights, activations = (sorted({p[i] for p in table.precisions}) for i in (0, 1))
+    if len(table.precisions) != len(weights) * len(activations):
+        raise DeviceError(
+            f"{table.where}: not every weight width goes with every activation width, which an array cannot say; "
+            "write a .csv file."
+        )
+    order = [table.precisions.index(Precision(w, a)) for w in weights for a in activations]
+    shape = (len(table), len(weights), len(activations))
+    stream = io.BytesIO()
+    np.save(stream, np.stack([table.metrics[metric][:, order].reshape(shape) for metric in table.units]))
+    facts = {
+        "format": FORMAT,
+        **({} if table.layers is None else {"layers": list(table.layers)}),
+        "weight_bits": weights,
+        "activation_bits": activations,
+        "metrics": dict(table.units),
+        "provenance": dict(table.provenance),
+    }
+    return stream.getvalue(), facts
+
+
+def _units_of_columns(columns: Sequence[str], here: str) -> dict[str, str]:
+    units = {}
+    for column in columns:
+        metric, separator, unit = (part.strip() for part in column.partition(":"))
+        if not separator and metric not in METRIC_UNITS:
+            raise DeviceError(
+                f"{here}: the unit of column {column!r} is not known; write it behind the name ({column}:mm2). Known "
+                f"are {', '.join(METRIC_UNITS)}."
+            )
+        units[metric] = unit if separator else METRIC_UNITS[metric]
+        _check_unit(metric, units[metric], here)
+    return units
+
+
+def _check_unit(metric: str, unit: str, here: str) -> None:
+    if not unit or METRIC_UNITS.get(metric, unit) != unit:
+        raise DeviceError(f"{here}: metric {metric!r} is in {METRIC_UNITS.get(metric, 'some unit')}, not in {unit!r}.")
+
+
+def _width(text: object, here: str) -> int:
+    try:
+        return check_bits(int(text) if isinstance(text, str) else text, here)
+    except ValueError:
+        raise DeviceError(f"{here}: {text!r} is no width.") from None
+    except AllocationError as error:
+        raise DeviceError(str(error)) from error
+
+
+def _number(text: str, here: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise DeviceError(f"{here}: {text!r} is no number.") from None
+    if not (np.isfinite(number) and number >= 0):
+        raise DeviceError(f"{here}: {text} is not finite or negative; a cost is neither.")
+    return number

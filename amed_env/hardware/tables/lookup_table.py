@@ -1,0 +1,304 @@
+"""Tables of costs: what every layer of one network costs at every precision, as a device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.errors import BackendError, DeviceError, UnsupportedLayerError, UnsupportedPrecisionError
+from amed_env.hardware.metrics import sum_over_layers
+from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
+from amed_env.hardware.tables.lookup_config import Interpolation
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.problem.workload import KINDS, Layer, Workload
+
+FloatArray = npt.NDArray[np.float64]
+_NAMED = 5  # names in a message before it says how many more there are
+
+
+@dataclass(frozen=True)
+class LookupTable:
+    """Costs of L layers at P precisions.
+
+    Attributes:
+        where: File or other origin, for messages.
+        layers: Names of the layers, or None where they are known by their position alone.
+        precisions: The P precisions, the same for every layer.
+        metrics: Metric name to float64 array of shape (L, P).
+        units: Metric name to unit.
+        provenance: Where the numbers come from: `device`, `network`, `workload` (a digest of its shapes) and so on.
+
+    Raises:
+        DeviceError: If shapes do not agree, a precision or a layer stands twice, or a number is negative or not finite.
+    """
+
+    where: str
+    layers: tuple[str, ...] | None
+    precisions: tuple[Precision, ...]
+    metrics: Mapping[str, FloatArray]
+    units: Mapping[str, str]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.metrics or not self.precisions:
+            raise DeviceError(f"{self.where}: the table is empty.")
+        named: dict[str, list[str]] = {"layer": list(self.layers or ()), "precision": [str(p) for p in self.precisions]}
+        for what, names in named.items():
+            repeated = sorted(name for name, times in Counter(names).items() if times > 1)
+            if repeated:
+                raise DeviceError(f"{self.where}: {what} {some(repeated)} stands there more than once.")
+        for metric, values in self.metrics.items():
+            if values.ndim != 2 or values.shape != (len(self), len(self.precisions)):
+                raise DeviceError(
+                    f"{self.where}: {metric} has shape {values.shape}, expected {(len(self), len(self.precisions))}."
+                )
+            wrong = np.argwhere(~np.isfinite(values) | (values < 0))
+            if len(wrong):
+                row, column = wrong[0]
+                raise DeviceError(
+                    f"{self.where}: {metric} of layer {self.layer_name(row)} at {self.precisions[column]} is "
+                    f"{values[row, column]}, expected a finite number that is not negative."
+                )
+
+    def __len__(self) -> int:
+        return len(self.layers) if self.layers is not None else len(next(iter(self.metrics.values())))
+
+    def layer_name(self, row: int) -> str:
+        """A layer in a message: its name, or its number."""
+        return repr(self.layers[row]) if self.layers is not None else f"number {row}"
+
+
+class TableBackend(HardwareBackend):
+    """A table as a device; it knows the layers of one network and nothing else.
+
+    Layers are matched by name where the table has names, otherwise by position. A network whose layers are not exactly
+    those of the table is refused, as is one of other shapes than the table was made for, where it says so.
+
+    Args:
+        table: The table.
+        name: Name of the device; by default that of the file.
+        description: One line; by default where the numbers come from.
+        interpolation: `linear` also answers for integer widths up to 16 between those of the table, along a grid of
+            weights and activations or along equal widths; every such layer has the bound `interpolated`.
+    """
+
+    def __init__(
+        self,
+        table: LookupTable,
+        name: str | None = None,
+        description: str | None = None,
+        interpolation: Interpolation = "none",
+    ) -> None:
+        self.lookup, self.interpolation = table, interpolation
+        self.name = name or table.provenance.get("device", "table")
+        origin = ", ".join(f"{key} {value}" for key, value in table.provenance.items() if key in ("device", "network"))
+        self.description = description or f"Table of costs from {origin or table.where}"
+        if interpolation != "none":
+            self.description += f"; {interpolation} interpolation between its widths"
+        self.metrics: Mapping[str, str] = dict(table.units)
+        self._columns = {precision: column for column, precision in enumerate(table.precisions)}
+        self._offered = self._offer()
+        self._weights = tuple(sorted({p.weight_bits for p in self._offered}))
+        self._activations = tuple(sorted({p.activation_bits for p in self._offered}))
+        self.bits = tuple(sorted({*self._weights, *self._activations}))
+        self._is_grid = len(self._offered) == len(self._weights) * len(self._activations)
+
+    def __repr__(self) -> str:
+        return f"TableBackend({self.lookup.where!r}, {len(self.lookup)} layers)"
+
+    def _offer(self) -> tuple[Precision, ...]:
+        """Every precision that can be answered."""
+        listed = self.lookup.precisions
+        if self.interpolation == "none":
+            return listed
+        weights, activations = (sorted({p[i] for p in listed}) for i in (0, 1))
+        if all(p.weight_bits == p.activation_bits for p in listed):
+            return tuple(Precision(bits, bits) for bits in _between(weights))
+        if len(listed) != len(weights) * len(activations):
+            raise DeviceError(
+                f"{self.lookup.where}: it can be interpolated only with all pairs of its widths, or with equal widths "
+                "of weights and activations; leave the option out, or add the missing rows."
+            )
+        return tuple(Precision(w, a) for w in _between(weights) for a in _between(activations))
+
+    def capabilities(self) -> Capabilities:
+        """Every kind of layer at the precisions of the table, and at those between them if that was asked for."""
+        pairs = None if self._is_grid else dict.fromkeys(KINDS, tuple(tuple(p) for p in self._offered))
+        return Capabilities(
+            dict.fromkeys(KINDS, self._weights),
+            dict.fromkeys(KINDS, self._activations),
+            dict(self.metrics),
+            pairs=pairs,  # type: ignore[arg-type]  # a Precision is a pair
+        )
+
+    def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
+        """Cost of the table's network.
+
+        Raises:
+            UnsupportedLayerError: If the network's layers are not those of the table.
+            UnsupportedPrecisionError: If the table lacks a precision.
+            DeviceError: If the table was made for other shapes.
+        """
+        allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
+        capabilities = self.capabilities()
+        layers = []
+        for layer, row in zip(workload, self._rows(workload), strict=True):
+            precision = allocation[layer.name]
+            capabilities.require(layer, precision, self.name)
+            weights = self._mix(precision)
+            metrics = {metric: _mixed(values[row], weights) for metric, values in self.lookup.metrics.items()}
+            bound = None if precision in self._columns else "interpolated"
+            layers.append(LayerCost(layer.name, precision, metrics, bound))
+        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in self.metrics}
+        return Cost(self.name, totals, tuple(layers))
+
+    def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
+        """Costs of every layer at every pair of widths.
+
+        Raises:
+            UnsupportedLayerError: If the network's layers are not those of the table.
+            UnsupportedPrecisionError: If the table lacks a pair.
+        """
+        rows = self._rows(workload)
+        capabilities = self.capabilities()
+        metrics = {m: np.zeros((len(rows), len(weight_bits), len(activation_bits))) for m in self.lookup.metrics}
+        for (i, weight), (j, activation) in product(enumerate(weight_bits), enumerate(activation_bits)):
+            precision = Precision(weight, activation)
+            capabilities.require(workload.layers[0], precision, self.name)
+            weights = self._mix(precision)
+            for metric, values in self.lookup.metrics.items():
+                metrics[metric][:, i, j] = [_mixed(values[row], weights) for row in rows]
+        return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
+
+    def sample_workload(self) -> Workload:
+        """The layers of the table; their shapes are not known to it and stand for nothing."""
+        names = self.lookup.layers or [f"layer{row}" for row in range(len(self.lookup))]
+        return Workload(self.name, tuple(Layer(name, "conv", m=1, n=1, k=1) for name in names))
+
+    def _rows(self, workload: Workload) -> list[int]:
+        """The row of every layer of a network."""
+        table, names = self.lookup, workload.layer_names
+        if table.layers is None:
+            if len(names) != len(table):
+                raise UnsupportedLayerError(
+                    f"{table.where}: the table has {len(table)} layers without names, network {workload.name!r} has "
+                    f"{len(names)}; they are matched by position, so their numbers must be equal."
+                )
+            self._check_shapes(workload)
+            return list(range(len(names)))
+        known = {name: row for row, name in enumerate(table.layers)}
+        missing = [name for name in names if name not in known]
+        spare = [name for name in table.layers if name not in set(names)]
+        if missing or spare:
+            parts = [
+                f"{what} {some([repr(name) for name in found])}"
+                for what, found in (("the table lacks", missing), ("the network lacks", spare))
+                if found
+            ]
+            raise UnsupportedLayerError(
+                f"{table.where}: the table's {len(table)} layers are not the {len(names)} of network "
+                f"{workload.name!r}: {'; '.join(parts)}."
+            )
+        self._check_shapes(workload)
+        return [known[name] for name in names]
+
+    def _check_shapes(self, workload: Workload) -> None:
+        made_for = self.lookup.provenance.get("workload")
+        if made_for in (None, workload_digest(workload)) or workload == self.sample_workload():
+            return
+        raise DeviceError(
+            f"{self.lookup.where}: the table was made for other shapes than those of {workload.name!r} (provenance "
+            "'workload' differs); make it anew with `amed table`."
+        )
+
+    def _mix(self, precision: Precision) -> list[tuple[int, float]]:
+        """Columns of the table and their shares, whose mixture answers for a precision."""
+        if precision in self._columns:
+            return [(self._columns[precision], 1.0)]
+        if self.interpolation == "none":
+            raise UnsupportedPrecisionError(f"{self.lookup.where}: the table has no row for {precision}.")
+        weights, activations = (sorted({p[i] for p in self.lookup.precisions}) for i in (0, 1))
+        if all(p.weight_bits == p.activation_bits for p in self.lookup.precisions):
+            return [(self._columns[Precision(b, b)], share) for b, share in _neighbours(weights, precision[0])]
+        return [
+            (self._columns[Precision(w, a)], one * other)
+            for w, one in _neighbours(weights, precision.weight_bits)
+            for a, other in _neighbours(activations, precision.activation_bits)
+        ]
+
+
+def build_table(
+    backend: HardwareBackend,
+    workload: Workload,
+    precisions: Sequence[Precision],
+    provenance: Mapping[str, str],
+) -> LookupTable:
+    """The table of a device for a network.
+
+    Args:
+        backend: A device whose costs add up over the layers.
+        workload: The network.
+        precisions: What the table shall have.
+        provenance: Further facts for the file; device, network and the digest of the shapes are added.
+
+    Raises:
+        BackendError: If the costs do not add up, or the device fails.
+        UnsupportedPrecisionError: If the device lacks a precision.
+    """
+    from amed_env.hardware.costs import backend_capabilities, precision_costs
+
+    capabilities = backend_capabilities(backend)
+    if not capabilities.additive:
+        raise BackendError(
+            f"device {backend.name!r} cannot be written as a table: its costs do not add up over the layers."
+        )
+    costs = precision_costs(backend, workload, precisions)
+    facts: dict[str, Any] = {
+        "device": backend.name,
+        "network": workload.name,
+        "workload": workload_digest(workload),
+        "deterministic": str(capabilities.deterministic).lower(),
+        **provenance,
+    }
+    metrics = {metric: costs[metric] for metric in capabilities.metrics}
+    return LookupTable(
+        backend.name, workload.layer_names, tuple(precisions), metrics, dict(capabilities.metrics), facts
+    )
+
+
+def workload_digest(workload: Workload) -> str:
+    """Twelve hexadecimal digits that change with the names and shapes of the layers."""
+    return hashlib.sha256(workload.to_csv().encode()).hexdigest()[:12]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _between(widths: Sequence[int]) -> list[int]:
+    """Every integer width from the narrowest to the widest, but none between the widest integer and float."""
+    integers = [bits for bits in widths if bits != FLOAT_BITS]
+    filled = list(range(min(integers), max(integers) + 1)) if integers else []
+    return [*filled, *(bits for bits in widths if bits == FLOAT_BITS)]
+
+
+def _neighbours(widths: Sequence[int], bits: int) -> list[tuple[int, float]]:
+    """The listed widths below and above, with the share of each on the line between them."""
+    if bits in widths:
+        return [(bits, 1.0)]
+    below, above = max(w for w in widths if w < bits), min(w for w in widths if w > bits)
+    share = (bits - below) / (above - below)
+    return [(below, 1.0 - share), (above, share)]
+
+
+def _mixed(row: FloatArray, shares: Sequence[tuple[int, float]]) -> float:
+    return float(sum(share * row[column] for column, share in shares))

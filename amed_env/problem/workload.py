@@ -1,0 +1,259 @@
+"""What a network asks of a device: its layers as matrix products, without any torch.
+
+A workload comes from a traced network (`amed_env.tracing.trace`) or from a CSV file with the columns
+`name,kind,m,n,k,groups`; a depthwise layer has `groups` = channels, `k` = kernel height x width and `n` = 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+from amed_env.errors import WorkloadError
+from amed_env.problem.allocation import BitAllocation
+
+LayerKind = Literal["conv", "depthwise", "linear", "matmul"]
+KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+CSV_COLUMNS = ("name", "kind", "m", "n", "k", "groups")
+CSV_OPTIONAL = ("input_elements", "weight_elements", "output_elements")
+_LARGEST = 2**40  # a dimension beyond this is a typing error, and products would leave int64
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantizable operation as `groups` matrix products of (m x k) by (k x n).
+
+    Attributes:
+        name: The layer's name in its network.
+        kind: `conv`, `depthwise`, `linear` or `matmul`.
+        m: Output pixels (times the batch).
+        n: Filters of one group.
+        k: Products that are summed for one output: input channels of a group x kernel height x kernel width.
+        groups: Independent products of this shape; the channels of a depthwise layer.
+        input_elements: Activations read; by default m x k x groups, the im2col size, an upper bound.
+        weight_elements: Weights; by default n x k x groups.
+        output_elements: Activations written; by default m x n x groups.
+        kernel: Kernel height and width.
+        stride: Vertical and horizontal stride.
+
+    Raises:
+        WorkloadError: If the name is empty, the kind unknown, or a size is no positive integer.
+    """
+
+    name: str
+    kind: LayerKind
+    m: int
+    n: int
+    k: int
+    groups: int = 1
+    input_elements: int = 0
+    weight_elements: int = 0
+    output_elements: int = 0
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise WorkloadError(f"a layer needs a name; found {self.name!r}.")
+        if self.kind not in KINDS:
+            raise WorkloadError(f"layer {self.name!r}: kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}.")
+        for name in ("m", "n", "k", "groups"):
+            self._check_size(name)
+        defaults = {
+            "input_elements": self.m * self.k * self.groups,
+            "weight_elements": self.n * self.k * self.groups,
+            "output_elements": self.m * self.n * self.groups,
+        }
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value == 0 and isinstance(value, int):
+                object.__setattr__(self, name, default)
+            self._check_size(name)
+        if self.kind == "depthwise" and self.n != 1:
+            raise WorkloadError(
+                f"layer {self.name!r}: a depthwise layer has n = 1 filter per group, not {self.n}; "
+                "put its channels into 'groups'."
+            )
+
+    def _check_size(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise WorkloadError(f"layer {self.name!r}: {name} is {value!r}, expected an integer.")
+        if not 1 <= value <= _LARGEST:
+            raise WorkloadError(f"layer {self.name!r}: {name} is {value}, expected 1 to {_LARGEST}.")
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations of one pass."""
+        return self.m * self.n * self.k * self.groups
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels, all groups together."""
+        return max(1, self.k * self.groups // (self.kernel[0] * self.kernel[1]))
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels, all groups together."""
+        return self.n * self.groups
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The ordered layers of a network.
+
+    Attributes:
+        name: The network's name.
+        layers: At least one layer; names are unique.
+
+    Raises:
+        WorkloadError: If there is no layer, or a name stands twice.
+    """
+
+    name: str
+    layers: tuple[Layer, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise WorkloadError(f"workload {self.name!r} has no layers; it needs at least one.")
+        repeated = sorted(name for name, times in Counter(layer.name for layer in self.layers).items() if times > 1)
+        if repeated:
+            raise WorkloadError(
+                f"workload {self.name!r}: layer names must be unique; "
+                f"{', '.join(map(repr, repeated))} stands there more than once."
+            )
+
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """The names in network order."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations of one pass through all layers."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def weight_elements(self) -> int:
+        """Weights of all layers."""
+        return sum(layer.weight_elements for layer in self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def uniform(self, weight_bits: int, activation_bits: int | None = None) -> BitAllocation:
+        """The allocation that gives every layer the same widths."""
+        return BitAllocation.uniform(self.layer_names, weight_bits, activation_bits)
+
+    def weight_kib(self, allocation: BitAllocation) -> float:
+        """Size of all weights in KiB under an allocation; scales and biases are not counted."""
+        return sum(weight_kib(layer, allocation[layer.name].weight_bits) for layer in self.layers)
+
+    def bops(self, allocation: BitAllocation) -> int:
+        """Bit operations: the sum of MACs x weight bits x activation bits (Baskin et al. 2021, UNIQ)."""
+        return sum(bops(layer, *allocation[layer.name]) for layer in self.layers)
+
+    @classmethod
+    def load_csv(cls, path: str | Path) -> Workload:
+        """Read layers from a CSV file.
+
+        Raises:
+            WorkloadError: If the file is missing or malformed; the message has file and line.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise WorkloadError(f"cannot read the layer file {path}: {error}.") from error
+        return cls.parse_csv(text, name=Path(path).stem, where=str(path))
+
+    @classmethod
+    def parse_csv(cls, text: str, name: str = "layers", where: str = "layers") -> Workload:
+        """Read layers from the text of a CSV file.
+
+        Args:
+            text: A header with `name,kind,m,n,k,groups` in any order, optionally also `input_elements`,
+                `weight_elements` and `output_elements` where the true counts are known; then a row a layer.
+            name: Name of the workload.
+            where: File name or other origin, for messages.
+
+        Raises:
+            WorkloadError: If a column is missing, unknown or repeated, a value is no positive integer, or there are
+                no rows.
+        """
+        if "\0" in text:
+            raise WorkloadError(f"{where}: this is no text file (it has NUL bytes).")
+        try:
+            rows = list(csv.reader(io.StringIO(text), strict=True))
+        except csv.Error as error:
+            raise WorkloadError(f"{where}: no valid CSV: {error}.") from error
+        if not rows:
+            raise WorkloadError(f"{where}: the file is empty; its first line must be {','.join(CSV_COLUMNS)}.")
+        header = [column.strip() for column in rows[0]]
+        missing = [column for column in CSV_COLUMNS if column not in header]
+        wrong = sorted({c for c in header if c not in CSV_COLUMNS + CSV_OPTIONAL or header.count(c) > 1})
+        if missing or wrong:
+            raise WorkloadError(
+                f"{where}, line 1: columns missing: {', '.join(missing) or 'none'}; unknown or repeated: "
+                f"{', '.join(map(repr, wrong)) or 'none'}; expected {','.join(CSV_COLUMNS)}."
+            )
+        layers = []
+        for line, row in enumerate(rows[1:], start=2):
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) != len(header):
+                raise WorkloadError(f"{where}, line {line}: {len(row)} values for {len(header)} columns.")
+            cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+            sizes = {
+                c: _integer(v, f"{where}, line {line}, column {c!r}")
+                for c, v in cells.items()
+                if c not in ("name", "kind") and not (c in CSV_OPTIONAL and v == "")
+            }
+            try:
+                layers.append(Layer(name=cells["name"], kind=cells["kind"], **sizes))  # type: ignore[arg-type]
+            except WorkloadError as error:
+                raise WorkloadError(f"{where}, line {line}: {error}") from error
+        if not layers:
+            raise WorkloadError(f"{where}: there are no layers below the header.")
+        try:
+            return cls(name, tuple(layers))
+        except WorkloadError as error:
+            raise WorkloadError(f"{where}: {error}") from error
+
+    def to_csv(self) -> str:
+        """The layers as CSV with the true element counts; `parse_csv` reads it back but for kernel and stride."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        columns = CSV_COLUMNS + CSV_OPTIONAL
+        writer.writerow(columns)
+        writer.writerows([getattr(layer, column) for column in columns] for layer in self.layers)
+        return stream.getvalue()
+
+
+def weight_kib(layer: Layer, weight_bits: int) -> float:
+    """Size of a layer's weights in KiB."""
+    return layer.weight_elements * weight_bits / 8 / 1024
+
+
+def bops(layer: Layer, weight_bits: int, activation_bits: int) -> int:
+    """Bit operations of a layer: MACs x weight bits x activation bits."""
+    return layer.macs * weight_bits * activation_bits
+
+
+def _integer(text: str, where: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise WorkloadError(f"{where}: {text!r} is no integer.") from None
+    if not 1 <= value <= _LARGEST:
+        raise WorkloadError(f"{where}: {value} is out of range; expected 1 to {_LARGEST}.")
+    return value

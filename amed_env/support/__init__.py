@@ -1,0 +1,1 @@
+"""Files, caches, processes and registries: nothing here knows what is quantized."""

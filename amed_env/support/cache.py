@@ -1,0 +1,67 @@
+"""Results that are worth keeping between runs, as `.npy` files named by a fingerprint of all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from amed_env.support.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """Where they are kept: `AMED_CACHE_DIR`, or the user's cache folder."""
+    override = os.environ.get("AMED_CACHE_DIR")
+    return Path(override) if override else Path(platformdirs.user_cache_dir("amed-env"))
+
+
+def cached_array(
+    kind: str, fingerprint: str, shape: tuple[int, ...], compute: Callable[[], npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64]:
+    """Return an array from the cache, or compute and keep it.
+
+    A file that is damaged or has another shape is made anew; a cache that cannot be written is only logged.
+
+    Args:
+        kind: What it is: the folder's name.
+        fingerprint: Text that changes with everything that the array depends on.
+        shape: The array's shape.
+        compute: Makes the float64 array.
+    """
+    path = cache_dir() / kind / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}.npy"
+    try:
+        found = np.load(path, allow_pickle=False)
+        if _holds(found, shape):
+            return np.asarray(found)
+        logger.warning("%s does not hold what it should; it is computed anew", path)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # whatever a damaged file makes numpy raise: ValueError, BadZipFile, MemoryError ...
+        logger.warning("cannot read %s (%s); it is computed anew", path, error)
+    array = np.asarray(compute(), dtype=np.float64)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        np.save(content, array, allow_pickle=False)
+        write_atomically(path, content.getvalue())  # another process may read while this one writes
+    except OSError as error:
+        logger.warning("cannot keep %s (%s)", path, error)
+    return array
+
+
+def _holds(found: object, shape: tuple[int, ...]) -> bool:
+    return (
+        isinstance(found, np.ndarray)
+        and found.shape == shape
+        and found.dtype == np.float64
+        and bool(np.isfinite(found).all())
+    )

@@ -1,0 +1,276 @@
+"""`make_task`: the one way to a task, from a name of the catalogue or from one's own module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amed_env.errors import AmedError, DataError, InputError, UnsupportedPrecisionError
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.objective import Budget, parse_budgets
+from amed_env.support.registry import import_object
+from amed_env.tasks.catalogue import TABULAR_PREFIX, TASKS, NamedNetwork, named_network, named_workload
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from amed_env.datasets import Splits
+    from amed_env.evaluation.quality import Evaluator
+    from amed_env.evaluation.table import TableEvaluator
+    from amed_env.hardware.protocol import HardwareBackend
+    from amed_env.problem.workload import Workload
+    from amed_env.quantization.network import Engine
+    from amed_env.quantization.recipe import Recipe
+    from amed_env.tasks.task import Task
+    from amed_env.tracing.trace import Inputs
+
+__all__ = [
+    "DEFAULT_DEVICE",
+    "TASKS",
+    "NamedNetwork",
+    "import_task",
+    "import_workload",
+    "imported_parts",
+    "load_allocation",
+    "make_task",
+    "named_network",
+    "named_workload",
+]
+
+DEFAULT_DEVICE = "bitfusion"
+_SEARCH_SALT = "amed/search/1"  # another text would deal the search samples of users' tasks anew
+
+
+def make_task(
+    name: str | None = None,
+    *,
+    network: nn.Module | None = None,
+    example_input: Inputs | None = None,
+    calibration: Any = None,
+    search: Any = None,
+    test: Any = None,
+    device: str | Path | HardwareBackend | type[HardwareBackend] = DEFAULT_DEVICE,
+    bits: Sequence[int] | None = None,
+    separate: bool = False,
+    activation_bits: int | None = None,
+    budget: Mapping[str, str | float] | Iterable[str] | None = None,
+    pin: Mapping[str, Any] | Iterable[str] | None = None,
+    threads: int | None = None,
+    reuse_mib: int | None = None,
+    recipe: str | Recipe | None = None,
+    engine: Engine = "auto",
+    evaluation_device: str = "cpu",
+) -> Task:
+    """Make a task from a name, or from a network of one's own.
+
+    Args:
+        name: A name from `amed tasks`; or, with `network`, the name to give to it.
+        network: A trained module made of Conv1d, Conv2d and Linear layers; it is not changed. Where it takes several
+            tensors, a tuple of tensors stands for the inputs everywhere below.
+        example_input: Float tensor (N, …) for tracing; the first calibration sample by default.
+        calibration: Samples that set the quantization ranges: a float32 tensor (N, …), an `(inputs, labels)` pair,
+            `Samples`, or a torch dataset.
+        search: Labelled samples that score allocations during the search, in any of these forms but the bare tensor.
+            They are looked at in a fixed order of our own, so that an evaluation that ends early has seen a fair part.
+        test: Labelled samples for the final report.
+        device: A device name, a device file, `package.module:Class`, or a backend.
+        bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
+        separate: Whether weights and activations get widths of their own.
+        activation_bits: One width for all activations (32: float), so that only the weights' widths are chosen.
+        budget: Limits, `{"latency": 0.6}` (relative to uniform 8 bit) or `{"memory": "96KiB"}`.
+        pin: Layers that keep a width, by name, `first` or `last`: `{"first": 8, "last": 8}`; `(8, 4)` for weights and
+            activations apart.
+        threads: Threads of torch during an evaluation; None leaves torch's setting.
+        reuse_mib: Memory in MiB for results of layers that the next allocation may share; None for the default.
+        recipe: How the network is prepared for narrow widths: a name (`nearest`, `layer`, `block`, `network` …), a
+            `Recipe`, or None for the default; see docs/evaluation.md. Learning runs once and is kept in the cache.
+        engine: `auto` evaluates on integers where it can, `float` always on fake-quantized floats.
+        evaluation_device: Where floats are computed, for example `cuda`.
+
+    Returns:
+        The task.
+
+    Raises:
+        AmedError: One of its subclasses, if something does not fit; the message says what and how to mend it.
+    """
+    from amed_env.hardware import load_device
+    from amed_env.tasks.task import DEFAULT_BITS, Task
+
+    backend = load_device(device)
+    budgets = parse_budgets(budget)
+    choice: dict[str, Any] = {"bits": DEFAULT_BITS if bits is None else bits, "separate": separate}
+    choice |= {"activation_bits": activation_bits, "budgets": budgets, "pins": pin}
+    options: dict[str, Any] = {"threads": threads, "engine": engine, "device": evaluation_device}
+    if reuse_mib is not None:
+        options["reuse_mib"] = reuse_mib
+    if network is None:
+        given = [
+            key
+            for key, value in {
+                "example_input": example_input,
+                "calibration": calibration,
+                "search": search,
+                "test": test,
+            }.items()
+            if value is not None
+        ]
+        if name is None or given:
+            raise InputError(
+                "a task needs a name, or a network with its calibration, search and test samples; "
+                f"{', '.join(given) or 'neither'} is given without a network."
+            )
+        entry = named_network(name)
+        if entry.table is not None:
+            if separate or activation_bits is not None:
+                raise InputError(
+                    f"task {name!r} is a table of one width a layer; leave separate and activation_bits out."
+                )
+            return _tabular_task(name, entry.table(), backend, bits, budgets, pin, recipe, engine)
+        evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, options)
+        return Task(name, evaluator, backend, **choice)
+
+    absent = [
+        key for key, value in {"calibration": calibration, "search": search, "test": test}.items() if value is None
+    ]
+    if absent:
+        raise DataError(f"a network of your own also needs {', '.join(absent)} samples.")
+    from amed_env.datasets import Splits
+    from amed_env.datasets.forms import as_samples
+    from amed_env.datasets.samples import drawn_order
+
+    splits = Splits(
+        as_samples(calibration, "calibration", labelled=False),
+        as_samples(search, "search"),
+        as_samples(test, "test"),
+    )
+    # Whoever stops early at a look must have seen samples that stand for all, and these may come sorted by class.
+    drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
+    splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
+    name = name or type(network).__name__
+    evaluator = _evaluator(network, example_input, splits, name, recipe, options)
+    return Task(name, evaluator, backend, **choice)
+
+
+def _tabular_task(
+    name: str,
+    evaluator: TableEvaluator,
+    backend: HardwareBackend,
+    bits: Sequence[int] | None,
+    budgets: tuple[Budget, ...],
+    pin: Mapping[str, Any] | Iterable[str] | None,
+    recipe: str | Recipe | None,
+    engine: Engine,
+) -> Task:
+    from amed_env.hardware.tied import TiedDevice
+    from amed_env.tasks.task import Task
+
+    if recipe is not None or engine != "auto":
+        raise InputError(
+            f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
+            f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
+        )
+    widths = [precision.weight_bits for precision in evaluator.table.precisions]
+    unknown = sorted(set(bits or ()).difference(widths))
+    if unknown:
+        raise UnsupportedPrecisionError(
+            f"the table of task {name!r} has no {' and no '.join(map(str, unknown))} bits; it has "
+            f"{', '.join(map(str, widths))}. The task of the network itself, {name.removeprefix(TABULAR_PREFIX)!r}, "
+            "evaluates any width."
+        )
+    ties = evaluator.table.ties
+    device = backend if ties.trivial else TiedDevice(backend, ties)
+    return Task(name, evaluator, device, widths if bits is None else bits, budgets=budgets, pins=pin)
+
+
+def import_task(path: str, **options: Any) -> Task:
+    """A task from `package.module:function`, whose function returns the keyword arguments of a network for `make_task`.
+
+    Args:
+        path: The import path.
+        **options: Further arguments of `make_task` (device, bits, budget …).
+
+    Raises:
+        InputError: If the function cannot be imported, fails, or returns something else.
+    """
+    return make_task(**{"name": path.replace(":", "."), **imported_parts(path)}, **options)
+
+
+def import_workload(path: str) -> Workload:
+    """Layers of the network that `package.module:function` returns; an example input or calibration samples are enough.
+
+    Raises:
+        InputError: If the function cannot be imported, fails, or returns something else.
+    """
+    from amed_env.tracing.trace import trace
+
+    parts = imported_parts(path)
+    return trace(parts["network"], example_of(parts, path), parts.get("name", path.replace(":", "."))).workload
+
+
+def example_of(parts: Mapping[str, Any], path: str) -> Inputs:
+    """The example input among the parts of a network, or its first calibration sample.
+
+    Raises:
+        InputError: If there is neither.
+    """
+    if parts.get("example_input") is not None:
+        return parts["example_input"]  # type: ignore[no-any-return]
+    if parts.get("calibration") is None:
+        raise InputError(f"{path!r} returned neither example_input nor calibration; shapes need one of them.")
+    from amed_env.datasets.forms import as_samples
+
+    return as_samples(parts["calibration"], "calibration", labelled=False).example()
+
+
+def imported_parts(path: str) -> Mapping[str, Any]:
+    """What the function of a network, `package.module:function`, returns.
+
+    Raises:
+        InputError: If the function cannot be imported, fails, or returns something else.
+    """
+    function = import_object(path, "network function")
+    if not callable(function):
+        raise InputError(f"{path!r} is no function; it must return a dict with network, calibration, search and test.")
+    try:
+        parts = function()
+    except AmedError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path!r} failed: {type(error).__name__}: {error}.") from error
+    allowed = {"name", "network", "example_input", "calibration", "search", "test"}
+    if not isinstance(parts, Mapping) or "network" not in parts or not set(parts) <= allowed:
+        found = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
+        raise InputError(
+            f"{path!r} returned {found}; expected a dict with network, calibration, search and test, and "
+            "perhaps name and example_input."
+        )
+    return parts
+
+
+def _evaluator(
+    network: nn.Module,
+    example_input: Inputs | None,
+    splits: Splits,
+    name: str,
+    recipe: str | Recipe | None,
+    options: Mapping[str, Any],
+) -> Evaluator:
+    from amed_env.evaluation.post_training import PostTrainingEvaluator
+    from amed_env.tracing.trace import input_shapes, trace
+
+    example = splits.calibration.example()
+    if example_input is not None:
+        given, wanted = input_shapes(example_input), input_shapes(example)
+        if given != wanted:
+            raise DataError(
+                f"the example input has shapes {given} but the calibration samples {wanted}, both without N."
+            )
+        example = example_input
+    return PostTrainingEvaluator(trace(network, example, name), splits, recipe, **options)
+
+
+def load_allocation(path: str | Path, workload: Workload) -> BitAllocation:
+    """An allocation file, checked against the layers that it is meant for."""
+    return BitAllocation.load(path).require_layers(workload.layer_names, f"network {workload.name!r}")

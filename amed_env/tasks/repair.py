@@ -1,0 +1,65 @@
+"""Bring an allocation that exceeds its budgets within them, by as few and as harmless changes as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.problem.constraints import cheapest_choices
+from amed_env.problem.objective import fits, violation
+from amed_env.tasks.task import Task
+
+
+def repair(task: Task, choices: npt.NDArray[np.int64], limits: Mapping[str, float]) -> npt.NDArray[np.int64] | None:
+    """Choices within the limits that differ from the given ones in few layers.
+
+    Where costs add up this changes the least number of layers and, among those, gives the least predicted loss. Where
+    they do not, it takes the single change that removes the most violation per predicted loss, again and again.
+
+    Args:
+        task: The task.
+        choices: int64 (L,), a precision number a layer.
+        limits: Limit by metric.
+
+    Returns:
+        int64 (L,), or None if no way within the limits was found.
+    """
+    if all(metric in task.costs for metric in limits):
+        table = np.stack([task.costs[metric] for metric in limits])
+        changed = np.ones_like(task.predicted_loss)
+        changed[np.arange(len(choices)), choices] = 0.0
+        # One more change must weigh more than any predicted loss can.
+        weight = 2.0 * float(task.predicted_loss.max(axis=1).sum()) + 1.0
+        objective = task.predicted_loss + weight * changed
+        return cheapest_choices(table, np.asarray(list(limits.values())), objective, task.choosable)
+    return _repair_by_descent(task, choices, limits)
+
+
+def _repair_by_descent(
+    task: Task, choices: npt.NDArray[np.int64], limits: Mapping[str, float]
+) -> npt.NDArray[np.int64] | None:
+    current = task.nearest_choosable(choices)
+    costs = task.cost(task.allocation(current)).metrics
+    while not fits(costs, limits):
+        excess = violation(costs, limits)
+        best: tuple[float, npt.NDArray[np.int64], Mapping[str, float]] | None = None
+        moves = [
+            (layer, int(choice))
+            for layer in range(len(current))
+            for choice in np.flatnonzero(task.choosable[layer])
+            if choice != current[layer]
+        ]
+        candidates = [np.where(np.arange(len(current)) == layer, choice, current) for layer, choice in moves]
+        answers = task.cost_many([task.allocation(candidate) for candidate in candidates])
+        for (layer, choice), candidate, answer in zip(moves, candidates, answers, strict=True):
+            relief = excess - violation(answer.metrics, limits)
+            harm = task.predicted_loss[layer, choice] - task.predicted_loss[layer, current[layer]]
+            gain = relief / max(float(harm), 1e-6)
+            if relief > 0 and (best is None or gain > best[0]):
+                best = gain, candidate, answer.metrics
+        if best is None:
+            return None
+        _, current, costs = best
+    return current

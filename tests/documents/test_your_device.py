@@ -1,0 +1,85 @@
+"""`docs/your_device.md` is true: every file that it shows works, and every command runs as printed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amed_env import AmedError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "your_device.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+FILES = {name: text for language, name, text in BLOCKS if name and language != "sh"}
+SCRIPTS = [(text, name == "cc") for language, name, text in BLOCKS if language == "sh"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with every file of the page, where `amed` and `python` are those under test."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / "docs" / "examples" / "simulator.c", tmp_path)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, arguments in {"amed": "-m amed_env", "python": ""}.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def run(script, folder):
+    return subprocess.run(["sh", "-e", "-c", script], cwd=folder, capture_output=True, text=True, timeout=240)
+
+
+def test_the_page_has_all_ways():
+    assert set(FILES) == {
+        "my_device.yaml", "my_board.csv", "my_layers.csv", "my_array.json", "my_board_smooth.yaml", "my_npu.py",
+        "test_my_npu.py", "my_simulator.yaml",
+    }  # fmt: skip
+    assert len(SCRIPTS) == 7
+    for name in ("my_device.yaml", "my_board.csv", "my_npu.py", "my_simulator.yaml"):
+        assert len([line for line in FILES[name].splitlines() if line.strip()]) <= 10, name
+
+
+@pytest.mark.parametrize("number", range(len(SCRIPTS)))
+def test_commands_run_as_printed(folder, number):
+    script, needs_compiler = SCRIPTS[number]
+    if needs_compiler:
+        if shutil.which("cc") is None:
+            pytest.skip("the example in C needs a compiler, cc")
+        compiled = run(SCRIPTS[[c for _, c in SCRIPTS].index(True)][0].splitlines()[0], folder)
+        assert compiled.returncode == 0, compiled.stderr
+    done = run(script, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_array_of_the_page(folder):
+    np.save(folder / "my_array.npy", np.full((2, 2, 1), 1000.0))
+    done = run("amed simulate --layers my_layers.csv --bits 4 --activation-bits 8 --device my_array.npy --json", folder)
+    assert json.loads(done.stdout)["total"]["latency_ms"] == pytest.approx(2 * 1000 / 200e3)
+
+
+def test_formats_of_the_page_are_those_of_the_program():
+    from amed_env import Workload
+    from amed_env.hardware.external.command_format import ANSWER_FORMAT, REQUEST_FORMAT, read_answer, request_text
+    from amed_env.tasks.make import named_workload
+
+    network = named_workload("digits-cnn")
+    request = next(text for language, _, text in BLOCKS if not language and REQUEST_FORMAT in text)
+    head = request.partition("…")[0].rstrip().rstrip(",")
+    assert request_text(network, network.uniform(4)).startswith(head)
+    answers = next(text for language, _, text in BLOCKS if not language and ANSWER_FORMAT in text).splitlines()
+    first = Workload("one", network.layers[:1])
+    cost = read_answer(answers[0].replace(", …", ""), first, first.uniform(4), "it")
+    assert cost["latency_ms"] == 1.5 and cost.layers[0].bound == "memory"
+    for answer, message in zip(answers[1:], ("no 2 bits", "the board"), strict=True):
+        with pytest.raises(AmedError, match=message):
+            read_answer(answer, first, first.uniform(4), "it")
