@@ -70,7 +70,6 @@ class Agent(abc.ABC):
         folder: Path | None = None,
         on_change: Callable[[SearchSession], None] | None = None,
         max_faults: int = MAX_CONSECUTIVE_FAULTS,
-        early_confidence: float | None = None,
     ) -> SearchResult:
         """Search for the best allocation of a task.
 
@@ -84,13 +83,12 @@ class Agent(abc.ABC):
             folder: Where the agent may write logs of its own.
             on_change: Called with the session whenever a trial, a fault or the note is new.
             max_faults: Failures in a row after which the search stops; what was found is kept.
-            early_confidence: Confidence with which hopeless evaluations end early; see `SearchSession`.
 
         Returns:
             The best trial, the Pareto front and all trials; not yet the comparison (`SearchResult.add_report`).
         """
         self.folder = folder
-        session = SearchSession(task, evaluations, seed, store, on_change, max_faults, early_confidence)
+        session = SearchSession(task, evaluations, seed, store, on_change, max_faults)
         interrupted, gave_up = False, False
         retried, failed = task.device_faults.retried, task.device_faults.count
         try:

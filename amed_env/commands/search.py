@@ -187,7 +187,6 @@ def _explore(
                 folder=folder.path,
                 on_change=on_change,
                 max_faults=request.max_faults,
-                early_confidence=request.early_confidence,
             )
         finally:
             if isinstance(evaluator, PostTrainingEvaluator):

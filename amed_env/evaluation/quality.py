@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import InputError
-from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Workload
 
@@ -29,14 +28,11 @@ class Quality:
         correct: Samples whose true class has the highest score.
         samples: Samples in all.
         loss: Mean cross-entropy in nats.
-        partial: Whether the evaluation ended early, because it was worse than an incumbent: an estimate, which is
-            never reported as a final accuracy.
     """
 
     correct: int
     samples: int
     loss: float
-    partial: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -47,14 +43,16 @@ class Quality:
         """Quality on two disjoint sets together."""
         samples = self.samples + other.samples
         loss = (self.loss * self.samples + other.loss * other.samples) / samples
-        return Quality(self.correct + other.correct, samples, loss, self.partial or other.partial)
+        return Quality(self.correct + other.correct, samples, loss)
 
     def to_json(self) -> dict[str, Any]:
-        """`{"accuracy", "correct", "samples", "loss"}`, and `"partial": true` for an estimate."""
-        values = asdict(self)
-        if not self.partial:
-            del values["partial"]
-        return {"accuracy": self.accuracy, **values}
+        """`{"accuracy", "correct", "samples", "loss"}`."""
+        return {"accuracy": self.accuracy, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Quality:
+        """The inverse of `to_json`; keys that only earlier versions wrote are passed over."""
+        return cls(document["correct"], document["samples"], document["loss"])
 
 
 class Evaluator(abc.ABC):
@@ -64,16 +62,12 @@ class Evaluator(abc.ABC):
         workload: The network's layers.
         fingerprint: Text that changes with whatever changes a result: network, samples, recipe.
         kept_float: Modules with parameters that stay in float, a line each with the reason.
-        decides_early: Whether `evaluate_until` can end before the last sample.
-        looks: How many times at most `evaluate_until` asks whether it can.
         looked_up: Whether an evaluation is a look-up, so that whatever else a trial takes is what takes the time.
     """
 
     workload: Workload
     fingerprint: str
     kept_float: tuple[str, ...] = ()
-    decides_early: bool = False
-    looks: int = 32
     looked_up: bool = False
 
     @abc.abstractmethod
@@ -89,15 +83,6 @@ class Evaluator(abc.ABC):
             UnsupportedPrecisionError: If a width cannot be evaluated.
             NonFiniteError: If the network returns NaN or infinity.
         """
-
-    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
-        """Quality on the search split, or a partial one as soon as it is decided that the allocation is worse.
-
-        Args:
-            allocation: A precision for each layer.
-            early: The test.
-        """
-        return self.evaluate(allocation)
 
     @abc.abstractmethod
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:

@@ -166,7 +166,7 @@ class QualityTable:
             tuple(Precision(*(check_bits(bits, "table") for bits in pair)) for pair in header["precisions"]),
             {split: arrays[f"{split}_correct"] for split in SPLITS},
             {split: arrays[f"{split}_loss"] for split in SPLITS},
-            {split: Quality(**header["float"][split]) for split in SPLITS},
+            {split: Quality.from_json(header["float"][split]) for split in SPLITS},
             arrays["predicted_loss"],
             arrays["weight_statistics"],
             tuple(header["kept_float"]),

@@ -73,7 +73,6 @@ def make_task(
         calibration: Samples that set the quantization ranges: a float32 tensor (N, …), an `(inputs, labels)` pair,
             `Samples`, or a torch dataset.
         search: Labelled samples that score allocations during the search, in any of these forms but the bare tensor.
-            They are looked at in a fixed order of our own, so that an evaluation that ends early has seen a fair part.
         test: Labelled samples for the final report.
         device: A device name, a device file, `package.module:Class`, or a backend.
         bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
@@ -145,7 +144,7 @@ def make_task(
         as_samples(search, "search"),
         as_samples(test, "test"),
     )
-    # Whoever stops early at a look must have seen samples that stand for all, and these may come sorted by class.
+    # They may come sorted by class, and any first part of them should stand for all.
     drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
     splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
     name = name or type(network).__name__

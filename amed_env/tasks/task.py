@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import AllocationError, BackendError, BudgetError, InputError, UnsupportedPrecisionError
-from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.costs import (
@@ -304,16 +303,11 @@ class Task:
         finally:
             self._searching = False
 
-    def measure(self, allocation: BitAllocation, early: EarlyDecision | None = None) -> Trial:
-        """Cost and quality (on the search split) of an allocation.
-
-        Args:
-            allocation: The allocation.
-            early: When to stop before the last sample, for an evaluator that `decides_early`.
-        """
+    def measure(self, allocation: BitAllocation) -> Trial:
+        """Cost and quality (on the search split) of an allocation."""
         costs = self.total_costs(allocation)
         start = perf_counter()
-        quality = self.quality(allocation) if early is None else self.evaluator.evaluate_until(allocation, early)
+        quality = self.quality(allocation)
         return Trial(allocation, quality, costs, perf_counter() - start)
 
     def feasible(self, costs: Mapping[str, float]) -> bool:

@@ -23,7 +23,7 @@ class Shapes:
 
     def __init__(self, workload):
         self.workload = workload
-        self.fingerprint, self.kept_float, self.looked_up, self.decides_early = "shapes", (), False, False
+        self.fingerprint, self.kept_float, self.looked_up = "shapes", (), False
 
     def evaluate(self, allocation, split="search"):
         return Quality(1, 2, 0.5)
