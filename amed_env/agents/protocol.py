@@ -12,7 +12,7 @@ from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
 from amed_env.errors import BackendError, SearchEnded, UnknownNameError
 from amed_env.evaluation.store import TrialStore
 from amed_env.problem.objective import BUDGET_METRICS
-from amed_env.tasks.task import Task
+from amed_env.tasks.task import Task, search_split_only
 
 DEVELOPMENT_CELLS = (
     "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
@@ -92,7 +92,7 @@ class Agent(abc.ABC):
         interrupted, gave_up = False, False
         retried, failed = task.device_faults.retried, task.device_faults.count
         try:
-            with task.search_split_only():
+            with search_split_only():
                 self.explore(session)
         except SearchEnded:
             pass

@@ -149,7 +149,7 @@ class SearchSession:
         if not isinstance(allocation, BitAllocation):
             raise InputError(f"{allocation!r} is no allocation; make one with session.task.allocation(choices).")
         allocation = allocation.plain().require_layers(self.task.workload.layer_names, f"network {self.task.network!r}")
-        self.task.require_pins(allocation)
+        self.task.space.require_pins(allocation)
         self.check()
         known = self._seen.get(allocation)
         if known is not None:

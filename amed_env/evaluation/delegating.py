@@ -22,7 +22,7 @@ class DelegatingEvaluator(Evaluator):
 
     def __init__(self, inner: Evaluator) -> None:
         self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
-        self.looked_up = inner.looked_up
+        self.ties, self.looked_up = inner.ties, inner.looked_up
         self._inner = inner
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:

@@ -61,9 +61,6 @@ class PostTrainingEvaluator(Evaluator):
         DataError: If a label is not one of the network's classes, or search or test samples have only one class.
     """
 
-    on_sensitivities: Progress | None = None
-    """Called with the measurements done and all of them, while sensitivities of layers or pairs are measured."""
-
     def __init__(
         self,
         traced: TracedNetwork,
@@ -159,6 +156,16 @@ class PostTrainingEvaluator(Evaluator):
     def in_float(self) -> dict[str, str]:
         """Layers that are computed in float although their widths are integers, with the reason."""
         return self.network.in_float
+
+    def network_evaluator(self) -> PostTrainingEvaluator:
+        """See `Evaluator.network_evaluator`."""
+        return self
+
+    def float_remarks(self) -> list[str]:
+        """See `Evaluator.float_remarks`."""
+        if self.network.why_float is not None:
+            return [f"evaluated in float: {self.network.why_float}"]
+        return [f"layer {name} is evaluated in float: {reason}" for name, reason in self.in_float.items()]
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
         """Quality of an allocation on a split; see `Evaluator.evaluate`."""
