@@ -25,7 +25,7 @@ from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
 from amed_env.support.cache import cached_array
 from amed_env.support.threads import torch_threads
-from amed_env.tracing.finite import first_non_finite
+from amed_env.tracing.finite import first_non_finite_operation
 from amed_env.tracing.trace import TracedNetwork
 
 logger = logging.getLogger(__name__)
@@ -262,7 +262,7 @@ class PostTrainingEvaluator(Evaluator):
         # The float network has all of its modules; in the quantized one, small ones have become functions.
         modules = (self.traced.module, self.network.module)
         named = (
-            first_non_finite(module, inputs.to(next(module.parameters()).device))
+            first_non_finite_operation(module, inputs.to(next(module.parameters()).device))
             for module in modules
             for inputs, _ in samples.batches(self.batch_size)
         )

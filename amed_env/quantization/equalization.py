@@ -31,7 +31,7 @@ def equalizable_pairs(graph: NetworkGraph, layers: Mapping[str, Quantizable]) ->
     times_called = [group.layer for group in graph.groups.values()]
     pairs = []
     for group in graph.groups.values():
-        readers = list(effective_readers(graph.module, group.output))
+        readers = list(effective_readers(group.output))
         if len(readers) != 1 or readers[0] not in calls or readers[0].all_input_nodes[0] is not group.output:
             continue
         second = calls[readers[0]]

@@ -11,9 +11,7 @@ them on the accumulators, before anything is rounded. What a group returns is ro
 
 from __future__ import annotations
 
-import logging
 import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,21 +19,35 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn import functional as F
 
-from amed_env.quantization.in_place import InPlaceError, InPlaceProxy, make_out_of_place
 from amed_env.quantization.layers import StoredTensor
 
-logger = logging.getLogger(__name__)
+aten = torch.ops.aten
 
-_ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add")
-_DROPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-_SHAPE_METHODS = ("size", "dim", "numel")
-_SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "requires_grad")
-_PASSING_FUNCTIONS: tuple[Any, ...] = (operator.getitem, torch.flatten, torch.cat, torch.concat, torch.reshape)
-_PASSING_METHODS = ("view", "reshape", "flatten", "contiguous", "permute", "transpose")
-_PASSING_MODULES = (nn.Flatten, nn.MaxPool1d, nn.MaxPool2d, nn.ZeroPad2d)
-_MAX_POOLS: tuple[Any, ...] = (F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d)
+# The program is functional and made of ATen operations (`tracing.capture`), so these lists are all there is to know.
+_ADDITION = aten.add.Tensor
+_MAX_POOLS: tuple[Any, ...] = (
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+)
+_MOVES: tuple[Any, ...] = (
+    aten.cat.default,
+    aten.expand.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    *_MAX_POOLS,
+)
+_PADS: tuple[Any, ...] = (aten.constant_pad_nd.default, aten.pad.default)
+_CLAMPS: tuple[Any, ...] = (aten.hardtanh.default, aten.clamp.default)
 
 
 @dataclass(frozen=True)
@@ -78,90 +90,27 @@ class NetworkGraph:
     groups: dict[fx.Node, Group]
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, leaves: set[int]) -> None:
-        super().__init__()
-        self._leaves = leaves
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return id(m) in self._leaves or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return InPlaceProxy(node, self)
-
-
-class _NoGraphError(Exception):
-    """A network has no graph that computes what it does; the message says why."""
-
-
-def capture(module: nn.Module, layers: dict[str, nn.Module], example: tuple[torch.Tensor, ...]) -> NetworkGraph | str:
-    """The graph of a network, or why there is none.
+def find_graph(module: fx.GraphModule, layers: dict[str, nn.Module], example: torch.Tensor) -> NetworkGraph:
+    """The groups of a network.
 
     Args:
-        module: The network in eval mode; its submodules are shared with the graph.
+        module: The traced network; results that several readers share get a `StoredTensor` each.
         layers: Its quantizable layers by name.
-        example: Float tensors (N, …) that the network accepts.
-
-    Returns:
-        The reason where the network cannot be traced symbolically, or where the graph would not compute what the
-        network does: with data-dependent control flow that the tracing did not notice, or with operations in place
-        that have no form out of place. The network is then as it was.
+        example: Tensor (N, …) that the network accepts.
     """
-    in_place = [child for child in module.modules() if getattr(child, "inplace", False)]
-    try:
-        return _capture(module, layers, example)
-    except _NoGraphError as error:
-        for child in in_place:
-            child.inplace = True  # type: ignore[assignment]
-        logger.info("there is no graph: %s", error)
-        return str(error)
+    with torch.no_grad():
+        ShapeProp(module).propagate(example)
+    groups = _find_groups(module, set(layers))
+    _store_shared_results(module, groups)
+    return NetworkGraph(module, groups)
 
 
-def _capture(module: nn.Module, layers: dict[str, nn.Module], example: tuple[torch.Tensor, ...]) -> NetworkGraph:
-    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode do not say that they were changed
-        expected = module(*(tensor.clone() for tensor in example))
-        if not torch.isfinite(expected).all():
-            raise _NoGraphError("the network returns NaN or infinity")  # calibration meets it too, and names the layer
-        try:
-            graph = _Tracer({id(layer) for layer in layers.values()}).trace(module)
-            traced = fx.GraphModule(module, graph)
-        except Exception as error:  # symbolic tracing fails with any type of error
-            logger.info("the network cannot be traced symbolically (%s)", error)
-            raise _NoGraphError("the network cannot be traced symbolically") from error
-        try:
-            make_out_of_place(traced, example)
-            _drop_identities(traced)
-            ShapeProp(traced).propagate(*example)
-            found = traced(*example)
-        except InPlaceError as error:
-            raise _NoGraphError(f"the network's operation {error}") from error
-        except Exception as error:
-            logger.info("the traced network does not run (%s)", error)
-            raise _NoGraphError("the network cannot be traced symbolically") from error
-    tolerance = 1e-4 * float(expected.abs().max()) + 1e-6
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0.0, atol=tolerance):
-        raise _NoGraphError("its symbolic trace computes something else than the network itself")
-    names = {id(layer): name for name, layer in layers.items()}
-    groups = _find_groups(traced, names)
-    _store_shared_results(traced, groups)
-    return NetworkGraph(traced, groups)
-
-
-def _drop_identities(traced: fx.GraphModule) -> None:
-    for node in list(traced.graph.nodes):
-        dropped = node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), _DROPPED)
-        if dropped or (node.op == "call_function" and node.target in (F.dropout, F.dropout2d)):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            traced.graph.erase_node(node)
-    traced.recompile()
-
-
-def _find_groups(traced: fx.GraphModule, names: dict[int, str]) -> dict[fx.Node, Group]:
+def _find_groups(traced: fx.GraphModule, names: set[str]) -> dict[fx.Node, Group]:
     """Groups by their last node; of two layers that are added, the later one takes the addition."""
     groups: dict[fx.Node, Group] = {}
     taken: set[fx.Node] = set()
     for call in reversed(list(traced.graph.nodes)):
-        if call.op != "call_module" or id(traced.get_submodule(str(call.target))) not in names:
+        if call.op != "call_module" or str(call.target) not in names:
             continue
         end, addition = call, None
         reader = _only_reader(end)
@@ -170,19 +119,16 @@ def _find_groups(traced: fx.GraphModule, names: dict[int, str]) -> dict[fx.Node,
             end = addition = reader
             reader = _only_reader(end)
         low, high = -math.inf, math.inf
-        limits = None if reader is None else clamp_limits(traced, reader)
+        limits = None if reader is None else clamp_limits(reader)
         if reader is not None and limits is not None:
             end, (low, high) = reader, limits
-        name = names[id(traced.get_submodule(str(call.target)))]
-        groups[end] = Group(name, call, addition, low, high, end)
+        groups[end] = Group(str(call.target), call, addition, low, high, end)
     return dict(reversed(groups.items()))
 
 
 def asks_shape(node: fx.Node) -> bool:
-    """Whether an operation asks for a tensor's shape or kind alone, and not for its values, as `x.T` does."""
-    if node.op == "call_method":
-        return node.target in _SHAPE_METHODS
-    return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+    """Whether an operation asks for a tensor's shape alone, and not for its values."""
+    return node.op == "call_function" and node.target is aten.sym_size.int
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
@@ -197,7 +143,7 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 def _adds_equal_shapes(node: fx.Node) -> bool:
     """Whether a node is the addition of two different tensors of equal shape."""
-    if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS or node.kwargs:
+    if node.op != "call_function" or node.target is not _ADDITION or node.kwargs:
         return False
     operands = node.all_input_nodes
     return len(operands) == len(node.args) == 2 and _shape(operands[0]) == _shape(operands[1]) is not None
@@ -208,52 +154,55 @@ def _shape(node: fx.Node) -> tuple[int, ...] | None:
     return None if shape is None else tuple(shape)
 
 
-def clamp_limits(traced: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
+def clamp_limits(node: fx.Node) -> tuple[float, float] | None:
     """What an activation clamps to (0 and infinity for ReLU, 0 and 6 for ReLU6), or None if it does something else."""
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-            return float(module.min_val), float(module.max_val)
-        return (0.0, math.inf) if isinstance(module, nn.ReLU) else None
-    if node.target in (F.relu, torch.relu, "relu"):
+    if node.op != "call_function":
+        return None
+    if node.target is aten.relu.default:
         return 0.0, math.inf
-    return (0.0, 6.0) if node.target is F.relu6 else None
+    if node.target is aten.relu6.default:
+        return 0.0, 6.0
+    if node.target not in _CLAMPS:
+        return None
+    defaults = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
+    low, high = (*node.args[1:], *defaults[len(node.args) - 1 :])
+    if not all(limit is None or isinstance(limit, int | float) for limit in (low, high)):
+        return None
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
 
 
-def passes_values(traced: fx.GraphModule, node: fx.Node) -> bool:
+def passes_values(node: fx.Node) -> bool:
     """Whether an operation only moves or drops values (or takes the largest), so that rounding may come before it."""
-    if node.op == "call_module":
-        return isinstance(traced.get_submodule(str(node.target)), _PASSING_MODULES)
-    if node.op == "call_method":
-        return node.target in _PASSING_METHODS
     if node.op != "call_function" or _shape(node) is None:
         return False
-    if node.target is F.pad:
+    if is_padding(node):
         return zero_padding(node)
-    if node.target is operator.getitem:
-        return isinstance(node.args[0], fx.Node) and _shape(node.args[0]) is not None
-    return node.target in _PASSING_FUNCTIONS or node.target in _MAX_POOLS
+    return node.target in _MOVES
 
 
-def takes_maximum(traced: fx.GraphModule, node: fx.Node) -> bool:
+def is_padding(node: fx.Node) -> bool:
+    """Whether an operation pads; see `zero_padding`."""
+    return node.target in _PADS
+
+
+def takes_maximum(node: fx.Node) -> bool:
     """Whether it is a max pooling."""
-    if node.op == "call_module":
-        return isinstance(traced.get_submodule(str(node.target)), nn.MaxPool1d | nn.MaxPool2d)
     return node.target in _MAX_POOLS
 
 
 def zero_padding(node: fx.Node) -> bool:
-    """Whether a call of `F.pad` pads with zeros."""
-    mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-    value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else 0)
+    """Whether a padding pads with zeros."""
+    if node.target is aten.constant_pad_nd.default:
+        return (*node.args, 0)[2] == 0
+    mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
     return mode == "constant" and value in (None, 0)
 
 
-def effective_readers(traced: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
+def effective_readers(node: fx.Node) -> Iterator[fx.Node]:
     """Who computes with the values of a node, seen through operations that only move them."""
     for reader in _readers(node):
-        if passes_values(traced, reader):
-            yield from effective_readers(traced, reader)
+        if passes_values(reader):
+            yield from effective_readers(reader)
         else:
             yield reader
 
@@ -262,7 +211,7 @@ def _store_shared_results(traced: fx.GraphModule, groups: dict[fx.Node, Group]) 
     calls = {group.call for group in groups.values()}
     additions = {group.addition for group in groups.values() if group.addition is not None}
     for number, output in enumerate(list(groups)):
-        readers = list(effective_readers(traced, output))
+        readers = list(effective_readers(output))
         added = any(reader in additions for reader in readers)
         shared = len(readers) > 1 and any(reader in calls for reader in readers)
         if not (added or shared):

@@ -16,12 +16,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.nn import functional as F
 
 from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.finiteness import check_finite
-from amed_env.quantization.graph import Group, NetworkGraph, asks_shape, effective_readers, passes_values, takes_maximum
+from amed_env.quantization.graph import (
+    Group,
+    NetworkGraph,
+    asks_shape,
+    effective_readers,
+    is_padding,
+    passes_values,
+    takes_maximum,
+)
 from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize
 from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.reuse import KeptResults, ResultMemory
@@ -110,7 +118,7 @@ class IntegerEngine:
             else:
                 read = group.call.all_input_nodes[0]
                 needs = tuple(self._source(n) for n in (read, group.addend) if n is not None)
-            passes = group is None and passes_values(self._graph.module, node)
+            passes = group is None and passes_values(node)
             steps.append(_Step(node, len(steps), needs, group, passes))
         return steps
 
@@ -153,7 +161,7 @@ class IntegerEngine:
                 stored = self._graph.module.get_submodule(str(user.target))
                 assert isinstance(stored, StoredTensor)
                 return Format.of(stored.scale, STORED_BITS, stored.statistics.unsigned)
-        readers = list(effective_readers(self._graph.module, group.output))
+        readers = list(effective_readers(group.output))
         if len(readers) == 1 and readers[0].op == "call_module":
             reader = self._graph.module.get_submodule(str(readers[0].target))
             if isinstance(reader, QuantizedLayer):
@@ -277,14 +285,10 @@ class IntegerEngine:
             value = values[self._source(source)]
             return value.tensor if isinstance(value, Codes) else value
 
-        module = self._graph.module
-        if node.target is F.pad:
-            padded: torch.Tensor = F.pad(argument(node.all_input_nodes[0]), _padding_of(node), value=written.zero_point)
+        if is_padding(node):
+            padded: torch.Tensor = F.pad(argument(node.all_input_nodes[0]), node.args[1], value=written.zero_point)  # type: ignore[arg-type]
             return padded
-        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.ZeroPad2d):
-            padding = module.get_submodule(str(node.target)).padding
-            return F.pad(argument(node.all_input_nodes[0]), padding, value=written.zero_point)  # type: ignore[arg-type]
-        if takes_maximum(module, node):  # torch's own kernel for uint8 refuses larger tensors
+        if takes_maximum(node):  # torch's own kernel for uint8 refuses larger tensors
             return self._compute(node, lambda source: argument(source).float()).to(torch.uint8)  # type: ignore[no-any-return]
         return self._compute(node, argument)  # type: ignore[no-any-return]
 
@@ -317,7 +321,7 @@ class IntegerEngine:
     ) -> torch.Tensor | None:
         """What the layer's kernel returns, or None if it has none for this input."""
         kernel = self._kernels.get(layer.name)
-        if kernel is None or (isinstance(layer.layer, nn.Linear) and read.tensor.dim() != 2):
+        if kernel is None:
             return None
         try:
             result: torch.Tensor = kernel(read, layer.prepared[weight_bits], weight_bits, written, *clamped_and_added)
@@ -345,7 +349,3 @@ def _quantize_finite(
     """
     check_finite(values, layer)
     return quantize(values, written, low, high)
-
-
-def _padding_of(node: fx.Node) -> Any:
-    return node.args[1] if len(node.args) > 1 else node.kwargs["pad"]

@@ -58,6 +58,10 @@ class Format(NamedTuple):
         return least, most
 
 
+MOST_PRODUCTS = (2**31 - 1) // (LARGEST_CODE * 128)
+"""Products of a code and an 8-bit weight whose sum surely stays within int32, in which the kernels add."""
+
+
 class Codes(NamedTuple):
     """A tensor of codes with its format."""
 
@@ -90,6 +94,11 @@ class LayerKernel:
     """
 
     def __init__(self, layer: Quantizable) -> None:
+        if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+            raise NotImplementedError(f"a {type(layer).__name__} has no integer kernel")
+        products = layer.weight[0].numel()
+        if products > MOST_PRODUCTS:
+            raise NotImplementedError(f"sums of {products:,} products may leave 32 bits")
         self._linear = isinstance(layer, nn.Linear)
         self._flat = isinstance(layer, nn.Conv1d)
         self._shape: tuple[list[int], list[int], list[int], int] | None = None
@@ -127,6 +136,8 @@ class LayerKernel:
         Returns:
             uint8 codes, or float32 values.
         """
+        if self._linear and read.tensor.dim() > 2:
+            return self._on_rows(read, prepared, weight_bits, written, low, high, addend)
         packed, halved = self._pack(prepared, weight_bits, read.format)
         codes = read.tensor.unsqueeze(2) if self._flat else read.tensor
         if halved:
@@ -145,6 +156,23 @@ class LayerKernel:
             assert written is not None
             result = self._with_addend(arguments, prepared.bias, written, low, high, addend)
         return result.squeeze(2) if self._flat else result
+
+    def _on_rows(
+        self,
+        read: Codes,
+        prepared: PreparedWidth,
+        weight_bits: int,
+        written: Format | None,
+        low: float,
+        high: float,
+        addend: Codes | None,
+    ) -> torch.Tensor:
+        """A linear layer on any number of axes: the kernel takes rows."""
+        shape = read.tensor.shape
+        rows = Codes(read.tensor.reshape(-1, shape[-1]), read.format)
+        added = None if addend is None else Codes(addend.tensor.reshape(rows.tensor.shape[0], -1), addend.format)
+        result = self(rows, prepared, weight_bits, written, low, high, added)
+        return result.reshape(*shape[:-1], -1)
 
     def _plain(
         self, arguments: list[Any], bias: torch.Tensor | None, written: Format | None, low: float, high: float

@@ -15,8 +15,9 @@ from amed_env.quantization.reuse import PrefixReuse
 from amed_env.quantization.rounding import check_supported, integer_range
 from amed_env.quantization.statistics import ActivationStatistics
 from amed_env.support.threads import torch_threads
+from amed_env.tracing.lowering import QuantizableModule, TransposedConvolution
 
-Quantizable = nn.Conv1d | nn.Conv2d | nn.Linear
+Quantizable = QuantizableModule
 
 SIGNED_ZERO = 128
 """The code that stands for zero where values may be negative."""
@@ -183,7 +184,8 @@ class QuantizedLayer(nn.Module):
         """What the layer does, with other weights."""
         if isinstance(self.layer, nn.Linear):
             return nn.functional.linear(inputs, weight, bias)
-        # The layer's own method applies its padding mode too.
+        if isinstance(self.layer, TransposedConvolution):
+            return self.layer.compute(inputs, weight, bias)
         return self.layer._conv_forward(inputs, weight, bias)  # type: ignore[no-any-return]
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from amed_env.errors import DataError, NonFiniteError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.equalization import equalize
-from amed_env.quantization.graph import capture
+from amed_env.quantization.graph import find_graph
 from amed_env.quantization.integer import IntegerEngine, Plan
 from amed_env.quantization.kernels import integer_kernels_are_exact
 from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLayer, StoredTensor, channels_last
@@ -85,13 +85,13 @@ class QuantizedNetwork:
         for name, layer in layers.items():
             if not torch.isfinite(layer.weight).all():
                 raise NonFiniteError(f"layer {name!r} has NaN or infinite weights; repair or retrain the network.")
-        captured = capture(module, dict(layers), (source.example,))
-        self._graph = None if isinstance(captured, str) else captured
-        self._no_graph = captured if isinstance(captured, str) else None
-        if source.equalize and self._graph is not None:
+        self._graph = find_graph(module, dict(layers), source.example)
+        if source.equalize:
             equalize(self._graph, layers)
         self._layers = {name: QuantizedLayer(layer, name, self._reuse) for name, layer in layers.items()}
-        self.module = _replace(module if self._graph is None else self._graph.module, self._layers)
+        self.module: fx.GraphModule = self._graph.module
+        for name, quantized in self._layers.items():
+            self.module.set_submodule(name, quantized)
         self.stored = [child for child in self.module.modules() if isinstance(child, StoredTensor)]
         self.module.to(self.device)
         for parameter in self.module.parameters():
@@ -105,8 +105,6 @@ class QuantizedNetwork:
             return "float was asked for"
         if self.device.type != "cpu":
             return f"it runs on {self.device}"
-        if self._no_graph is not None:
-            return self._no_graph
         if not integer_kernels_are_exact():
             return "this machine has no exact integer kernels"
         return None
@@ -255,7 +253,6 @@ class QuantizedNetwork:
 
     def _engine(self) -> IntegerEngine:
         if self._integer is None:
-            assert self._graph is not None
             self._integer = IntegerEngine(self._graph, self._layers)
         return self._integer
 
@@ -308,7 +305,7 @@ class QuantizedNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs and the kernels' packed weights cannot be pickled; both are made again from what can.
-        made = ("_reuse", "_graph", "_no_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
+        made = ("_reuse", "_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
         stored = [(stored.statistics, stored.scale) for stored in self.stored]
         state["calibrated"] = [layer.statistics for layer in self._layers.values()], stored
@@ -336,15 +333,3 @@ class _Source:
     example: torch.Tensor
     engine: Engine
     equalize: bool
-
-
-def _replace(module: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Module:
-    """Put the quantized layers where the float ones are, at every path that leads to them."""
-    by_identity = {id(wrapper.layer): wrapper for wrapper in layers.values()}
-    if id(module) in by_identity:
-        return by_identity[id(module)]
-    paths = [path for path, child in module.named_modules(remove_duplicate=False) if id(child) in by_identity]
-    for path in paths:
-        if path:
-            module.set_submodule(path, by_identity[id(module.get_submodule(path))])
-    return module

@@ -6,9 +6,10 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from amed_env.errors import NonFiniteError
+from amed_env.tracing.capture import module_path
 
 _MAX_NAMED = 5
 
@@ -30,12 +31,12 @@ def check_finite_weights(network: nn.Module, name: str) -> None:
         )
 
 
-def first_non_finite(module: nn.Module, inputs: torch.Tensor) -> str | None:
+def first_non_finite(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str | None:
     """Name and type of the first module that turns finite inputs into NaN or infinity, or None if no module does.
 
     Args:
         module: The network; it is run once more.
-        inputs: Float tensor (N, ...) that the network accepts.
+        inputs: Its arguments.
     """
     found: list[str] = []
 
@@ -52,11 +53,44 @@ def first_non_finite(module: nn.Module, inputs: torch.Tensor) -> str | None:
     ]
     try:
         with torch.no_grad(), suppress(NonFiniteError):  # a layer that refuses what it reads ends the run
-            module(inputs)
+            module(*inputs)
     finally:
         for handle in handles:
             handle.remove()
     return found[0] if found else None  # inner modules end, and so report, before those around them
+
+
+class _FirstNonFinite(fx.Interpreter):
+    """Runs a program, and notes the first operation that makes NaN or infinity of finite values."""
+
+    found: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if self.found is None and n.op not in ("placeholder", "get_attr", "output"):
+            read = [self.env[node] for node in n.all_input_nodes if isinstance(self.env[node], torch.Tensor)]
+            if isinstance(result, torch.Tensor) and not _is_finite(result) and all(map(_is_finite, read)):
+                self.found = n
+        return result
+
+
+def first_non_finite_operation(program: fx.GraphModule, inputs: torch.Tensor) -> str | None:
+    """Module and name of the first operation that turns finite values into NaN or infinity, or None if none does.
+
+    Args:
+        program: A traced network; it is run once more.
+        inputs: Tensor (N, ...) that it accepts.
+    """
+    interpreter = _FirstNonFinite(program, garbage_collect_values=False)
+    with torch.no_grad(), suppress(NonFiniteError):  # a layer that refuses what it reads ends the run
+        interpreter.run(inputs)
+    node = interpreter.found
+    if node is None:
+        return None
+    if node.op == "call_module":
+        return f"{str(node.target)!r} ({type(program.get_submodule(str(node.target))).__name__})"
+    operation = str(node.target).removeprefix("aten.").partition(".")[0]
+    return f"{module_path(node) or 'forward'!r} ({operation})"
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

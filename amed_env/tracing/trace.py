@@ -1,50 +1,57 @@
 """From a torch module and an example input to a `Workload`: which layers run, in which order, with which shapes.
 
-Shapes are those of a real forward pass. Batch norms that directly follow a convolution or linear layer are folded.
+What runs is captured by `torch.export` (`capture`), its products with constant weights become layers (`lowering`), batch
+norms that alone read a layer are folded into it (`norms`). The result must compute what the untouched network does.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils import _pytree as pytree
 
 from amed_env.errors import NetworkError, NonFiniteError
-from amed_env.problem.workload import Layer, LayerKind, Workload
+from amed_env.problem.workload import Layer, Workload
+from amed_env.tracing.capture import capture, constant_of, module_path
 from amed_env.tracing.finite import check_finite_weights, first_non_finite
-from amed_env.tracing.packing import Shapes, pack, take_packed
-from amed_env.tracing.untraced_products import ProductWatch
+from amed_env.tracing.lowering import QUANTIZABLE, add_call, layer_of_call, lower
+from amed_env.tracing.norms import fold_batch_norms
+from amed_env.tracing.packing import Shapes, pack, unpack
 
 logger = logging.getLogger(__name__)
+aten = torch.ops.aten
 
 Inputs = torch.Tensor | tuple[torch.Tensor, ...]
-"""What a network takes: a float tensor (N, ...), or several."""
+"""What a network takes: a tensor (N, ...), or several."""
 
-QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Linear)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-# Their products would be missing from every cost, so they must not pass unnoticed.
-_UNSUPPORTED = (
-    nn.Conv3d,
-    nn.modules.conv._ConvTransposeNd,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-    nn.Bilinear,
-)
+RELATIVE_TOLERANCE = 1e-4
+"""Largest difference from the untouched network, as a part of the largest output: sums in another order differ less."""
+_HALF_TOLERANCE = 3e-2
+"""The same where the untouched network computes in half precision, which rounds to 8 or 11 bits."""
+_PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.bmm.default, aten.matmul.default, aten.baddbmm.default)
 
 
 @dataclass(frozen=True)
 class KeptFloat:
-    """A module, or a product of matrices in its `forward`, that computes in float, and why."""
+    """An operation that is computed in float, and why.
+
+    Attributes:
+        name: Path of the module in which it runs; `forward` for the network itself.
+        type: Name of the operation.
+        reason: Why it is not quantized.
+        macs: Multiply-accumulate operations a sample.
+    """
 
     name: str
     type: str
     reason: str
+    macs: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,59 +59,69 @@ class TracedNetwork:
     """A network that is ready to be quantized.
 
     Attributes:
-        module: A copy of the network in eval mode with batch norms folded.
+        module: What the network computes, as a graph whose layers are modules of torch by their names; batch norms are
+            folded, everything is float32, and nothing is changed in place.
         workload: Its quantizable layers in the order in which they first run.
-        kept_float: Modules with parameters that stay in float, and products that are in no layer (attention).
+        kept_float: Operations with weights, and products, that stay in float.
+        batch_size: The only batch size that it takes, or None if it takes any.
+        remarks: What a user should know, a line each.
     """
 
-    module: nn.Module
+    module: fx.GraphModule
     workload: Workload
     kept_float: tuple[KeptFloat, ...]
+    batch_size: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
-def trace(network: nn.Module, example_input: Inputs, name: str | None = None) -> TracedNetwork:
+def trace(
+    network: nn.Module, example_input: Inputs, name: str | None = None, samples: torch.Tensor | None = None
+) -> TracedNetwork:
     """Find the quantizable layers of a network and their shapes.
 
     Args:
-        network: Any module whose products are in `Conv1d`, `Conv2d` or `Linear` layers; it is not changed.
-        example_input: Float tensor (N, …) that the network accepts; costs are per sample. A tuple of tensors for a
-            network that takes several: the traced module then takes them packed (`packing.pack`).
+        network: Any module that `torch.export` can follow; it is not changed.
+        example_input: Tensor (N, …) that the network accepts; costs are per sample. A tuple of tensors for a network
+            that takes several: the traced module then takes them packed (`packing.pack`).
         name: Name of the workload; the class name by default.
+        samples: Further inputs, packed if there are several, on which the result is compared with the network.
 
     Raises:
-        NetworkError: If the network cannot be copied, cannot run on the input, has no quantizable layer, has modules or
-            parameters whose products cannot be accounted for, or answers differently when it is called again; what is
-            at fault is named.
-        NonFiniteError: If a weight, or what a module returns on the example, is NaN or infinite; it is named.
+        NetworkError: If the network cannot be captured or run, has no quantizable layer, answers differently when it is
+            called again, or if what was captured computes something else; what is at fault is named.
+        NonFiniteError: If a weight, or what the network returns on the example, is NaN or infinite; it is named.
     """
     name = name or type(network).__name__
-    _check(network, example_input, name)
+    tensors = _check(network, example_input)
     check_finite_weights(network, name)
-    module = _copied(network, name).eval()
-    if not isinstance(example_input, torch.Tensor):
-        take_packed(module, input_shapes(example_input))
-        example_input = pack(example_input)
-    if isinstance(module, QUANTIZABLE):
-        module = nn.Sequential(module)  # a layer needs a name, which only a parent gives
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    _check_repeatable(module, example_input, name)
-    kept_float = fold_batch_norms(module, example_input)
-    with ProductWatch(module, QUANTIZABLE) as watch:
-        layers = _observe_layers(module, example_input, name)
-    ran = {layer.name for layer in layers}
-    for path, child in module.named_modules():
-        if isinstance(child, QUANTIZABLE) and path not in ran:
-            kept_float.append(KeptFloat(path, type(child).__name__, "it does not run on the example input"))
-        elif not isinstance(child, (*QUANTIZABLE, *_BATCH_NORMS)) and any(
-            True for _ in child.parameters(recurse=False)
-        ):
-            kept_float.append(KeptFloat(path, type(child).__name__, "this kind of module is not quantized"))
-    for (path, function), macs in watch.found.items():
-        work = "" if macs is None else f", {macs // example_input.shape[0]:,} multiplications a sample"
-        reason = f"a product that is in no layer: neither quantized nor part of any cost{work}"
-        kept_float.append(KeptFloat(f"{path}.forward" if path else "forward", function, reason))
-    return TracedNetwork(module, Workload(name, tuple(layers)), tuple(kept_float))
+    unpacked = _unpacking(tensors)
+    example = tensors[0] if isinstance(example_input, torch.Tensor) else pack(tensors)
+    expected = _outputs_of(network, unpacked, example, name)
+    program = capture(network, example, unpacked, name)
+    tolerance = _HALF_TOLERANCE if _uses_half(network) else RELATIVE_TOLERANCE
+    plain = _flat_outputs(program.module)
+    _compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
+    module = _own_copy(program.module)
+    layers = lower(module, network)
+    norms = fold_batch_norms(module, layers)
+    module = _own_copy(module)
+    if not layers:
+        raise NetworkError(
+            f"network {name!r} has no layer to quantize: no convolution and no linear layer with weights runs."
+        )
+    ShapeProp(module).propagate(example)
+    workload = Workload(name, tuple(_observed(module, layers)))
+    _compare(
+        module(example), expected, tolerance, f"network {name!r} with its batch norms folded", (plain, module, example)
+    )
+    if samples is not None:
+        batch = program.batch_size or len(samples)
+        for part in samples.split(batch):
+            if len(part) == batch:
+                wanted = _outputs_of(network, unpacked, part, name)
+                _compare(module(part), wanted, tolerance, f"network {name!r} as captured", (plain, module, part))
+    kept = [*_kept(module, norms, len(example)), *_idle(network, module, layers)]
+    return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks)
 
 
 def input_shapes(inputs: Inputs) -> Shapes:
@@ -113,19 +130,30 @@ def input_shapes(inputs: Inputs) -> Shapes:
     return tuple(tuple(tensor.shape[1:]) for tensor in tensors)
 
 
-def _copied(network: nn.Module, name: str) -> nn.Module:
-    try:
-        return copy.deepcopy(network)
-    except Exception as error:  # whatever a module's own tensors and attributes raise
-        raise NetworkError(
-            f"network {name!r} cannot be copied: {error}. If its weights are made by "
-            "torch.nn.utils.weight_norm or spectral_norm, remove that with remove_weight_norm or remove_spectral_norm."
-        ) from error
+class _Unpacking:
+    """Makes the arguments of a network of what the program takes: one tensor, or several packed into one."""
+
+    def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        self.shapes = input_shapes(tensors)
+        self.dtypes = [tensor.dtype for tensor in tensors]
+
+    def __call__(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if len(self.shapes) == 1:
+            return (inputs,)
+        parts = unpack(inputs, self.shapes)
+        return tuple(part.to(dtype) for part, dtype in zip(parts, self.dtypes, strict=True))
 
 
-def _check(network: nn.Module, example_input: Inputs, name: str) -> None:
+def _unpacking(tensors: tuple[torch.Tensor, ...]) -> _Unpacking:
+    return _Unpacking(tensors)
+
+
+def _check(network: nn.Module, example_input: Inputs) -> tuple[torch.Tensor, ...]:
+    """The inputs as a tuple, after checking them."""
     if not isinstance(network, nn.Module):
         raise NetworkError(f"the network must be a torch.nn.Module, not {type(network).__name__}.")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise NetworkError("the network is a TorchScript module, which cannot be captured; give the nn.Module itself.")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     if not inputs or not all(isinstance(i, torch.Tensor) and i.dim() >= 2 and i.shape[0] >= 1 for i in inputs):
         raise NetworkError(
@@ -135,254 +163,209 @@ def _check(network: nn.Module, example_input: Inputs, name: str) -> None:
         raise NetworkError(
             f"the example inputs have {[tensor.shape[0] for tensor in inputs]} samples; give as many of each."
         )
-    modules = dict(network.named_modules())
-    unsupported = [
-        f"{path or name} ({type(child).__name__})" for path, child in modules.items() if isinstance(child, _UNSUPPORTED)
-    ]
-    owners = tuple(
-        {
-            *QUANTIZABLE,
-            *_UNSUPPORTED,
-            nn.Embedding,
-            nn.EmbeddingBag,
-            nn.LayerNorm,
-            nn.modules.batchnorm._NormBase,
-        }
-    )
-    unsupported += [
-        f"{path + '.' if path else ''}{key} (a parameter of {type(child).__name__})"
-        for path, child in modules.items()
-        if not isinstance(child, owners)
-        for key, parameter in child.named_parameters(recurse=False)
-        if parameter.dim() >= 2 and min(parameter.squeeze().shape, default=1) > 1 and parameter.squeeze().dim() >= 2
-    ]
-    if unsupported:
-        raise NetworkError(
-            f"network {name!r} has products that cannot be quantized: {', '.join(unsupported)}. Supported "
-            "are Conv1d, Conv2d (also depthwise and grouped) and Linear; rewrite these with them."
-        )
-    if not any(isinstance(child, QUANTIZABLE) for child in modules.values()):
-        raise NetworkError(f"network {name!r} has no layer to quantize; it needs a Conv1d, Conv2d or Linear.")
+    return inputs
 
 
-def fold_batch_norms(module: nn.Module, example_input: torch.Tensor) -> list[KeptFloat]:
-    """Fold, in place, every batch norm that alone reads the output of a convolution or linear layer.
+def _uses_half(network: nn.Module) -> bool:
+    tensors = (*network.parameters(), *network.buffers())
+    return any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
 
-    Args:
-        module: A network in eval mode; it is changed.
-        example_input: Float tensor (N, …) that the network accepts.
 
-    Returns:
-        The batch norms that remain, each with the reason.
-    """
-    norms = {path: child for path, child in module.named_modules() if isinstance(child, _BATCH_NORMS)}
-    if not norms:
-        return []
+@torch.no_grad()
+def _outputs_of(network: nn.Module, unpacked: _Unpacking, inputs: torch.Tensor, name: str) -> list[torch.Tensor]:
+    """The tensors that the untouched network returns in eval mode, after checking that it returns them again."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
     try:
-        graph = _Tracer().trace(module)
-    except Exception as error:  # symbolic tracing fails on data-dependent control flow, with any type of error
-        logger.warning("batch norms stay separate: the network cannot be traced symbolically (%s)", error)
-        return [
-            KeptFloat(path, type(child).__name__, "the network cannot be traced symbolically, so it is not folded")
-            for path, child in norms.items()
-        ]
-    calls: dict[str, list[fx.Node]] = {}
+        first, second = (_tensors(network(*unpacked(inputs.clone()))) for _ in range(2))
+    except Exception as error:
+        shapes = [(len(inputs), *shape) for shape in unpacked.shapes]
+        text = f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"inputs of shapes {shapes}"
+        raise NetworkError(f"network {name!r} does not run on {text}: {type(error).__name__}: {error}.") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    if not first:
+        raise NetworkError(f"network {name!r} returns no tensor.")
+    for one, other in zip(first, second, strict=True):
+        same = one.shape == other.shape
+        # Kernels may sum in another order; what a network changes on purpose is larger.
+        if not same or not torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
+            by = "another shape" if not same else f"up to {float((one - other).abs().max()):.3g}"
+            raise NetworkError(
+                f"network {name!r} answers differently when it is called again on the same input (by {by}): it draws "
+                "random numbers or keeps a state in eval mode; make it depend on its input alone."
+            )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in first):
+        raise NonFiniteError(
+            f"network {name!r} returns NaN or infinity on the samples given: "
+            f"{_module_that_is_not_finite(network, unpacked, inputs) or 'a function outside of its modules'} does first."
+        )
+    return first
+
+
+def _module_that_is_not_finite(network: nn.Module, unpacked: _Unpacking, inputs: torch.Tensor) -> str | None:
+    return first_non_finite(network, unpacked(inputs))
+
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+def _flat_outputs(module: fx.GraphModule) -> fx.GraphModule:
+    """The same program, called with one tensor, that returns one tensor or a tuple of them."""
+    graph = fx.Graph()
+    output = graph.graph_copy(module.graph, {})
+    values = output if isinstance(output, tuple | list) else (output,)
+    tensors = tuple(value for value in values if isinstance(value, fx.Node))
+    graph.output(tensors[0] if len(tensors) == 1 else tensors)
+    return fx.GraphModule(module, graph)
+
+
+def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
+    """The program with copies of what it uses, and nothing else; constants get plain names."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(module.graph, copied)
+    values = output if isinstance(output, tuple | list) else (output,)
+    tensors = tuple(value for value in values if isinstance(value, fx.Node))
+    graph.output(tensors[0] if len(tensors) == 1 else tensors)
+    parts: dict[str, Any] = {}
+    names: dict[str, str] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            calls.setdefault(str(node.target), []).append(node)
-    over_time = _norms_over_time(module, example_input)
-    kept = []
-    for path, norm in norms.items():
-        source = _foldable_source(module, calls, path)
-        layer = None if source is None else module.get_submodule(source)
-        misses_features = isinstance(layer, nn.Linear) and path in over_time
-        if source is None or norm.running_mean is None or misses_features:
-            kept.append(
-                KeptFloat(path, type(norm).__name__, "it does not directly follow a layer, so it is not folded")
-            )
-            continue
-        fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        module.set_submodule(source, fuse(layer, norm))
-        module.set_submodule(path, nn.Identity())
-    return kept
+            parts[str(node.target)] = module.get_submodule(str(node.target))
+        elif node.op == "get_attr":
+            before = str(node.target)
+            if before not in names:
+                plain = before.removeprefix("network.").replace(".", "_")
+                names[before] = plain if plain.startswith("constant_") else f"constant_{plain}"
+                value = constant_of(module, node)
+                parts[names[before]] = None if value is None else value.detach().clone()
+            node.target = names[before]
+    bare = nn.Module()
+    for name, part in parts.items():
+        if isinstance(part, torch.Tensor):
+            bare.register_buffer(name, part)
+    root: dict[str, Any] = {**{name: part for name, part in parts.items() if isinstance(part, nn.Module)}}
+    made = fx.GraphModule({**root, **{n: b for n, b in bare.named_buffers()}}, graph)
+    for name, buffer in bare.named_buffers():  # a plain attribute of a tensor would not move between devices
+        if name not in made._buffers:
+            made._buffers.pop(name, None)
+            made.__dict__.pop(name, None)
+            made.register_buffer(name, buffer)
+    return made.eval()
 
 
-class _Tracer(fx.Tracer):
-    """Keeps every torch.nn module whole, also when a user subclasses one."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*QUANTIZABLE, *_BATCH_NORMS)) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _foldable_source(module: nn.Module, calls: dict[str, list[fx.Node]], path: str) -> str | None:
-    """The layer whose only reader is this batch norm, when both are called exactly once."""
-    nodes = calls.get(path, [])
-    if len(nodes) != 1 or len(nodes[0].all_input_nodes) != 1:
-        return None
-    source = nodes[0].all_input_nodes[0]
-    if source.op != "call_module" or len(source.users) != 1 or len(calls[str(source.target)]) != 1:
-        return None
-    layer = module.get_submodule(str(source.target))
-    if not isinstance(layer, QUANTIZABLE):
-        return None
-    norm = module.get_submodule(path)
-    features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    return str(source.target) if norm.num_features == features else None
-
-
-def _norms_over_time(module: nn.Module, example_input: torch.Tensor) -> set[str]:
-    """Batch norms that read (N, T, C): they normalise T, which are no features of a linear layer before them."""
-    found: set[str] = set()
-    handles = [
-        child.register_forward_hook(lambda _, inputs, __, path=path: found.add(path) if inputs[0].dim() == 3 else None)
-        for path, child in module.named_modules()
-        if isinstance(child, nn.BatchNorm1d)
-    ]
-    try:
-        if handles:
-            with torch.no_grad():
-                module(example_input)
-    except Exception as error:  # `_observe_layers` meets it again and reports it
-        logger.debug("the network does not run: %s", error)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _observe_layers(module: nn.Module, example_input: torch.Tensor, name: str) -> list[Layer]:
-    """Run the network once and record every call of a quantizable layer."""
-    batch = example_input.shape[0]
+def _observed(module: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[Layer]:
+    """The layers in the order in which they first run."""
     observed: dict[str, Layer] = {}
-    failures: list[NetworkError] = []
-
-    def hook(path: str) -> object:
-        def record(
-            layer: nn.Module,
-            inputs: tuple[torch.Tensor, ...],
-            keywords: dict[str, torch.Tensor],
-            output: torch.Tensor,
-        ) -> None:
-            try:
-                read = inputs[0] if inputs else keywords["input"]
-                seen = _layer_of_call(path, layer, read, output, batch)
-                observed[path] = _add_call(observed[path], seen) if path in observed else seen
-            except NetworkError as error:
-                failures.append(error)
-
-        return record
-
-    handles = [
-        child.register_forward_hook(hook(path), with_kwargs=True)  # type: ignore[arg-type]
-        for path, child in module.named_modules()
-        if isinstance(child, QUANTIZABLE)
-    ]
-    try:
-        with torch.no_grad():
-            output = module(example_input)
-    except Exception as error:
-        raise _does_not_run(name, module, example_input, error) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    if failures:
-        raise failures[0]
-    if not observed:
-        raise NetworkError(f"network {name!r}: none of its layers runs on the example input.")
-    if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[0] != batch:
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise NetworkError(f"network {name!r} must return class scores of shape ({batch}, classes), not {shape}.")
-    if not torch.isfinite(output).all():
-        raise NonFiniteError(
-            f"network {name!r} returns NaN or infinity on the example input: "
-            f"{first_non_finite(module, example_input) or 'a function outside of its modules'} does first."
-        )
-    return list(observed.values())
+    for node in module.graph.nodes:
+        if node.op != "call_module":
+            continue
+        name = str(node.target)
+        read = node.all_input_nodes[0].meta["tensor_meta"].shape
+        call = layer_of_call(name, layers[name], read, node.meta["tensor_meta"].shape)
+        observed[name] = add_call(observed[name], call) if name in observed else call
+    yield from observed.values()
 
 
-def _does_not_run(name: str, module: nn.Module, example: torch.Tensor, error: Exception) -> NetworkError:
-    shapes = getattr(module, "packed_shapes", None)
-    several = None if shapes is None else [(example.shape[0], *shape) for shape in shapes]
-    text = f"an input of shape {tuple(example.shape)}" if several is None else f"inputs of shapes {several}"
-    return NetworkError(f"network {name!r} does not run on {text}: {type(error).__name__}: {error}.")
-
-
-def _check_repeatable(module: nn.Module, example_input: torch.Tensor, name: str) -> None:
-    """Check that two calls give the same answer and leave weights and buffers as they were.
+def _compare(
+    outputs: Any,
+    expected: list[torch.Tensor],
+    tolerance: float,
+    what: str,
+    run: tuple[Any, fx.GraphModule, torch.Tensor] | None,
+) -> None:
+    """Check that outputs are those of the untouched network.
 
     Raises:
-        NetworkError: If not.
+        NetworkError: If they differ; the first operation that does is named, where it can be found.
     """
-    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    try:
-        with torch.no_grad():
-            first, second = module(example_input), module(example_input)
-    except Exception as error:
-        raise _does_not_run(name, module, example_input, error) from error
-    after = module.state_dict()
-    changed = [key for key, tensor in before.items() if not torch.equal(tensor.nan_to_num(), after[key].nan_to_num())]
-    if changed:
+    found = _tensors(outputs)
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        if one.shape != other.shape:
+            raise NetworkError(f"{what} returns shape {tuple(one.shape)}, the network itself {tuple(other.shape)}.")
+        largest = float(other.float().abs().max()) if other.numel() else 0.0
+        difference = float((one.float() - other.float()).abs().max()) if other.numel() else 0.0
+        worst = max(worst, difference / max(largest, 1e-30) if difference > 1e-6 else 0.0)
+    if worst > tolerance:
+        where = None if run is None else _first_difference(*run, tolerance)
         raise NetworkError(
-            f"network {name!r} changes {', '.join(changed)} when it is called in eval mode, so its answers depend on "
-            "what it saw before; let them stay as they are outside of training."
-        )
-    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
-        return  # `_observe_layers` says what is wrong with it
-    same = first.shape == second.shape
-    # Kernels may sum in another order; what a module changes on purpose is larger.
-    if not same or not torch.allclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True):
-        by = "another shape" if not same else f"up to {float((first - second).abs().max()):.3g}"
-        raise NetworkError(
-            f"network {name!r} answers differently when it is called again on the same input (by {by}): it draws "
-            "random numbers or keeps a state in eval mode; make it depend on its input alone."
+            f"{what} differs from the network itself by {worst:.3g} of the largest output"
+            f"{'' if where is None else f', first at {where}'}; it is not evaluated, since every figure would be wrong."
         )
 
 
-def _layer_of_call(path: str, layer: nn.Module, read: torch.Tensor, written: torch.Tensor, batch: int) -> Layer:
-    input_elements, output_elements = read.numel() // batch, written.numel() // batch
-    if isinstance(layer, nn.Linear):
-        return Layer(
-            path,
-            "linear",
-            m=max(1, output_elements // layer.out_features),
-            n=layer.out_features,
-            k=layer.in_features,
-            input_elements=input_elements,
-            output_elements=output_elements,
-        )
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    kernel, stride = (size if len(size) == 2 else (1, size[0]) for size in (layer.kernel_size, layer.stride))
-    if output_elements == 0:
-        raise NetworkError(f"layer {path!r} has an empty output on the example input; give a larger input.")
-    filters = layer.out_channels // layer.groups
-    depthwise = layer.groups > 1 and layer.groups == layer.in_channels and filters == 1
-    kind: LayerKind = "depthwise" if depthwise else "conv"
-    return Layer(
-        path,
-        kind,
-        m=output_elements // layer.out_channels,
-        n=filters,
-        k=layer.in_channels // layer.groups * kernel[0] * kernel[1],
-        groups=layer.groups,
-        input_elements=input_elements,
-        output_elements=output_elements,
-        kernel=(kernel[0], kernel[1]),
-        stride=(stride[0], stride[1]),
-    )
+def _first_difference(
+    before: fx.GraphModule, after: fx.GraphModule, inputs: torch.Tensor, tolerance: float
+) -> str | None:
+    """The first operation of a program whose result is another one than before."""
+    known = {node.name: value for node, value in _results(before, inputs).items()}
+    for node, value in _results(after, inputs).items():
+        other = known.get(node.name)
+        if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor) or value.shape != other.shape:
+            continue
+        if float((value.float() - other.float()).abs().max()) > tolerance * float(other.float().abs().max()) + 1e-6:
+            return f"{node.name} in {module_path(node) or 'forward'!r}"
+    return None
 
 
-def _add_call(first: Layer, again: Layer) -> Layer:
-    """A layer that is called more than once: the same weights, more pixels."""
-    return Layer(
-        first.name,
-        first.kind,
-        m=first.m + again.m,
-        n=first.n,
-        k=first.k,
-        groups=first.groups,
-        input_elements=first.input_elements + again.input_elements,
-        weight_elements=first.weight_elements,
-        output_elements=first.output_elements + again.output_elements,
-        kernel=first.kernel,
-        stride=first.stride,
-    )
+def _results(module: fx.GraphModule, inputs: torch.Tensor) -> dict[fx.Node, Any]:
+    interpreter = fx.Interpreter(module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(inputs)
+    return interpreter.env
+
+
+def _kept(module: fx.GraphModule, norms: list[fx.Node], batch: int) -> Iterator[KeptFloat]:
+    """Operations with weights, and products, that are in no layer."""
+    unfolded = {node.name for node in norms}
+    for node in module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        kind = str(node.target).removeprefix("aten.").partition(".")[0].strip("_")
+        path = module_path(node) or "forward"
+        macs = _macs(node, batch)
+        if node.name in unfolded:
+            yield KeptFloat(path, kind, "it does not directly follow a layer, so it is not folded")
+        elif macs:
+            yield KeptFloat(
+                path, kind, f"a product of computed values is not quantized; {macs:,} multiplications", macs
+            )
+        elif any(constant.numel() > 1 and constant.is_floating_point() for constant in _constants(module, node)):
+            yield KeptFloat(path, kind, "this kind of operation is not quantized")
+
+
+def _constants(module: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:
+    constants = [constant_of(module, source) for source in node.all_input_nodes]
+    return [constant for constant in constants if constant is not None]
+
+
+def _macs(node: fx.Node, batch: int) -> int:
+    """Multiply-accumulate operations a sample of a product that is in no layer; 0 for another operation."""
+    written = getattr(node.meta.get("tensor_meta"), "shape", None)
+    if written is None:
+        return 0
+    name = str(node.target)
+    if node.target in _PRODUCTS:
+        left = node.args[-2] if node.target is aten.baddbmm.default else node.args[0]
+        return int(written.numel() * left.meta["tensor_meta"].shape[-1] // batch)
+    if name.startswith(("aten.conv", "aten.linear", "aten.addmm")):
+        weights = [source.meta["tensor_meta"].shape for source in node.all_input_nodes[1:2]]
+        return int(written.numel() * weights[0][1:].numel() // batch) if weights else 0
+    return 0
+
+
+def _idle(network: nn.Module, module: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[KeptFloat]:
+    """Layers of the network whose weights nothing reads."""
+    used = {name.partition("#")[0] for name in layers}
+    constants = {str(node.target).removeprefix("constant_") for node in module.graph.nodes if node.op == "get_attr"}
+    for path, child in network.named_modules():
+        if not isinstance(child, QUANTIZABLE) or path in used or not path:
+            continue
+        if any(f"{path}.{key}".replace(".", "_") in constants for key, _ in child.named_parameters(recurse=False)):
+            continue
+        if not any(path == name or path.startswith(f"{name}.") or name.startswith(f"{path}.") for name in used):
+            yield KeptFloat(path, type(child).__name__, "it does not run on the example input")

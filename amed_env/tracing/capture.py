@@ -1,0 +1,333 @@
+"""What a network runs, as a program of tensor operations: `torch.export` follows the call itself, not the modules.
+
+Subclassed layers, hooks, flags, weights that are computed, operations in place and shapes that decide need no rule of
+their own, since only what runs is recorded. The program is then tidied (constants folded, copies dropped) and compared
+with the untouched network.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram, export
+
+from amed_env.errors import NetworkError
+
+logger = logging.getLogger(__name__)
+aten = torch.ops.aten
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+FLOAT_TYPES = (*HALF_TYPES, torch.float64)
+"""Types that are computed in float32."""
+
+_RECURRENT = ("gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input")
+"""Taken apart into linear layers and products, one a time step, so that their weights are seen."""
+_COPIES: tuple[Any, ...] = (
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+    aten.contiguous.default,
+)
+_CHECKS = ("_assert", "sym_constrain_range", "_guards_fn")
+_ROOT_PREFIX = "network"  # the attribute of `_Called` that holds the user's network
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured network.
+
+    Attributes:
+        module: The program: a graph of ATen operations, functional (nothing is changed in place), float32.
+        batch_size: The only batch size that it takes, or None if it takes any.
+        remarks: What a user should know, a line each.
+    """
+
+    module: fx.GraphModule
+    batch_size: int | None
+    remarks: tuple[str, ...]
+
+
+class _Called(nn.Module):
+    """A network that takes one tensor a sample: several inputs come packed into one (see `packing`)."""
+
+    def __init__(self, network: nn.Module, unpacked: Any) -> None:
+        super().__init__()
+        self.network, self._unpacked = network, unpacked
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.network(*self._unpacked(inputs))
+
+
+def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str) -> Program:
+    """Record what a network runs in eval mode.
+
+    Args:
+        network: The network; afterwards it is as it was.
+        example: Tensor (N, …) that the program will take.
+        unpacked: Makes of such a tensor the tuple of arguments of the network.
+        name: The network's name, for messages.
+
+    Raises:
+        NetworkError: If it cannot be recorded; the line of the user's code that is why is named.
+    """
+    called = _Called(network, unpacked)
+    with _in_eval_mode(network), torch.no_grad():
+        exported, batch_size = _export(called, example, name)
+    changed = sorted(exported.graph_signature.buffers_to_mutate.values())
+    if changed:
+        raise NetworkError(
+            f"network {name!r} changes {', '.join(key.removeprefix(f'{_ROOT_PREFIX}.') for key in changed)} when it is "
+            "called in eval mode, so its answers depend on what it saw before; let them stay as they are outside of "
+            "training."
+        )
+    module = exported.run_decompositions(_recurrent_decompositions()).module()
+    assert isinstance(module, fx.GraphModule)
+    remarks = _to_float32(module)
+    _drop_checks(module)
+    _fold_constants(module)
+    _drop_copies(module)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return Program(module, batch_size, remarks)
+
+
+@contextmanager
+def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode for as long as this lasts; every module is then in the mode in which it was."""
+    training = {module: module.training for module in network.modules()}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused operation whose products nobody could see
+    network.eval()
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _export(called: _Called, example: torch.Tensor, name: str) -> tuple[ExportedProgram, int | None]:
+    """The program, and the only batch size that it takes, if there is one."""
+    # A size of 1 would be taken for a constant.
+    several = example if len(example) > 1 else torch.cat([example, example])
+    try:
+        exported = export(called, (several,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+        if not isinstance(_read_shape(exported)[0], int):
+            return exported, None
+        logger.info("network %s takes batches of one size only", name)
+    except Exception as error:  # export raises errors of many types, also those of the user's code
+        logger.info("network %s cannot be exported with any batch size (%s)", name, error)
+    try:
+        return export(called, (example,), strict=False), len(example)
+    except Exception as error:
+        raise NetworkError(_cannot_be_captured(name, example, error)) from error
+
+
+def _read_shape(exported: ExportedProgram) -> tuple[Any, ...]:
+    (read,) = exported.graph_signature.user_inputs
+    node = next(node for node in exported.graph.nodes if node.name == read)
+    return tuple(node.meta["val"].shape)
+
+
+def _cannot_be_captured(name: str, example: torch.Tensor, error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    where = _users_line(error)
+    return (
+        f"network {name!r} cannot be captured on an input of shape {tuple(example.shape)}: {type(error).__name__}: {first}"
+        f"{'' if where is None else f' ({where})'}. What runs may depend on shapes but not on values: replace `if` and "
+        "loops over values by torch.where or masks, and pass an nn.Module, not a script."
+    )
+
+
+def _users_line(error: BaseException) -> str | None:
+    """The innermost line of code of the traceback that is neither torch's nor this package's."""
+    here = Path(__file__).resolve().parents[1]
+    library = Path(torch.__file__).resolve().parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_absolute() and library not in path.parents and here not in path.parents and path.exists():
+            return f"{path.name}, line {frame.lineno}: {frame.line}"
+    return None
+
+
+def _recurrent_decompositions() -> dict[Any, Any]:
+    table = torch.export.default_decompositions()
+    chosen: dict[Any, Any] = {}
+    for operation in list(table):
+        if str(operation).removeprefix("aten.") in _RECURRENT:
+            chosen[operation] = table[operation]
+    attention = aten.scaled_dot_product_attention.default
+    chosen[attention] = _attention
+    return chosen
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Attention as its two products and the softmax between them (Vaswani et al., arXiv 1706.03762)."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+    factor = query.size(-1) ** -0.5 if scale is None else scale
+    scores = torch.matmul(query * factor, key.transpose(-2, -1))
+    if is_causal:
+        allowed = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device=query.device).tril()
+        scores = scores.masked_fill(allowed.logical_not(), -torch.inf)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(attn_mask.logical_not(), -torch.inf)
+        else:
+            scores = scores + attn_mask
+    return torch.matmul(scores.softmax(-1), value)
+
+
+def _to_float32(module: fx.GraphModule) -> tuple[str, ...]:
+    """Compute in float32 what is in another float type; returns remarks that say so."""
+    types: set[torch.dtype] = set()
+
+    def single(value: Any) -> Any:
+        if isinstance(value, torch.dtype) and value in FLOAT_TYPES:
+            types.add(value)
+            return torch.float32
+        return value
+
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            tensor = operator.attrgetter(str(node.target))(module)
+            if isinstance(tensor, torch.Tensor) and tensor.dtype in FLOAT_TYPES:
+                types.add(tensor.dtype)
+                _set_constant(module, str(node.target), tensor.detach().float())
+        elif node.op == "call_function":
+            node.args = fx.node.map_aggregate(node.args, single)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, single)
+    return tuple(f"{str(kind).removeprefix('torch.')} is computed in float32" for kind in sorted(types, key=str))
+
+
+def _set_constant(module: nn.Module, path: str, tensor: torch.Tensor) -> None:
+    owner_path, _, attribute = path.rpartition(".")
+    owner = module.get_submodule(owner_path)
+    for registered in (owner._parameters, owner._buffers):
+        registered.pop(attribute, None)
+    if hasattr(owner, attribute):
+        delattr(owner, attribute)
+    owner.register_buffer(attribute, tensor)
+
+
+def _drop_checks(module: fx.GraphModule) -> None:
+    """Drop assertions about shapes and types: they held for the example."""
+    for node in reversed(list(module.graph.nodes)):
+        name = str(node.target).rpartition("aten.")[2]
+        if not node.users and node.op in ("call_function", "call_module") and name.startswith(_CHECKS):
+            module.graph.erase_node(node)
+
+
+def constant_of(module: fx.GraphModule, node: Any) -> torch.Tensor | None:
+    """The tensor that a node of a program always is, or None."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value = operator.attrgetter(str(node.target))(module)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _fold_constants(module: fx.GraphModule) -> None:
+    """Compute once what depends on no input: normalised, masked or scaled weights, positions, masks."""
+    constants: dict[fx.Node, Any] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            constants[node] = operator.attrgetter(str(node.target))(module)
+            continue
+        if node.op != "call_function" or not all(source in constants for source in node.all_input_nodes):
+            continue
+        if "rand" in str(node.target) or "dropout" in str(node.target):
+            continue  # drawn anew at each call; the comparison with the network says so
+        arguments = fx.node.map_arg((node.args, node.kwargs), constants.__getitem__)
+        with torch.no_grad():
+            constants[node] = node.target(*arguments[0], **arguments[1])
+    for node, value in constants.items():
+        if node.op == "get_attr":
+            continue
+        readers = [user for user in node.users if user not in constants]
+        if not readers:
+            continue
+        if isinstance(value, torch.Tensor):
+            name = _free_name(module, f"constant_{node.name}")
+            module.register_buffer(name, value.detach().clone())
+            with module.graph.inserting_before(node):
+                folded: Any = module.graph.get_attr(name)
+            folded.meta = dict(node.meta)
+        elif isinstance(value, int | float | bool):
+            folded = value
+        else:
+            continue  # a list of tensors: whoever takes one of them is folded itself
+        for reader in readers:
+            _replace_argument(reader, node, folded)
+
+
+def _replace_argument(reader: fx.Node, before: fx.Node, after: Any) -> None:
+    reader.args = fx.node.map_arg(reader.args, lambda node: after if node is before else node)
+    reader.kwargs = fx.node.map_arg(reader.kwargs, lambda node: after if node is before else node)
+
+
+def _drop_copies(module: fx.GraphModule) -> None:
+    """Nothing is changed in place, so a copy is the original; memory layouts are the engine's own affair."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        source = node.args[0] if node.args else None
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # a view needs a layout that the engine does not promise
+        elif node.target in _COPIES or _is_whole_slice(node) or _keeps_type(node):
+            assert isinstance(source, fx.Node)
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
+
+
+def _is_whole_slice(node: fx.Node) -> bool:
+    """Whether a slice takes everything: `x[:]` of an axis."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    _, _, start, end, step = (*node.args, *(0, 0, None, None, 1)[len(node.args) :])
+    return start in (None, 0) and (end is None or (isinstance(end, int) and end >= 2**62)) and step == 1
+
+
+def _keeps_type(node: fx.Node) -> bool:
+    """Whether a conversion is none: float32 to float32 on the same device."""
+    if node.target not in (aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.other, aten.to.dtype_layout):
+        return False
+    source = node.args[0]
+    read, written = getattr(source, "meta", {}).get("val"), node.meta.get("val")
+    if not isinstance(read, torch.Tensor) or not isinstance(written, torch.Tensor):
+        return False
+    kinds = {torch.float32 if tensor.dtype in FLOAT_TYPES else tensor.dtype for tensor in (read, written)}
+    return len(kinds) == 1
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the user's module in which an operation runs; empty for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(entry[0]) for entry in stack.values()]
+    path = paths[-1] if paths else ""
+    return "" if path == _ROOT_PREFIX else path.removeprefix(f"{_ROOT_PREFIX}.")
