@@ -7,12 +7,14 @@ with the untouched network.
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ class _Called(nn.Module):
         return self.network(*self._unpacked(inputs))
 
 
-def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str) -> Program:
+def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str, any_batch: bool = True) -> Program:
     """Record what a network runs in eval mode.
 
     Args:
@@ -76,13 +78,15 @@ def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str)
         example: Tensor (N, …) that the program will take.
         unpacked: Makes of such a tensor the tuple of arguments of the network.
         name: The network's name, for messages.
+        any_batch: Whether the program should take any number of samples, if it can.
 
     Raises:
         NetworkError: If it cannot be recorded; the line of the user's code that is why is named.
     """
     called = _Called(network, unpacked)
     with _in_eval_mode(network), torch.no_grad():
-        exported, batch_size = _export(called, example, name)
+        exported, batch_size = _export(called, example, name, any_batch)
+        exported = exported.run_decompositions(_decompositions())
     changed = sorted(exported.graph_signature.buffers_to_mutate.values())
     if changed:
         raise NetworkError(
@@ -90,9 +94,10 @@ def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str)
             "called in eval mode, so its answers depend on what it saw before; let them stay as they are outside of "
             "training."
         )
-    module = exported.run_decompositions(_recurrent_decompositions()).module()
+    module = exported.module()
     assert isinstance(module, fx.GraphModule)
     remarks = _to_float32(module)
+    _drop_writes_into_inputs(module)
     _drop_checks(module)
     _fold_constants(module)
     _drop_copies(module)
@@ -116,21 +121,37 @@ def _in_eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _export(called: _Called, example: torch.Tensor, name: str) -> tuple[ExportedProgram, int | None]:
+def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) -> tuple[ExportedProgram, int | None]:
     """The program, and the only batch size that it takes, if there is one."""
     # A size of 1 would be taken for a constant.
     several = example if len(example) > 1 else torch.cat([example, example])
+    with _quiet():
+        try:
+            if any_batch:
+                exported = export(called, (several,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+                if not isinstance(_read_shape(exported)[0], int):
+                    return exported, None
+        except Exception as error:  # export raises errors of many types, also those of the user's code
+            logger.info("network %s cannot be exported with any batch size (%s)", name, error)
+        try:
+            return export(called, (example,), strict=False), len(example)
+        except Exception as error:
+            raise NetworkError(_cannot_be_captured(name, example, error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own lines about what it cannot follow: the error says it, with the user's line."""
+    names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        exported = export(called, (several,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-        if not isinstance(_read_shape(exported)[0], int):
-            return exported, None
-        logger.info("network %s takes batches of one size only", name)
-    except Exception as error:  # export raises errors of many types, also those of the user's code
-        logger.info("network %s cannot be exported with any batch size (%s)", name, error)
-    try:
-        return export(called, (example,), strict=False), len(example)
-    except Exception as error:
-        raise NetworkError(_cannot_be_captured(name, example, error)) from error
+        with redirect_stderr(io.StringIO()):  # it prints the program that it has so far
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _read_shape(exported: ExportedProgram) -> tuple[Any, ...]:
@@ -140,11 +161,12 @@ def _read_shape(exported: ExportedProgram) -> tuple[Any, ...]:
 
 
 def _cannot_be_captured(name: str, example: torch.Tensor, error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(" (unhinted")[0].rstrip(".")
     where = _users_line(error)
     return (
-        f"network {name!r} cannot be captured on an input of shape {tuple(example.shape)}: {type(error).__name__}: {first}"
-        f"{'' if where is None else f' ({where})'}. What runs may depend on shapes but not on values: replace `if` and "
+        f"network {name!r} cannot be captured on an input of shape {tuple(example.shape)}: "
+        f"{type(error).__name__}: {first}{'' if where is None else f' ({where})'}. "
+        "What runs may depend on shapes but not on values: replace `if` and "
         "loops over values by torch.where or masks, and pass an nn.Module, not a script."
     )
 
@@ -152,15 +174,17 @@ def _cannot_be_captured(name: str, example: torch.Tensor, error: Exception) -> s
 def _users_line(error: BaseException) -> str | None:
     """The innermost line of code of the traceback that is neither torch's nor this package's."""
     here = Path(__file__).resolve().parents[1]
-    library = Path(torch.__file__).resolve().parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_absolute() and library not in path.parents and here not in path.parents and path.exists():
+        library = "site-packages" in path.parts or "dist-packages" in path.parts or "lib" in path.parts
+        if path.is_file() and not library and here not in path.resolve().parents:
             return f"{path.name}, line {frame.lineno}: {frame.line}"
     return None
 
 
-def _recurrent_decompositions() -> dict[Any, Any]:
+@cache
+def _decompositions() -> dict[Any, Any]:
+    """What is taken apart: recurrent layers, and attention."""
     table = torch.export.default_decompositions()
     chosen: dict[Any, Any] = {}
     for operation in list(table):
@@ -228,6 +252,13 @@ def _set_constant(module: nn.Module, path: str, tensor: torch.Tensor) -> None:
     if hasattr(owner, attribute):
         delattr(owner, attribute)
     owner.register_buffer(attribute, tensor)
+
+
+def _drop_writes_into_inputs(module: fx.GraphModule) -> None:
+    """What a network does to the caller's own tensors is no part of what it returns."""
+    for node in list(module.graph.nodes):
+        if node.target is aten.copy_.default and node.args[0].op == "placeholder":
+            module.graph.erase_node(node)
 
 
 def _drop_checks(module: fx.GraphModule) -> None:

@@ -129,12 +129,14 @@ def lower(module: fx.GraphModule, network: nn.Module) -> dict[str, nn.Module]:
         if any(other.startswith(f"{name}.") for other in names.values()):
             names[key] = _free(f"{name}.product", set(names.values()))
     layers: dict[str, nn.Module] = {}
+    calls: dict[fx.Node, fx.Node] = {}
     for node, operands in products:
         name = names[operands.key]
         if name not in layers:
             layers[name] = operands.make()
         with module.graph.inserting_before(node):
-            call = module.graph.create_node("call_module", name, (operands.read,))
+            read = calls.get(operands.read, operands.read)
+            calls[node] = call = module.graph.create_node("call_module", name, (read,))
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
@@ -279,16 +281,16 @@ def _with_weights(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | N
     return layer.eval()
 
 
-def layer_of_call(name: str, layer: nn.Module, read: torch.Size, written: torch.Size) -> Layer:
+def layer_of_call(name: str, layer: nn.Module, read: torch.Size, written: torch.Size, batch: int) -> Layer:
     """The shape of one call of a layer, for one sample.
 
     Args:
         name: The layer's name.
         layer: The layer.
-        read: Shape of what it reads, with the sample axis.
+        read: Shape of what it reads.
         written: Shape of what it returns.
+        batch: Samples; they need not stand on the first axis, as recurrent layers show.
     """
-    batch = read[0]
     input_elements, output_elements = read.numel() // batch, written.numel() // batch
     if output_elements == 0:
         raise NetworkError(f"layer {name!r} has an empty output on the example input; give a larger input.")
@@ -307,17 +309,11 @@ def layer_of_call(name: str, layer: nn.Module, read: torch.Size, written: torch.
     taps = layer.weight[0, 0].numel()
     if isinstance(layer, TransposedConvolution):
         # Every pixel that is read is multiplied with all weights of its channel, and the products are scattered.
-        m, n, k = (
-            input_elements // layer.in_channels,
-            layer.out_channels // layer.groups * taps,
-            layer.in_channels // layer.groups,
-        )
+        m = input_elements // layer.in_channels
+        n, k = layer.out_channels // layer.groups * taps, layer.in_channels // layer.groups
     else:
-        m, n, k = (
-            output_elements // layer.out_channels,
-            layer.out_channels // layer.groups,
-            layer.in_channels // layer.groups * taps,
-        )
+        m = output_elements // layer.out_channels
+        n, k = layer.out_channels // layer.groups, layer.in_channels // layer.groups * taps
     depthwise = layer.groups > 1 and layer.groups == layer.in_channels and n == 1
     kind: LayerKind = "depthwise" if depthwise else "conv"
     return Layer(

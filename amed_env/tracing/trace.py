@@ -1,7 +1,7 @@
 """From a torch module and an example input to a `Workload`: which layers run, in which order, with which shapes.
 
-What runs is captured by `torch.export` (`capture`), its products with constant weights become layers (`lowering`), batch
-norms that alone read a layer are folded into it (`norms`). The result must compute what the untouched network does.
+What runs is captured by `torch.export` (`capture`), its products with constant weights become layers (`lowering`), and
+batch norms that alone read a layer are folded into it (`norms`). The result must compute what the network itself does.
 """
 
 from __future__ import annotations
@@ -100,6 +100,9 @@ def trace(
     program = capture(network, example, unpacked, name)
     tolerance = _HALF_TOLERANCE if _uses_half(network) else RELATIVE_TOLERANCE
     plain = _flat_outputs(program.module)
+    if program.batch_size is None and not _takes_any_batch(plain, network, unpacked, example, tolerance):
+        program = capture(network, example, unpacked, name, any_batch=False)
+        plain = _flat_outputs(program.module)
     _compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
     module = _own_copy(program.module)
     layers = lower(module, network)
@@ -110,7 +113,7 @@ def trace(
             f"network {name!r} has no layer to quantize: no convolution and no linear layer with weights runs."
         )
     ShapeProp(module).propagate(example)
-    workload = Workload(name, tuple(_observed(module, layers)))
+    workload = Workload(name, tuple(_observed(module, layers, len(example))))
     _compare(
         module(example), expected, tolerance, f"network {name!r} with its batch norms folded", (plain, module, example)
     )
@@ -120,8 +123,23 @@ def trace(
             if len(part) == batch:
                 wanted = _outputs_of(network, unpacked, part, name)
                 _compare(module(part), wanted, tolerance, f"network {name!r} as captured", (plain, module, part))
-    kept = [*_kept(module, norms, len(example)), *_idle(network, module, layers)]
+    kept = [*_kept(module, network, norms, len(example)), *_idle(network, module, layers)]
     return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks)
+
+
+def _takes_any_batch(
+    program: fx.GraphModule, network: nn.Module, unpacked: _Unpacking, example: torch.Tensor, tolerance: float
+) -> bool:
+    """Whether a program also runs with another number of samples than it was captured with, and computes the same."""
+    for batch in (example, example[:1], torch.cat([example, example, example[:1]])):
+        try:
+            with torch.no_grad():
+                outputs = program(batch)
+            _compare(outputs, _outputs_of(network, unpacked, batch, "network"), tolerance, "network", None)
+        except Exception as error:  # of whatever type, from an operation in the program
+            logger.info("the program takes one batch size only (%s)", error)
+            return False
+    return True
 
 
 def input_shapes(inputs: Inputs) -> Shapes:
@@ -175,6 +193,7 @@ def _uses_half(network: nn.Module) -> bool:
 def _outputs_of(network: nn.Module, unpacked: _Unpacking, inputs: torch.Tensor, name: str) -> list[torch.Tensor]:
     """The tensors that the untouched network returns in eval mode, after checking that it returns them again."""
     training = {module: module.training for module in network.modules()}
+    buffers = {key: buffer.clone() for key, buffer in network.named_buffers()}
     network.eval()
     try:
         first, second = (_tensors(network(*unpacked(inputs.clone()))) for _ in range(2))
@@ -185,6 +204,14 @@ def _outputs_of(network: nn.Module, unpacked: _Unpacking, inputs: torch.Tensor, 
     finally:
         for module, mode in training.items():
             module.training = mode
+        changed = [key for key, buffer in network.named_buffers() if not _same(buffer, buffers[key])]
+        for key in changed:
+            network.get_buffer(key).copy_(buffers[key])
+    if changed:
+        raise NetworkError(
+            f"network {name!r} changes {', '.join(changed)} when it is called in eval mode, so its answers depend on "
+            "what it saw before; let them stay as they are outside of training."
+        )
     if not first:
         raise NetworkError(f"network {name!r} returns no tensor.")
     for one, other in zip(first, second, strict=True):
@@ -199,13 +226,13 @@ def _outputs_of(network: nn.Module, unpacked: _Unpacking, inputs: torch.Tensor, 
     if not all(bool(torch.isfinite(tensor).all()) for tensor in first):
         raise NonFiniteError(
             f"network {name!r} returns NaN or infinity on the samples given: "
-            f"{_module_that_is_not_finite(network, unpacked, inputs) or 'a function outside of its modules'} does first."
+            f"{first_non_finite(network, unpacked(inputs)) or 'a function outside of its modules'} does first."
         )
     return first
 
 
-def _module_that_is_not_finite(network: nn.Module, unpacked: _Unpacking, inputs: torch.Tensor) -> str | None:
-    return first_non_finite(network, unpacked(inputs))
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _tensors(outputs: Any) -> list[torch.Tensor]:
@@ -243,21 +270,15 @@ def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
                 value = constant_of(module, node)
                 parts[names[before]] = None if value is None else value.detach().clone()
             node.target = names[before]
-    bare = nn.Module()
+    made = fx.GraphModule(parts, graph)
     for name, part in parts.items():
-        if isinstance(part, torch.Tensor):
-            bare.register_buffer(name, part)
-    root: dict[str, Any] = {**{name: part for name, part in parts.items() if isinstance(part, nn.Module)}}
-    made = fx.GraphModule({**root, **{n: b for n, b in bare.named_buffers()}}, graph)
-    for name, buffer in bare.named_buffers():  # a plain attribute of a tensor would not move between devices
-        if name not in made._buffers:
-            made._buffers.pop(name, None)
-            made.__dict__.pop(name, None)
-            made.register_buffer(name, buffer)
+        if isinstance(part, torch.Tensor):  # a plain attribute would not move between devices
+            delattr(made, name)
+            made.register_buffer(name, part)
     return made.eval()
 
 
-def _observed(module: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[Layer]:
+def _observed(module: fx.GraphModule, layers: dict[str, nn.Module], batch: int) -> Iterator[Layer]:
     """The layers in the order in which they first run."""
     observed: dict[str, Layer] = {}
     for node in module.graph.nodes:
@@ -265,7 +286,7 @@ def _observed(module: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[
             continue
         name = str(node.target)
         read = node.all_input_nodes[0].meta["tensor_meta"].shape
-        call = layer_of_call(name, layers[name], read, node.meta["tensor_meta"].shape)
+        call = layer_of_call(name, layers[name], read, node.meta["tensor_meta"].shape, batch)
         observed[name] = add_call(observed[name], call) if name in observed else call
     yield from observed.values()
 
@@ -319,23 +340,32 @@ def _results(module: fx.GraphModule, inputs: torch.Tensor) -> dict[fx.Node, Any]
     return interpreter.env
 
 
-def _kept(module: fx.GraphModule, norms: list[fx.Node], batch: int) -> Iterator[KeptFloat]:
-    """Operations with weights, and products, that are in no layer."""
+def _kept(module: fx.GraphModule, network: nn.Module, norms: list[fx.Node], batch: int) -> Iterator[KeptFloat]:
+    """Operations with weights, and products, that are in no layer: one entry for what a module computes."""
     unfolded = {node.name for node in norms}
+    users_modules = dict(network.named_modules(remove_duplicate=False))
+    entries: dict[tuple[str, str], tuple[str, int]] = {}
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
-        kind = str(node.target).removeprefix("aten.").partition(".")[0].strip("_")
-        path = module_path(node) or "forward"
+        operation = str(node.target).removeprefix("aten.").partition(".")[0].strip("_")
         macs = _macs(node, batch)
-        if node.name in unfolded:
-            yield KeptFloat(path, kind, "it does not directly follow a layer, so it is not folded")
+        if node.name in unfolded or "batch_norm" in operation:
+            reason = "it does not directly follow a layer, so it is not folded"
         elif macs:
-            yield KeptFloat(
-                path, kind, f"a product of computed values is not quantized; {macs:,} multiplications", macs
-            )
+            reason = "a product of computed values: neither quantized nor part of any cost"
         elif any(constant.numel() > 1 and constant.is_floating_point() for constant in _constants(module, node)):
-            yield KeptFloat(path, kind, "this kind of operation is not quantized")
+            reason = "this kind of operation is not quantized"
+        else:
+            continue
+        path = module_path(node)
+        running = users_modules.get(path)
+        whole = path != "" and running is not None and next(running.children(), None) is None and not macs
+        name = path if whole else f"{path}.forward" if path else "forward"
+        key = name, type(running).__name__ if whole else operation
+        entries[key] = reason, entries.get(key, ("", 0))[1] + macs
+    for (name, kind), (reason, macs) in entries.items():
+        yield KeptFloat(name, kind, f"{reason}, {macs:,} multiplications a sample" if macs else reason, macs)
 
 
 def _constants(module: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:

@@ -10,7 +10,7 @@ from amed_env.errors import InputError, NonFiniteError, UnknownNameError
 from amed_env.networks import pretrained_digits_cnn
 from amed_env.quantization.bias_correction import correct_biases_of, corrected
 from amed_env.quantization.equalization import equalizable_pairs, equalize
-from amed_env.quantization.graph import capture
+from amed_env.quantization.graph import find_graph
 from amed_env.quantization.learned_rounding import RoundingLearner
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.ranges import quantize_weight
@@ -174,7 +174,7 @@ def test_equalisation_changes_weights_but_not_the_network(kind):
                 parameter.mul_(torch.logspace(-1, 1, len(parameter)).view(-1, *[1] * (parameter.dim() - 1)))
     traced = trace(network, inputs[:1])
     layers = {name: traced.module.get_submodule(name) for name in traced.workload.layer_names}
-    graph = capture(traced.module, layers, (inputs[:2],))
+    graph = find_graph(traced.module, layers, inputs[:2])
     expected = graph.module(inputs).detach()
     pairs = equalizable_pairs(graph, layers)
     assert pairs == {Residual: [("a1", "a2"), ("b1", "b2")], Bottleneck: [], LinearOnly: []}[kind]

@@ -78,8 +78,9 @@ def test_a_convolution_equals_integer_arithmetic(options, weight_bits, activatio
     weights = np.stack([part[0] for part in parts])
     assert np.abs(weights).max() <= -limits[0]
 
-    mode = options.get("padding_mode", "constant")
-    padded = np.pad(activations, ((0, 0), (0, 0), (1, 1), (1, 1)), mode=mode)
+    # Padding other than with zeros is an operation of its own, before the layer.
+    reads_padded = "padding_mode" in options
+    padded = activations if reads_padded else np.pad(activations, ((0, 0), (0, 0), (1, 1), (1, 1)))
     groups = options.get("groups", 1)
     size = 4 // groups
     expected = np.empty(written.shape)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from networks import SHAPES, make
-from torch import nn
+from networks import SHAPES, LinearOnly, make
 
 from amed_env import trace
 from amed_env.quantization.network import QuantizedNetwork
@@ -41,22 +40,13 @@ def test_together_equals_one_by_one(kind):
     assert torch.equal(one_by_one(quantized, allocations, inputs), expected)  # nothing of it stays behind
 
 
-class Unbatchable(nn.Module):
-    """Its control flow asks for a number, which several allocations do not have in common."""
+def test_a_network_that_cannot_be_batched_runs_one_by_one(monkeypatch):
+    def refuses(*arguments):
+        raise RuntimeError("vmap: an operation has no batching rule")
 
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3)
-
-    def forward(self, inputs):
-        hidden = self.first(inputs)
-        return self.second(hidden.relu() if hidden.sum().item() < 1e9 else hidden)
-
-
-def test_a_network_that_cannot_be_batched_runs_one_by_one():
-    torch.manual_seed(0)
-    inputs = torch.randn(20, 6)
-    quantized = QuantizedNetwork(trace(Unbatchable(), inputs[:1]), inputs, engine="float")
+    monkeypatch.setattr("amed_env.quantization.network.run_together", refuses)
+    network, inputs = make(LinearOnly)
+    quantized = QuantizedNetwork(trace(network, inputs[:1]), inputs, engine="float")
     allocations = drawn_allocations(quantized.workload, 3)
     expected = one_by_one(quantized, allocations, inputs)
     assert torch.equal(quantized.run_together(allocations, inputs), expected)

@@ -154,27 +154,14 @@ def test_products_of_activations_are_listed_with_their_size(written_out):
     assert traced.workload.macs == 3 * 6 * 8 * 4 + 24 * 3
     found = {kept.type: kept for kept in traced.kept_float}
     assert {kept.name for kept in traced.kept_float} == {"0.forward"}
-    if written_out:
-        assert set(found) == {"matmul"} and f"{6 * 6 * 4 + 6 * 4 * 6} multiplications" in found["matmul"].reason
-    else:
-        assert set(found) == {"scaled_dot_product_attention"}
+    assert set(found) == {"matmul"} and found["matmul"].macs == 6 * 6 * 4 + 6 * 4 * 6
+    assert f"{found['matmul'].macs} multiplications" in found["matmul"].reason
 
 
-def test_fixed_filters_and_products_of_the_whole_network_are_listed():
+def test_a_fixed_filter_is_a_layer():
     traced = trace(Head(Blurred(), nn.Conv2d(3, 4, 1)), torch.rand(1, 3, 5, 5))
-    assert [(kept.name, kept.type) for kept in traced.kept_float] == [("body.0.forward", "conv2d")]
-
-    class Bilinear(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
-
-        def forward(self, x):
-            return torch.einsum("nc,nd->ncd", self.layer(x), x).flatten(1)
-
-    assert [(kept.name, kept.type) for kept in trace(Bilinear(), torch.rand(1, 4)).kept_float] == [
-        ("forward", "einsum")
-    ]
+    assert traced.workload.layer_names[:2] == ("body.0", "body.1") and traced.kept_float == ()
+    assert traced.workload.layers[0].kind == "depthwise"
 
 
 def test_products_within_layers_are_not_listed_twice():
@@ -209,9 +196,6 @@ def test_a_network_of_several_inputs():
     assert packed.shape == (5, 36 + 35 + 1)
     for module in (traced.module, copy.deepcopy(traced.module), pickle.loads(pickle.dumps(traced.module))):
         torch.testing.assert_close(module(packed), expected)
-        assert isinstance(module, Siamese)
-    graph = torch.fx.symbolic_trace(traced.module)
-    torch.testing.assert_close(graph(packed), expected)
 
 
 @pytest.mark.parametrize(
