@@ -7,7 +7,7 @@ are the only ones that an agent may be tuned on. Devices and budgets of all suit
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
@@ -181,20 +181,14 @@ def cell_task(cell: Cell) -> Task:
         BudgetError: If no allocation meets the budget; the message has the smallest reachable value.
         AmedError: If task or device cannot be made.
     """
-    task = _task_on(cell.task, cell.device).with_budget(dict(cell.budget))
-    task.costs, task.least_costs = dict(task.costs), dict(task.least_costs)
-    if task.reference_cost is not None:
-        task.reference_cost = replace(task.reference_cost, metrics=dict(task.reference_cost.metrics))
-    return task
+    return _task_on(cell.task, cell.device).with_budget(dict(cell.budget))
 
 
 @lru_cache(maxsize=64)
 def _task_on(task: str, device: str) -> Task:
     made = make_task(task, device=device)
-    # Computed here, so that the copies of all cells have them; no agent may change what the others see.
-    for array in (*made.costs.values(), *made.least_costs.values(), made.predicted_loss, made.choosable):
-        array.setflags(write=False)
-    assert made.reference_cost is not None  # computed here too; every device of the suites has 8 bit
+    # Tasks compute these when they are first asked for; done before the copies of the cells are made, it is done once.
+    _ = made.costs, made.least_costs, made.predicted_loss, made.choosable, made.reference_cost
     return made
 
 

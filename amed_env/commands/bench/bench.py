@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from amed_env.bench.contender import Contender, recipe_digest
+from amed_env.bench.contender import Contender
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.result_file import ResultFile, read_result
 from amed_env.bench.results_folder import AgentFile, make_header
@@ -83,9 +83,7 @@ def _contenders(request: BenchRequest) -> list[Contender]:
     listed = [name.strip() for text in request.agent_lists for name in text.split(",")]
     if "" in listed:
         raise InputError("--agents has an empty name; write names with commas, for example greedy,dqn.")
-    contenders = [
-        Contender(spec, recipe=recipe_digest(spec)) for spec in dict.fromkeys([*ALWAYS, *listed, *request.agents])
-    ]
+    contenders = [Contender(spec) for spec in dict.fromkeys([*ALWAYS, *listed, *request.agents])]
     stems: dict[str, str] = {}
     for contender in contenders:
         contender.make()

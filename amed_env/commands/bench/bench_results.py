@@ -111,7 +111,7 @@ def _verdicts(
                 bars.update(bar, completed=done, total=total)
                 interrupts.check()
 
-            verdicts.append(check(path, replays, workers=workers, isolated=True, on_progress=follow))
+            verdicts.append(check(path, replays, workers=workers, on_progress=follow))
             bars.remove_task(bar)
             if verdicts[-1].interrupted:
                 break
