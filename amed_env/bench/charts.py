@@ -232,7 +232,7 @@ def draw_splits(comparison: Comparison) -> Figure:
         shift = 0.14 - 0.28 * number
         axes.hlines(rows + shift, low, high, color=look["color"], linewidth=1.6)
         axes.plot(value, rows + shift, linestyle="none", markersize=5.5, label=label, **look)
-    floor = float(interquartile_mean(optimum_on_test(comparison)[None]))
+    floor = float(interquartile_mean(optimum_on_test(comparison.truths)[None]))
     axes.axvline(
         floor, color=ACCENT, linestyle=(0, (2, 2)), linewidth=1.1, label="optimum of the search split, on test"
     )

@@ -15,12 +15,11 @@ import numpy.typing as npt
 
 from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, read_result, require_different_agents
 from amed_env.bench.run_statistics import interquartile_mean
-from amed_env.bench.scores import AFTER
 from amed_env.bench.suites import Cell, is_tabular, task_digest
 from amed_env.bench.truth import NOTHING, CellTruth, FloatArray, IntArray, cell_truth
 from amed_env.errors import AmedError, BenchFileError, InputError
 
-CHECKPOINTS = AFTER
+CHECKPOINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 """Evaluations after which tables show the regret."""
 CONTROL_PREFIX = "control/"
 REFERENCE = "random"
@@ -245,7 +244,7 @@ def compare(files: Sequence[ResultFile]) -> Comparison:
             left_out[file.header.agent] = f"{missing} of {len(cells) * file.header.seeds} runs are missing"
             continue
         _check_tables(file, truths)
-        agents.append(_agent_runs(file, truths))
+        agents.append(agent_runs(file, truths))
     if not agents:
         raise BenchFileError(
             "no agent has finished: "
@@ -265,7 +264,12 @@ def _check_tables(file: ResultFile, truths: Iterable[CellTruth]) -> None:
             )
 
 
-def _agent_runs(file: ResultFile, truths: Sequence[CellTruth]) -> AgentRuns:
+def agent_runs(file: ResultFile, truths: Sequence[CellTruth]) -> AgentRuns:
+    """The runs of a file on some cells, with their regrets from the tables.
+
+    Raises:
+        BenchFileError: If a run is missing, or the file claims what cannot be.
+    """
     by_key: dict[tuple[Cell, int], Run] = {run.key: run for run in file.runs}
     seeds = range(file.header.seeds)
     shape = (len(seeds), len(truths))

@@ -19,7 +19,7 @@ from amed_env.bench.run_statistics import (
     interquartile_mean,
     performance_profile_band,
 )
-from amed_env.bench.truth import FloatArray, IntArray
+from amed_env.bench.truth import CellTruth, FloatArray, IntArray
 
 RESAMPLES = 2_000
 _PAIR_RESAMPLES = 400
@@ -171,9 +171,9 @@ def beats_all(agents: Sequence[AgentRuns]) -> Estimate:
     return Estimate(value, low, high, 0.95)
 
 
-def optimum_on_test(comparison: Comparison) -> FloatArray:
+def optimum_on_test(truths: Sequence[CellTruth]) -> FloatArray:
     """Regret on the test split of the allocation that is best on the search split, in accuracy points: float64 (T,)."""
-    return np.array([float(truth.regret(truth.optimum, "test")) for truth in comparison.truths])
+    return np.array([float(truth.regret(truth.optimum, "test")) for truth in truths])
 
 
 def control_verdict(control: AgentRuns, comparison: Comparison) -> tuple[Estimate | None, str]:

@@ -74,7 +74,7 @@ def split_table(comparison: Comparison) -> Table:
 
 def floor_text(comparison: Comparison) -> str:
     """Interquartile mean of the test regret of the optimum of the search split, in points."""
-    return f"{float(interquartile_mean(optimum_on_test(comparison)[None])):.2f}"
+    return f"{float(interquartile_mean(optimum_on_test(comparison.truths)[None])):.2f}"
 
 
 def control_table(comparison: Comparison) -> Table:
@@ -93,7 +93,7 @@ def control_table(comparison: Comparison) -> Table:
 def cell_table(comparison: Comparison) -> Table:
     """What is true about each cell."""
     rows = []
-    for truth, change in zip(comparison.truths, optimum_on_test(comparison), strict=True):
+    for truth, change in zip(comparison.truths, optimum_on_test(comparison.truths), strict=True):
         correct = truth.correct("search")
         samples = truth.table.float_quality["search"].samples
         numbers = [100 * correct.max() / samples, 100 * correct.min() / samples]

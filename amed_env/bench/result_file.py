@@ -112,11 +112,6 @@ class Run(_Strict):
         """Cell and seed, which no two runs of a file share."""
         return self.cell, self.seed
 
-    def best_after(self, evaluations: int) -> Improvement | None:
-        """The best trial within the first so many evaluations, or None."""
-        reached = [improvement for improvement in self.improvements if improvement.evaluation <= evaluations]
-        return reached[-1] if reached else None
-
     def without_time(self) -> Run:
         """The same run, but for its duration: what a replay must give again."""
         return self.model_copy(update={"seconds": 0.0})
