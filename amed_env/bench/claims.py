@@ -46,8 +46,7 @@ def _claim_problems(task: Task, claim: Improvement, before: Improvement | None, 
     if isinstance(allocation, str):
         yield allocation
         return
-    layers = allocation.to_json()["layers"]
-    if claim.allocation is not None and claim.allocation != layers:
+    if claim.allocation is not None and claim.allocation != allocation.to_json()["layers"]:
         yield "its allocation is not that of its choices."
     quality = task.quality(allocation)
     true = {"correct": quality.correct, "loss": quality.loss, "accuracy": 100.0 * quality.accuracy}

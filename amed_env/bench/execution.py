@@ -12,6 +12,9 @@ from amed_env.bench.suites import Cell
 from amed_env.errors import WorkerDiedError
 from amed_env.support.processes import ProcessPool
 
+PROCESS_DIED = "the process of this run ended unexpectedly"
+"""Note of a run that ended its process."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -23,18 +26,20 @@ class Job:
     evaluations: int
 
 
-def run_all(jobs: Iterable[Job], workers: int = 1) -> Iterator[tuple[Job, Run]]:
+def run_all(jobs: Iterable[Job], workers: int = 1, *, own_process: bool = False) -> Iterator[tuple[Job, Run]]:
     """Make runs, and yield each as soon as it is finished.
 
     Args:
         jobs: The runs.
         workers: Processes, each of which keeps the tables that it has loaded; with 1 everything runs in this one.
+        own_process: Whether a single worker is another process, too, for agents that are known to end theirs.
 
     Raises:
         KeyboardInterrupt: If a signal ended a run; what was yielded before is whole.
         AmedError: If the task of a cell cannot be made.
     """
-    for job, run in _in_this_process(jobs) if workers == 1 else _in_processes(jobs, workers):
+    runs = _in_processes(jobs, workers) if workers > 1 or own_process else _in_this_process(jobs)
+    for job, run in runs:
         if run is None:
             raise KeyboardInterrupt
         yield job, run
@@ -51,7 +56,7 @@ def _in_processes(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Run 
             try:
                 yield job, future.result()
             except WorkerDiedError:
-                yield job, failed_run(job.cell, job.seed, "the process of this run ended unexpectedly")
+                yield job, failed_run(job.cell, job.seed, PROCESS_DIED)
 
 
 def _run(held: None, job: Job) -> Run | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from amed_env.bench.claims import run_problems
 from amed_env.bench.contender import Contender
-from amed_env.bench.execution import Job, run_all
+from amed_env.bench.execution import PROCESS_DIED, Job, run_all
 from amed_env.bench.result_file import ResultFile, Run, read_result
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, missing_task, task_digest
 from amed_env.errors import AmedError
@@ -193,7 +193,8 @@ def _replay(
     jobs = [Job(contender, run.cell, run.seed, result.header.evaluations) for run in chosen]
     differing = _differing_versions(result)
     versions_note = f" (versions differ: {differing})" if differing else ""
-    for done, (job, run) in enumerate(run_all(jobs, workers), 1):
+    died_before = any(run.note == PROCESS_DIED for run in chosen)
+    for done, (job, run) in enumerate(run_all(jobs, workers, own_process=died_before), 1):
         difference = _difference(claimed[job.cell, job.seed], run)
         if difference is None:
             verdict.replayed += 1

@@ -231,8 +231,9 @@ def test_tables_have_the_numbers_of_the_pictures(comparison, curves):
     assert row["cells"][1] == page_tables._plain(f"{accuracy:.2f}", f"cost {cost:.3f}")
 
 
-def test_the_command(folder, tmp_path):
-    result = CliRunner().invoke(app, ["bench", "report", str(folder), "--out", str(tmp_path / "out"), "--json"])
+def test_the_command(tmp_path):
+    write(tmp_path, "random", CELLS[:1], seeds=1, evaluations=5)
+    result = CliRunner().invoke(app, ["bench", "report", str(tmp_path), "--out", str(tmp_path / "out"), "--json"])
     assert result.exit_code == 0 and (tmp_path / "out" / "report.html").is_file()
     assert "report.html" in result.stdout
     empty = CliRunner().invoke(app, ["bench", "report", str(tmp_path / "nothing")])
