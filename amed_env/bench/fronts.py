@@ -21,7 +21,7 @@ from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.report.style import ACCENT, DARK, metric_title, new_figure, tidy
 from amed_env.tasks.ground_truth import all_costs, pareto_front
 
-_FIELDS = (110, 64)  # at most, of cost and of accuracy
+_FIELDS = (110, 64)  # at most, of cost and of accuracy: each a few pixels wide and high
 _ROOM = 0.06  # of the height, above the best and below the worst that is shown
 _LEAST_HEIGHT = 2.0  # accuracy points
 _DENSITY = LinearSegmentedColormap.from_list("density", ["#eef1f5", "#c3ccd8", "#7f8fa6"])

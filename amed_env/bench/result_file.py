@@ -112,10 +112,6 @@ class Run(_Strict):
         """Cell and seed, which no two runs of a file share."""
         return self.cell, self.seed
 
-    def without_time(self) -> Run:
-        """The same run, but for its duration: what a replay must give again."""
-        return self.model_copy(update={"seconds": 0.0})
-
 
 class Header(_Strict):
     """The first line of a file.

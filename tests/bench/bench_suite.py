@@ -44,6 +44,11 @@ def regret_of(run, split="search"):
     return float(truth.regret(row, split))
 
 
+def without_time(run):
+    """What a replay must give again."""
+    return run.model_copy(update={"seconds": 0.0})
+
+
 def reasons(path, replays=0):
     """Why a file is refused; fails if it is not."""
     verdict = validate(path, replays)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_suite import EVALUATIONS, SEEDS, SUITE, write
+from bench_suite import EVALUATIONS, SEEDS, SUITE, without_time, write
 
 from amed_env import AmedError, make_agent, make_task
 from amed_env.bench.contender import Contender
@@ -156,7 +156,7 @@ def test_processes_change_nothing_and_one_that_dies_costs_its_own_run_only(good,
     runs = {(job.contender.spec, job.seed): run for job, run in run_all(jobs, workers=2)}
     assert len(runs) == len(jobs)
     for seed in range(SEEDS):
-        assert runs["random", seed].without_time() == before[CELL, seed].without_time()
+        assert without_time(runs["random", seed]) == without_time(before[CELL, seed])
     assert runs["misbehaving_agents:Exits", 1].note == PROCESS_DIED
 
 
@@ -180,8 +180,8 @@ def test_resuming_makes_what_is_missing(good, tmp_path):
     with agent_file(tmp_path, resume=True) as file:
         assert len(file.missing(SUITE.cells(), SEEDS)) == len(lines) - 4
     write(tmp_path, "random")
-    assert [run.without_time() for run in read_result(path).runs] == [
-        run.without_time() for run in read_result(good["random"]).runs
+    assert [without_time(run) for run in read_result(path).runs] == [
+        without_time(run) for run in read_result(good["random"]).runs
     ]
 
 
