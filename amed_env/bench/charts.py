@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from amed_env.bench.estimates import (
     final_regret,
     optimum_on_test,
     regret_on_test,
+    stacked,
 )
 from amed_env.bench.marks import GROUPS, REGRET_TICKS, Mark, evaluation_ticks, marks_of, regret_range, spread, unspread
 from amed_env.bench.run_statistics import Estimate, interquartile_mean
@@ -216,20 +216,21 @@ def draw_splits(comparison: Comparison) -> Figure:
     figure = new_figure(8.4, 1.9 + 0.34 * len(agents))
     axes = figure.subplots()
     rows = np.arange(len(agents))
-    series: list[tuple[str, list[Estimate], dict[str, Any]]] = [
-        ("search split", [final_regret(agent) for agent in agents], {"marker": "o", "color": DARK}),
-        ("test split", [regret_on_test(agent) for agent in agents], {"marker": "D", "color": ACCENT}),
-    ]
-    for number, (label, estimates, look) in enumerate(series):
-        value, low, high = (np.array([getattr(e, part) for e in estimates]) for part in ("value", "low", "high"))
-        shift = 0.14 - 0.28 * number
-        axes.hlines(rows + shift, low, high, color=look["color"], linewidth=1.6)
-        axes.plot(value, rows + shift, linestyle="none", markersize=5.5, label=label, **look)
+    on_search = stacked([final_regret(agent) for agent in agents])
+    on_test = stacked([regret_on_test(agent) for agent in agents])
+    for label, regret, shift, marker, colour in (
+        ("search split", on_search, 0.14, "o", DARK),
+        ("test split", on_test, -0.14, "D", ACCENT),
+    ):
+        axes.hlines(rows + shift, regret.low, regret.high, color=colour, linewidth=1.6)
+        axes.plot(
+            regret.value, rows + shift, linestyle="none", markersize=5.5, label=label, marker=marker, color=colour
+        )
     floor = float(interquartile_mean(optimum_on_test(comparison.truths)[None]))
     axes.axvline(
         floor, color=ACCENT, linestyle=(0, (2, 2)), linewidth=1.1, label="optimum of the search split, on test"
     )
-    _regret_scale(axes, "x", max(float(e.high) for _, estimates, _ in series for e in estimates))
+    _regret_scale(axes, "x", float(max(on_search.high.max(), on_test.high.max())))
     axes.set_yticks(rows, [agent.name for agent in agents], fontsize=8.5)
     axes.set_xlabel("regret at the end (accuracy points), to the optimum of the same split")
     axes.grid(axis="x", color=_GRID, linewidth=0.7)

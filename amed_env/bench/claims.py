@@ -43,9 +43,6 @@ def _claim_problems(task: Task, claim: Improvement, before: Improvement | None, 
     if before is not None and (claim.correct, -claim.loss) <= (before.correct, -before.loss):
         yield "it is no better than the one before."
     allocation = _allocation(task, claim.choices)
-    if isinstance(allocation, str):
-        yield allocation
-        return
     if claim.allocation is not None and claim.allocation != allocation.to_json()["layers"]:
         yield "its allocation is not that of its choices."
     quality = task.quality(allocation)
@@ -66,17 +63,18 @@ def _claim_problems(task: Task, claim: Improvement, before: Improvement | None, 
         yield f"it is not feasible: {used} exceeds {', '.join(map(str, task.budgets))}."
 
 
-def _allocation(task: Task, choices: str) -> BitAllocation | str:
-    """The allocation of choices, or what is wrong with them."""
+def _allocation(task: Task, choices: str) -> BitAllocation:
+    """The allocation of choices.
+
+    Raises:
+        AllocationError: If they are none of the task's.
+    """
     layers, precisions = len(task.workload), len(task.precisions)
     if len(choices) != layers:
-        return f"{len(choices)} choices are given for {layers} layers."
+        raise AllocationError(f"{len(choices)} choices are given for {layers} layers.")
     numbers = [int(choice) for choice in choices]
     if max(numbers) >= precisions:
-        return f"choice {max(numbers)} is none of the {precisions} precisions."
+        raise AllocationError(f"choice {max(numbers)} is none of the {precisions} precisions.")
     allocation = task.allocation(numbers)
-    try:
-        task.choices(allocation)
-    except AllocationError as error:
-        return str(error)
+    task.choices(allocation)  # raises where a layer may not have its width
     return allocation

@@ -101,7 +101,7 @@ def regret_curve(agent: AgentRuns, points: IntArray) -> Curve:
     value = np.array([float(interquartile_mean(regrets)) for regrets in agent.regrets_after(moments)])
     changes = np.diff(value, prepend=np.inf) != 0
     changes[-1] = True
-    return Curve(moments[changes], value[changes], points, _stacked(regret_at(agent, points)))
+    return Curve(moments[changes], value[changes], points, stacked(regret_at(agent, points)))
 
 
 def curves_of(comparison: Comparison) -> Curves:
@@ -194,7 +194,11 @@ def control_verdict(control: AgentRuns, comparison: Comparison) -> tuple[Estimat
     return probability, "as bad as random, as it must be"
 
 
-def _stacked(estimates: Sequence[Estimate]) -> Estimate:
-    parts = ([getattr(estimate, name) for estimate in estimates] for name in ("value", "low", "high"))
-    value, low, high = (np.array(part) for part in parts)
-    return Estimate(value, low, high, estimates[0].confidence)
+def stacked(estimates: Sequence[Estimate]) -> Estimate:
+    """Estimates of the same kind in one, with a new first axis."""
+    return Estimate(
+        np.array([estimate.value for estimate in estimates]),
+        np.array([estimate.low for estimate in estimates]),
+        np.array([estimate.high for estimate in estimates]),
+        estimates[0].confidence,
+    )
