@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import isclose
 
+import numpy as np
+
 from amed_env.bench.result_file import Improvement, Run
 from amed_env.bench.running import relative_costs
 from amed_env.bench.suites import cell_task
@@ -75,6 +77,8 @@ def _allocation(task: Task, choices: str) -> BitAllocation:
     numbers = [int(choice) for choice in choices]
     if max(numbers) >= precisions:
         raise AllocationError(f"choice {max(numbers)} is none of the {precisions} precisions.")
-    allocation = task.allocation(numbers)
-    task.choices(allocation)  # raises where a layer may not have its width
-    return allocation
+    barred = np.flatnonzero(~task.choosable[np.arange(layers), numbers])
+    if barred.size:
+        layer = int(barred[0])
+        raise AllocationError(f"layer {task.workload.layer_names[layer]!r} may not have choice {numbers[layer]}.")
+    return task.allocation(numbers)

@@ -120,7 +120,9 @@ def _check(verdict: Verdict, replays: int | None, workers: int, on_progress: Cal
         if len(verdict.problems) >= MOST_PROBLEMS:
             verdict.problems.append(_MORE)
             return
-        for problem in run_problems(run, result.header.evaluations) if run.cell in known else ():
+        if run.cell not in known:  # which was said already
+            continue
+        for problem in run_problems(run, result.header.evaluations):
             verdict.problems.append(f"line {number}, seed {run.seed} of {run.cell}: {problem}")
         verdict.claims += len(run.improvements)
     if contender is not None and not verdict.problems:
