@@ -3,17 +3,12 @@
 import itertools
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from bench_suite import EVALUATIONS, SEEDS, SUITE, reasons, write
 
-from amed_env.bench.contender import Contender
 from amed_env.bench.execution import PROCESS_DIED
-from amed_env.bench.result_file import contents_of
-from amed_env.bench.results_folder import make_header
-from amed_env.bench.running import failed_run, run_once
-from amed_env.bench.suites import Cells, cell_task
+from amed_env.bench.suites import cell_task
 from amed_env.bench.validation import validate
 from amed_env.tasks.ground_truth import all_costs
 
@@ -321,16 +316,17 @@ def test_a_long_list_of_problems_ends(edited):
     assert "there may be more" in reasons(edited(change))
 
 
-def test_runs_that_ended_their_process_replay_in_another_one(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    contender, cells = Contender("misbehaving_agents:Exits"), SUITE.cells()
-    runs = [run_once(contender, cell, 0, 3) for cell in cells]
-    runs += [failed_run(cell, 1, PROCESS_DIED) for cell in cells]
-    path = tmp_path / "exits.jsonl"
-    path.write_bytes(contents_of(make_header(contender, SUITE, Cells.HELD_OUT, cells, 3, 2), runs))
-    monkeypatch.setattr("random.sample", lambda population, count: list(population[-count:]))
-    verdict = validate(path, 1)
-    assert verdict.valid and verdict.replayed == 1
+def test_runs_that_ended_their_process_replay_in_another_one(edited, monkeypatch):
+    asked = []
+
+    def run_all(jobs, workers, *, own_process):
+        asked.append(own_process)
+        return iter(())
+
+    monkeypatch.setattr("amed_env.bench.validation.run_all", run_all)
+    validate(edited(lambda header, runs: None))
+    validate(edited(lambda header, runs: runs[0].update(note=PROCESS_DIED)))
+    assert asked == [False, True]
 
 
 def test_files_of_users_agents_replay_in_several_processes(tmp_path, monkeypatch):
