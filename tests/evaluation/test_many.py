@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from amed_env import AmedError, BitAllocation, make_task
+from amed_env import BitAllocation, make_task
 from amed_env.datasets.samples import drawn_order
 from amed_env.errors import AllocationError
-from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.evaluation.workers import Workers, in_parts
 
 
 @pytest.fixture(scope="module")
@@ -61,42 +59,6 @@ def test_workers_change_no_answer(evaluator):
         assert evaluator.evaluate_many(allocations[::-1], workers=2) == expected[::-1]
     finally:
         evaluator.close()
-
-
-def die(held, part):
-    import os
-
-    os._exit(3)
-
-
-def test_a_worker_that_dies_is_reported():
-    workers = Workers("anything", 1)
-    try:
-        with pytest.raises(AmedError, match="a worker process ended unexpectedly"):
-            list(workers.map(die, [1]))
-    finally:
-        workers.close()
-
-
-def test_what_cannot_be_sent_to_workers_is_reported():
-    with pytest.raises(AmedError, match=r"cannot be sent to other processes.*one worker"):
-        Workers(lambda: None, 1)
-
-
-def test_an_error_in_a_worker_arrives_here(evaluator):
-    workers = Workers("anything", 1)
-    try:
-        with pytest.raises(AttributeError):
-            list(workers.map(PostTrainingEvaluator._evaluate_part, [[]], "search"))
-    finally:
-        workers.close()
-
-
-@pytest.mark.parametrize(("count", "largest", "workers"), [(0, 5, 1), (7, 3, 1), (7, 100, 2), (1, 5, 4), (1000, 64, 2)])
-def test_parts_hold_everything_once(count, largest, workers):
-    parts = in_parts(range(count), largest, workers)
-    assert [item for part in parts for item in part] == list(range(count))
-    assert all(1 <= len(part) <= largest for part in parts)
 
 
 def test_allocations_that_do_not_fit_are_refused(evaluator):

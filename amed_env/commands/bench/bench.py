@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
-from amed_env.bench.contender import Contender, recipe_digest
+from amed_env.bench.contender import Contender
+from amed_env.bench.curves import CHECKPOINTS, agent_runs
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.result_file import ResultFile, read_result
 from amed_env.bench.results_folder import AgentFile, make_header
 from amed_env.bench.run_statistics import interquartile_mean
-from amed_env.bench.scores import AFTER, regrets
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, is_tabular, usable_tasks
+from amed_env.bench.truth import cell_truth
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output, describe_disk_error, is_disk_error
 from amed_env.commands.progress import progress_bars
@@ -83,9 +84,7 @@ def _contenders(request: BenchRequest) -> list[Contender]:
     listed = [name.strip() for text in request.agent_lists for name in text.split(",")]
     if "" in listed:
         raise InputError("--agents has an empty name; write names with commas, for example greedy,dqn.")
-    contenders = [
-        Contender(spec, recipe=recipe_digest(spec)) for spec in dict.fromkeys([*ALWAYS, *listed, *request.agents])
-    ]
+    contenders = [Contender(spec) for spec in dict.fromkeys([*ALWAYS, *listed, *request.agents])]
     stems: dict[str, str] = {}
     for contender in contenders:
         contender.make()
@@ -151,16 +150,18 @@ def _show(output: Output, suite: Suite, results: list[ResultFile], cells: list[C
     rows = []
     tabular = all(is_tabular(cell.task) for cell in cells)
     last = results[0].header.evaluations
-    moments = sorted({k for k in AFTER if k < last} | {last})
+    moments = sorted({k for k in CHECKPOINTS if k < last} | {last})
     if tabular and complete:
         rows.append({"agent": "optimum", "regret": dict.fromkeys(map(str, moments), 0.0), "seconds": 0.0, "errors": 0})
     for result in results:
         row: dict[str, Any] = {"agent": result.header.agent}
         if tabular and complete:
-            row["regret"] = {str(after): float(interquartile_mean(regrets(result, cells, after))) for after in moments}
+            runs = agent_runs(result, [cell_truth(cell) for cell in cells])
+            regrets = map(interquartile_mean, runs.regrets_after(moments))
+            row["regret"] = {str(after): float(regret) for after, regret in zip(moments, regrets, strict=True)}
         elif complete:
-            best = [run.best_after(last) for run in result.runs]
-            row["mean_accuracy"] = sum(0.0 if found is None else found.accuracy for found in best) / len(best)
+            best = [run.improvements[-1].accuracy if run.improvements else 0.0 for run in result.runs]
+            row["mean_accuracy"] = sum(best) / len(best)
         row["seconds"] = sum(run.seconds for run in result.runs)
         row["errors"] = sum(run.note is not None for run in result.runs)
         rows.append(row)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import TaskID
 
-from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
+from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text, rank
 from amed_env.bench.result_file import SUFFIX, one_line
 from amed_env.bench.validation import Verdict
 from amed_env.bench.validation import validate as check
@@ -56,10 +56,10 @@ def leaderboard(
     if code:
         output.document({"leaderboard": None, "files": [_json(verdict) for verdict in verdicts]})
         return code
-    text = leaderboard_text(verdicts)
-    write_atomically(out, text)
+    board = rank(verdicts)
+    write_atomically(out, leaderboard_text(board))
     if figures is not None:
-        write_atomically(figures, json.dumps(leaderboard_figures(verdicts), indent=1, sort_keys=True) + "\n")
+        write_atomically(figures, json.dumps(leaderboard_figures(board), indent=1, sort_keys=True) + "\n")
     valid = sum(verdict.valid for verdict in verdicts)
     replayed, runs = sum(verdict.replayed for verdict in verdicts), sum(verdict.runs for verdict in verdicts)
     rest = "" if replayed == runs else "; the counts of the others are unchecked"
@@ -111,7 +111,7 @@ def _verdicts(
                 bars.update(bar, completed=done, total=total)
                 interrupts.check()
 
-            verdicts.append(check(path, replays, workers=workers, isolated=True, on_progress=follow))
+            verdicts.append(check(path, replays, workers=workers, on_progress=follow))
             bars.remove_task(bar)
             if verdicts[-1].interrupted:
                 break
