@@ -103,7 +103,8 @@ def test_what_learns_from_trials_learns_the_inverse(agent):
 
 def test_every_question_to_an_evaluator_is_passed_on():
     questions = {name for name, member in vars(Evaluator).items() if callable(member) and not name.startswith("_")}
-    assert questions <= set(vars(DelegatingEvaluator))
+    # The table and the network themselves would be a way past what stands between an agent and the truth.
+    assert questions - {"complete_table", "network_evaluator"} <= set(vars(DelegatingEvaluator))
 
 
 @pytest.mark.parametrize("name", ["control/greedy-shuffled", "control/greedy-inverted"])

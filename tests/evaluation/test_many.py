@@ -69,7 +69,7 @@ def test_allocations_that_do_not_fit_are_refused(evaluator):
 def test_samples_are_seen_in_one_drawn_order():
     inputs, labels = torch.randn(60, 16, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 4
     network = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).eval()
-    parts = {"calibration": inputs, "search": (inputs, labels), "test": (inputs + 1, labels)}
+    parts = {"calibration": inputs + 1, "search": (inputs, labels), "test": (inputs + 2, labels)}
     first, again = (make_task(network=network, recipe="nearest", engine="float", **parts) for _ in range(2))
     dealt = first.evaluator.samples("search")
     assert dealt.fingerprint() == again.evaluator.samples("search").fingerprint()
