@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import UnsupportedPrecisionError
+from amed_env.errors import PluginError, UnsupportedPrecisionError
 from amed_env.hardware.metrics import checked_metrics, sum_over_layers
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import KINDS, Layer, Workload
@@ -287,6 +288,29 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
     def sample_workload(self) -> Workload | None:
         """A network for `check_hardware`, for devices that know certain layers only; None takes the package's own."""
         return None
+
+
+def changed_copy(backend: HardwareBackend, **attributes: Any) -> HardwareBackend:
+    """A shallow copy of a device with other attributes; the device itself if it has these values already.
+
+    Whoever gives a device another name, limit or number of retries uses this, as the device belongs to the caller.
+
+    Raises:
+        PluginError: If the device cannot be copied, or a copy that is deleted would release what the device holds.
+    """
+    if all(getattr(backend, name) == value for name, value in attributes.items()):
+        return backend
+    try:
+        if hasattr(backend, "__del__"):
+            raise TypeError("it has a method __del__, which would run for the copy too")
+        changed = copy.copy(backend)
+    except Exception as error:  # a device is code of the user
+        raise PluginError(
+            f"device {backend.name!r} cannot be copied to set {', '.join(attributes)}: {error}. Set that in its class."
+        ) from error
+    for name, value in attributes.items():
+        setattr(changed, name, value)
+    return changed
 
 
 def _plain(value: float) -> float | int:

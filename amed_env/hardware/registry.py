@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from amed_env.hardware.files.backends import make_backend
 from amed_env.hardware.files.config import parse_device_config
 from amed_env.hardware.files.device_files import FILE_SUFFIXES, load_device_file
 from amed_env.hardware.files.extends import shipped_files
-from amed_env.hardware.protocol import HardwareBackend
+from amed_env.hardware.protocol import HardwareBackend, changed_copy
 from amed_env.support.registry import Registry, call_into_plugin, import_object
 
 GROUP = "amed_env.hardware"
@@ -81,7 +80,7 @@ def register_hardware(name: str) -> Callable[[B], B]:
     def decorator(decorated: B) -> B:
         if not (isinstance(decorated, type) and issubclass(decorated, HardwareBackend)):
             raise InputError(f"device {name!r}: {decorated!r} is no subclass of HardwareBackend.")
-        if name in _shipped() or name in BUILT_IN:
+        if name in shipped_files() or name in BUILT_IN:
             raise InputError(f"a device named {name!r} is shipped with amed_env; choose another name.")
         DEVICES.register(name, decorated)
         if "name" not in vars(decorated):
@@ -124,9 +123,10 @@ def _load(spec: object) -> HardwareBackend:
         raise InputError(f"{spec!r} is no device; give a name, a device file, or a HardwareBackend. {_HINT}")
     if ":" in spec:
         return _instantiate(import_object(spec, "device class"), f"device {spec!r}", None)
-    shipped = _shipped()
+    shipped = shipped_files()
     if spec in shipped:
-        return _load_shipped(shipped[spec])
+        text = shipped[spec].read_text(encoding="utf-8")
+        return make_backend(parse_device_config(text, where=shipped[spec].name))
     if spec in BUILT_IN:
         module, _, attribute = BUILT_IN[spec].partition(":")
         return getattr(importlib.import_module(module), attribute)()  # type: ignore[no-any-return]
@@ -137,12 +137,12 @@ def _load(spec: object) -> HardwareBackend:
 
 def device_names() -> list[str]:
     """Names of all devices, sorted; nothing is parsed or imported for it."""
-    return sorted({*_shipped(), *BUILT_IN, *DEVICES.names()})
+    return sorted({*shipped_files(), *BUILT_IN, *DEVICES.names()})
 
 
 def list_devices() -> dict[str, DeviceInfo]:
     """All devices by name, each loaded; one that cannot be loaded is listed with its error."""
-    shipped = _shipped()
+    shipped = shipped_files()
     plug_ins = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
     listing = {}
     for name in device_names():
@@ -160,24 +160,17 @@ def list_devices() -> dict[str, DeviceInfo]:
     return listing
 
 
-def _shipped() -> dict[str, Traversable]:
-    return shipped_files()
-
-
-def _load_shipped(entry: Traversable) -> HardwareBackend:
-    return make_backend(parse_device_config(entry.read_text(encoding="utf-8"), where=entry.name))
-
-
-def _instantiate(found: object, what: str, name: str | None) -> HardwareBackend:
+def _instantiate(candidate: object, what: str, name: str | None) -> HardwareBackend:
     """A backend from a class or an instance, named after its registration."""
-    if isinstance(found, type) and issubclass(found, HardwareBackend):
-        found = call_into_plugin(f"creating {what}", found)
-    if not isinstance(found, HardwareBackend):
+    is_class = isinstance(candidate, type) and issubclass(candidate, HardwareBackend)
+    device = call_into_plugin(f"creating {what}", candidate) if is_class else candidate
+    if not isinstance(device, HardwareBackend):
         # Without a name it is what the user wrote, otherwise what a plug-in registered.
         kind = InputError if name is None else PluginError
-        raise kind(f"{what} is {found!r}; expected a subclass of HardwareBackend, or an instance of one.")
-    if name is not None:
-        found.name = name
-    elif found.name == HardwareBackend.name:
-        found.name = type(found).__name__
-    return found
+        raise kind(f"{what} is {device!r}; expected a subclass of HardwareBackend, or an instance of one.")
+    if name is None:
+        name = type(device).__name__ if device.name == HardwareBackend.name else device.name
+    if not is_class:  # an instance belongs to the module that defines it
+        return changed_copy(device, name=name)
+    device.name = name
+    return device

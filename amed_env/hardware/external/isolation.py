@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from amed_env.errors import AmedError, BackendError, InputError, PluginError
 from amed_env.hardware.external.processes import describe_end, kill_group, tail
-from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend
+from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, changed_copy
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Layer, Workload
 
@@ -244,26 +244,29 @@ def _leave_with(parent: int) -> None:
 def isolated(backend: HardwareBackend, timeout_s: float | None = None, retries: int | None = None) -> HardwareBackend:
     """The device in a process of its own if a limit is given or declared; itself otherwise.
 
+    The caller's device is never changed: with another limit or other retries than its own, the answer is a copy.
+
     Args:
         backend: The device.
         timeout_s: Seconds that a call may take; None takes the device's own `timeout_s`.
         retries: Further tries after a failure; None takes the device's own.
 
     Raises:
-        InputError: If the limit is no positive number.
-        PluginError: If the device cannot be sent to another process.
+        InputError: If the limit is no positive number, or `retries` is no whole number.
+        PluginError: If the device cannot be copied, or not be sent to another process.
     """
-    limit = backend.timeout_s if timeout_s is None else timeout_s
+    settings: dict[str, Any] = {}
     if retries is not None:
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise InputError(f"device {backend.name!r}: retries is {retries!r}; give a whole number, 0 for none.")
-        backend.retries = retries
+        settings["retries"] = retries
     if backend.limits_itself or isinstance(backend, IsolatedBackend):
         if timeout_s is not None:
             _check_limit(backend, timeout_s)
-            backend.timeout_s = float(timeout_s)
-        return backend
-    return backend if limit is None else IsolatedBackend(backend, limit)
+            settings["timeout_s"] = float(timeout_s)
+        return changed_copy(backend, **settings)
+    limit = backend.timeout_s if timeout_s is None else timeout_s
+    return changed_copy(backend, **settings) if limit is None else IsolatedBackend(backend, limit, retries)
 
 
 def _check_limit(backend: HardwareBackend, timeout_s: float) -> None:
