@@ -13,9 +13,8 @@ from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
 from amed_env.hardware.external.command import CommandBackend
 from amed_env.hardware.external.command_config import command_of_text
 from amed_env.hardware.external.isolation import isolated
-from amed_env.hardware.files.backends import make_backend
 from amed_env.hardware.files.config import parse_device_config
-from amed_env.hardware.files.device_files import FILE_SUFFIXES, load_device_file
+from amed_env.hardware.files.device_files import FILE_SUFFIXES, load_device_file, make_backend
 from amed_env.hardware.files.extends import shipped_files
 from amed_env.hardware.protocol import HardwareBackend, changed_copy
 from amed_env.support.registry import Registry, call_into_plugin, import_object
@@ -162,15 +161,16 @@ def list_devices() -> dict[str, DeviceInfo]:
 
 def _instantiate(candidate: object, what: str, name: str | None) -> HardwareBackend:
     """A backend from a class or an instance, named after its registration."""
-    is_class = isinstance(candidate, type) and issubclass(candidate, HardwareBackend)
-    device = call_into_plugin(f"creating {what}", candidate) if is_class else candidate
+    device = candidate
+    if isinstance(candidate, type) and issubclass(candidate, HardwareBackend):
+        device = call_into_plugin(f"creating {what}", candidate)
     if not isinstance(device, HardwareBackend):
         # Without a name it is what the user wrote, otherwise what a plug-in registered.
         kind = InputError if name is None else PluginError
         raise kind(f"{what} is {device!r}; expected a subclass of HardwareBackend, or an instance of one.")
     if name is None:
         name = type(device).__name__ if device.name == HardwareBackend.name else device.name
-    if not is_class:  # an instance belongs to the module that defines it
+    if device is candidate:  # an instance belongs to the module that defines it
         return changed_copy(device, name=name)
     device.name = name
     return device

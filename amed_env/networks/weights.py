@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from amed_env.errors import NetworkError
+from amed_env.support.text import first_few
 
 # Counts training batches of a batch norm; no forward pass in eval mode reads it, and published files leave it
 # out.
 _COUNTER = "num_batches_tracked"
-_MAX_NAMED = 5
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -67,7 +67,7 @@ def load_weights(module: nn.Module, path: str | Path, layers: Mapping[str, str] 
         "not finite": [n for n, t in tensors.items() if not bool(torch.isfinite(t).all())],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
+        found = "; ".join(f"{len(names)} {what}: {first_few(names)}" for what, names in problems.items() if names)
         raise NetworkError(
             f"the weight file {path} does not fit {type(module).__name__}: {found}. "
             "Use the file that was made for this network."
@@ -95,8 +95,3 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {values.shape} {values.dtype.name}\n".encode())
         digest.update(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False)).data)
     return digest.hexdigest()
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

@@ -9,12 +9,20 @@ from amed_env.errors import DeviceError
 from amed_env.hardware.external.command import CommandBackend
 from amed_env.hardware.external.command_config import FORMAT as COMMAND_FORMAT
 from amed_env.hardware.external.command_config import parse_command_config
-from amed_env.hardware.files.backends import load_backend
-from amed_env.hardware.files.yaml_lines import YamlDocument
+from amed_env.hardware.files.config import (
+    DeviceConfig,
+    ProcessorConfig,
+    ProxyConfig,
+    SystolicConfig,
+    parse_device_config,
+)
+from amed_env.hardware.files.yaml_faults import validated
+from amed_env.hardware.files.yaml_lines import YamlDocument, read_text
 from amed_env.hardware.protocol import HardwareBackend
-from amed_env.hardware.tables.lookup_config import FORMAT as TABLE_FORMAT
-from amed_env.hardware.tables.lookup_config import parse_table_config
-from amed_env.hardware.tables.lookup_files import load_table
+from amed_env.hardware.simulator.processors import ProcessorBackend, ProxyBackend
+from amed_env.hardware.simulator.simulator import SystolicBackend
+from amed_env.hardware.tables.lookup_files import FORMAT as TABLE_FORMAT
+from amed_env.hardware.tables.lookup_files import TableConfig, load_table
 from amed_env.hardware.tables.lookup_table import TableBackend
 
 TABLE_SUFFIXES = (".csv", ".npy")
@@ -32,18 +40,30 @@ def load_device_file(path: Path) -> HardwareBackend:
     """
     if path.suffix.lower() in TABLE_SUFFIXES:
         return TableBackend(load_table(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"cannot read the device file {path}: {error}.") from error
+    text = read_text(path)
     document = YamlDocument(text, str(path))
     if document.data.get("format") == COMMAND_FORMAT:
         return CommandBackend(parse_command_config(document, path.parent.resolve()))
     if document.data.get("format") == TABLE_FORMAT:
-        config = parse_table_config(document)
+        config = validated(TableConfig, document)
         table = load_table(path.parent / config.table, config.clock_mhz)
         return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
-    return load_backend(path)
+    return make_backend(parse_device_config(text, str(path)))
+
+
+def make_backend(config: DeviceConfig) -> HardwareBackend:
+    """The simulator of a described device.
+
+    Raises:
+        DeviceError: If no simulator belongs to its kind.
+    """
+    if isinstance(config, SystolicConfig):
+        return SystolicBackend(config)
+    if isinstance(config, ProcessorConfig):
+        return ProcessorBackend(config)
+    if isinstance(config, ProxyConfig):
+        return ProxyBackend(config)
+    raise DeviceError(f"device {config.name!r}: no simulator belongs to the kind {config.kind!r}.")
 
 
 def device_file_digest(path: Path) -> str:
@@ -65,12 +85,9 @@ def device_file_digest(path: Path) -> str:
         digest.update(hashlib.sha256(content).digest())
         if current.suffix.lower() in (".yaml", ".yml"):
             data = YamlDocument(content.decode("utf-8-sig", errors="replace"), str(current)).data
-            named = [data.get(key) for key in ("extends", "table")]
-            waiting += [
-                current.parent / name
-                for name in named
-                if isinstance(name, str) and name.lower().endswith(FILE_SUFFIXES)
-            ]
+            for name in (data.get("extends"), data.get("table")):
+                if isinstance(name, str) and name.lower().endswith(FILE_SUFFIXES):
+                    waiting.append(current.parent / name)
         elif current.suffix.lower() == ".npy" and current.with_suffix(".json").exists():
             waiting.append(current.with_suffix(".json"))
     return digest.hexdigest()

@@ -7,20 +7,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import BackendError, DeviceError, UnsupportedLayerError, UnsupportedPrecisionError
+from amed_env.hardware.costs import backend_capabilities, precision_costs
 from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
-from amed_env.hardware.tables.lookup_config import Interpolation
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.problem.workload import KINDS, Layer, Workload
+from amed_env.support.text import first_few
 
 FloatArray = npt.NDArray[np.float64]
-_NAMED = 5  # names in a message before it says how many more there are
+Interpolation = Literal["none", "linear"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LookupTable:
         for what, names in named.items():
             repeated = sorted(name for name, times in Counter(names).items() if times > 1)
             if repeated:
-                raise DeviceError(f"{self.where}: {what} {some(repeated)} stands there more than once.")
+                raise DeviceError(f"{self.where}: {what} {first_few(repeated)} is repeated.")
         for metric, values in self.metrics.items():
             if values.ndim != 2 or values.shape != (len(self), len(self.precisions)):
                 raise DeviceError(
@@ -198,7 +199,7 @@ class TableBackend(HardwareBackend):
         spare = [name for name in table.layers if name not in set(names)]
         if missing or spare:
             parts = [
-                f"{what} {some([repr(name) for name in found])}"
+                f"{what} {first_few([repr(name) for name in found])}"
                 for what, found in (("the table lacks", missing), ("the network lacks", spare))
                 if found
             ]
@@ -252,8 +253,6 @@ def build_table(
         BackendError: If the costs do not add up, or the device fails.
         UnsupportedPrecisionError: If the device lacks a precision.
     """
-    from amed_env.hardware.costs import backend_capabilities, precision_costs
-
     capabilities = backend_capabilities(backend)
     if not capabilities.additive:
         raise BackendError(
@@ -276,12 +275,6 @@ def build_table(
 def workload_digest(workload: Workload) -> str:
     """Twelve hexadecimal digits that change with the names and shapes of the layers."""
     return hashlib.sha256(workload.to_csv().encode()).hexdigest()[:12]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _between(widths: Sequence[int]) -> list[int]:
