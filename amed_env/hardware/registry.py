@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
 from amed_env.hardware.external.command import CommandBackend
 from amed_env.hardware.external.command_config import command_of_text
 from amed_env.hardware.external.isolation import isolated
+from amed_env.hardware.external.measured import OnnxRuntimeCpu
 from amed_env.hardware.files.config import parse_device_config
 from amed_env.hardware.files.device_files import FILE_SUFFIXES, load_device_file, make_backend
 from amed_env.hardware.files.extends import shipped_files
 from amed_env.hardware.protocol import HardwareBackend, changed_copy
+from amed_env.hardware.simulator.chained import ChainedBackend
 from amed_env.support.registry import Registry, call_into_plugin, import_object
 
 GROUP = "amed_env.hardware"
@@ -25,11 +26,8 @@ GROUP = "amed_env.hardware"
 DEVICES: Registry[Any] = Registry("device", group=GROUP)
 """Devices registered in this process, and plug-ins; the shipped files are not among them."""
 
-BUILT_IN = {
-    "bitfusion-chained": "amed_env.hardware.simulator.chained:ChainedBackend",
-    "onnxruntime-cpu": "amed_env.hardware.external.measured:OnnxRuntimeCpu",
-}
-"""Devices of this package that are classes, imported when they are asked for."""
+BUILT_IN: dict[str, type[HardwareBackend]] = {device.name: device for device in (ChainedBackend, OnnxRuntimeCpu)}
+"""Devices of this package that are classes and no files."""
 
 B = TypeVar("B", bound=type[HardwareBackend])
 COMMAND_PREFIX = "command:"
@@ -127,8 +125,7 @@ def _load(spec: object) -> HardwareBackend:
         text = shipped[spec].read_text(encoding="utf-8")
         return make_backend(parse_device_config(text, where=shipped[spec].name))
     if spec in BUILT_IN:
-        module, _, attribute = BUILT_IN[spec].partition(":")
-        return getattr(importlib.import_module(module), attribute)()  # type: ignore[no-any-return]
+        return BUILT_IN[spec]()
     if spec in DEVICES:
         return _instantiate(DEVICES.get(spec), f"device {spec!r}", spec)
     raise UnknownNameError("device", spec, device_names(), hint=_HINT)
@@ -145,9 +142,13 @@ def list_devices() -> dict[str, DeviceInfo]:
     plug_ins = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
     listing = {}
     for name in device_names():
-        source = "file" if name in shipped else "built-in" if name in BUILT_IN else "registered"
-        if name in plug_ins and source == "registered":
-            source = "plug-in"
+        # The order in which a name is looked up: a plug-in cannot take the name of a shipped device.
+        if name in shipped:
+            source = "file"
+        elif name in BUILT_IN:
+            source = "built-in"
+        else:
+            source = "plug-in" if name in plug_ins else "registered"
         try:
             device = load_device(name)
             description = getattr(device, "description", None) or (type(device).__doc__ or "").strip()

@@ -34,6 +34,7 @@ from amed_env.problem.workload import Layer, Workload
 
 START_TIMEOUT_S = 120.0
 """Seconds that the child may take to import the device; the device's own limit begins afterwards."""
+_PARENT_CHECK_S = 0.5
 _CHILD = "import sys; from amed_env.hardware.external.isolation import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 
 
@@ -160,10 +161,10 @@ class _Child:
                 return self.connection.recv()
         except (EOFError, ConnectionError, OSError):
             code = self.process.wait()
-            said = tail(self.output)
+            output = tail(self.output)
             raise BackendError(
                 f"device {self.device!r}: its process died during {what} ({describe_end(code)})."
-                + (f" It wrote: {said}" if said else "")
+                + (f" It wrote: {output}" if output else "")
             ) from None
         raise BackendError(f"device {self.device!r}: {what} took longer than {timeout_s:g} s; its process was ended.")
 
@@ -221,10 +222,10 @@ def serve(descriptor: int, parent: int) -> None:
 def _answer(device: HardwareBackend, method: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
     try:
         answer: tuple[str, Any] = ("ok", getattr(device, method)(*arguments))
-        pickle.dumps(answer)
+        pickle.dumps(answer)  # here, where the device can be blamed, and not inside the connection
     except AmedError as error:
         answer = ("error", error)
-        try:
+        try:  # an error of a device's own class may pickle and still not be made again by the parent
             pickle.loads(pickle.dumps(answer))
         except Exception:
             return ("failed", str(error))
@@ -236,7 +237,7 @@ def _answer(device: HardwareBackend, method: str, arguments: tuple[Any, ...]) ->
 def _leave_with(parent: int) -> None:
     """End this process when the parent is gone, even if the device hangs and nobody reads the connection."""
     while os.getppid() == parent:
-        time.sleep(0.5)
+        time.sleep(_PARENT_CHECK_S)
     with contextlib.suppress(OSError):
         os.killpg(0, 9)
 

@@ -153,8 +153,8 @@ class TableBackend(HardwareBackend):
         for layer, row in zip(workload, self._rows(workload), strict=True):
             precision = allocation[layer.name]
             capabilities.require(layer, precision, self.name)
-            weights = self._mix(precision)
-            metrics = {metric: _mixed(values[row], weights) for metric, values in self.lookup.metrics.items()}
+            shares = self._mix(precision)
+            metrics = {metric: _mixed(values[row], shares) for metric, values in self.lookup.metrics.items()}
             bound = None if precision in self._columns else "interpolated"
             layers.append(LayerCost(layer.name, precision, metrics, bound))
         totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in self.metrics}
@@ -167,15 +167,14 @@ class TableBackend(HardwareBackend):
             UnsupportedLayerError: If the network's layers are not those of the table.
             UnsupportedPrecisionError: If the table lacks a pair.
         """
+        self.capabilities().require_table(workload, weight_bits, activation_bits, self.name)
         rows = self._rows(workload)
-        capabilities = self.capabilities()
         metrics = {m: np.zeros((len(rows), len(weight_bits), len(activation_bits))) for m in self.lookup.metrics}
         for (i, weight), (j, activation) in product(enumerate(weight_bits), enumerate(activation_bits)):
             precision = Precision(weight, activation)
-            capabilities.require(workload.layers[0], precision, self.name)
-            weights = self._mix(precision)
+            shares = self._mix(precision)
             for metric, values in self.lookup.metrics.items():
-                metrics[metric][:, i, j] = [_mixed(values[row], weights) for row in rows]
+                metrics[metric][:, i, j] = [_mixed(values[row], shares) for row in rows]
         return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
 
     def sample_workload(self) -> Workload:
