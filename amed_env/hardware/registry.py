@@ -8,16 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
+from amed_env.errors import AmedError, DeviceError, InputError, PluginError, UnknownNameError
 from amed_env.hardware.external.command import CommandBackend
-from amed_env.hardware.external.command_config import command_of_text
+from amed_env.hardware.external.command_config import FORMAT as COMMAND_FORMAT
+from amed_env.hardware.external.command_config import command_of_text, parse_command_config
 from amed_env.hardware.external.isolation import isolated
 from amed_env.hardware.external.measured import OnnxRuntimeCpu
-from amed_env.hardware.files.config import parse_device_config
-from amed_env.hardware.files.device_files import FILE_SUFFIXES, load_device_file, make_backend
+from amed_env.hardware.files.config import (
+    DeviceConfig,
+    ProcessorConfig,
+    ProxyConfig,
+    SystolicConfig,
+    parse_device_config,
+)
+from amed_env.hardware.files.device_files import FILE_SUFFIXES, TABLE_SUFFIXES
 from amed_env.hardware.files.extends import shipped_files
+from amed_env.hardware.files.yaml_faults import validated
+from amed_env.hardware.files.yaml_lines import YamlDocument, read_text
 from amed_env.hardware.protocol import HardwareBackend, changed_copy
 from amed_env.hardware.simulator.chained import ChainedBackend
+from amed_env.hardware.simulator.processors import ProcessorBackend, ProxyBackend
+from amed_env.hardware.simulator.simulator import SystolicBackend
+from amed_env.hardware.tables.lookup_files import FORMAT as TABLE_FORMAT
+from amed_env.hardware.tables.lookup_files import TableConfig, load_table
+from amed_env.hardware.tables.lookup_table import TableBackend
 from amed_env.support.registry import Registry, call_into_plugin, import_object
 
 GROUP = "amed_env.hardware"
@@ -115,7 +129,7 @@ def _load(spec: object) -> HardwareBackend:
     if isinstance(spec, str) and spec.startswith(COMMAND_PREFIX):  # before the suffixes: its last word may be a file
         return CommandBackend(command_of_text(spec.removeprefix(COMMAND_PREFIX)))
     if isinstance(spec, Path) or (isinstance(spec, str) and spec.lower().endswith(FILE_SUFFIXES)):
-        return load_device_file(Path(spec))
+        return _load_file(Path(spec))
     if not isinstance(spec, str):
         raise InputError(f"{spec!r} is no device; give a name, a device file, or a HardwareBackend. {_HINT}")
     if ":" in spec:
@@ -129,6 +143,21 @@ def _load(spec: object) -> HardwareBackend:
     if spec in DEVICES:
         return _instantiate(DEVICES.get(spec), f"device {spec!r}", spec)
     raise UnknownNameError("device", spec, device_names(), hint=_HINT)
+
+
+def make_backend(config: DeviceConfig) -> HardwareBackend:
+    """The simulator of a described device.
+
+    Raises:
+        DeviceError: If no simulator belongs to its kind.
+    """
+    if isinstance(config, SystolicConfig):
+        return SystolicBackend(config)
+    if isinstance(config, ProcessorConfig):
+        return ProcessorBackend(config)
+    if isinstance(config, ProxyConfig):
+        return ProxyBackend(config)
+    raise DeviceError(f"device {config.name!r}: no simulator belongs to the kind {config.kind!r}.")
 
 
 def device_names() -> list[str]:
@@ -175,3 +204,25 @@ def _instantiate(candidate: object, what: str, name: str | None) -> HardwareBack
         return changed_copy(device, name=name)
     device.name = name
     return device
+
+
+def _load_file(path: Path) -> HardwareBackend:
+    """The device of a file.
+
+    Args:
+        path: A `.csv` or `.npy` table, or YAML in one of the formats `amed-device/1`, `amed-command/1`, `amed-table/1`.
+
+    Raises:
+        DeviceError: If it cannot be read or is malformed; the message has file, line and field.
+    """
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return TableBackend(load_table(path))
+    text = read_text(path)
+    document = YamlDocument(text, str(path))
+    if document.data.get("format") == COMMAND_FORMAT:
+        return CommandBackend(parse_command_config(document, path.parent.resolve()))
+    if document.data.get("format") == TABLE_FORMAT:
+        config = validated(TableConfig, document)
+        table = load_table(path.parent / config.table, config.clock_mhz)
+        return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
+    return make_backend(parse_device_config(text, str(path)))

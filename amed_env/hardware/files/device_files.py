@@ -1,4 +1,4 @@
-"""A device from a file, by what the file is: a simulated accelerator, a program, or a table."""
+"""Which files are devices, and a digest of all that one of them depends on."""
 
 from __future__ import annotations
 
@@ -6,64 +6,10 @@ import hashlib
 from pathlib import Path
 
 from amed_env.errors import DeviceError
-from amed_env.hardware.external.command import CommandBackend
-from amed_env.hardware.external.command_config import FORMAT as COMMAND_FORMAT
-from amed_env.hardware.external.command_config import parse_command_config
-from amed_env.hardware.files.config import (
-    DeviceConfig,
-    ProcessorConfig,
-    ProxyConfig,
-    SystolicConfig,
-    parse_device_config,
-)
-from amed_env.hardware.files.yaml_faults import validated
-from amed_env.hardware.files.yaml_lines import YamlDocument, read_text
-from amed_env.hardware.protocol import HardwareBackend
-from amed_env.hardware.simulator.processors import ProcessorBackend, ProxyBackend
-from amed_env.hardware.simulator.simulator import SystolicBackend
-from amed_env.hardware.tables.lookup_files import FORMAT as TABLE_FORMAT
-from amed_env.hardware.tables.lookup_files import TableConfig, load_table
-from amed_env.hardware.tables.lookup_table import TableBackend
+from amed_env.hardware.files.yaml_lines import YamlDocument
 
 TABLE_SUFFIXES = (".csv", ".npy")
 FILE_SUFFIXES = (".yaml", ".yml", *TABLE_SUFFIXES)
-
-
-def load_device_file(path: Path) -> HardwareBackend:
-    """The device of a file.
-
-    Args:
-        path: A `.csv` or `.npy` table, or YAML in one of the formats `amed-device/1`, `amed-command/1`, `amed-table/1`.
-
-    Raises:
-        DeviceError: If it cannot be read or is malformed; the message has file, line and field.
-    """
-    if path.suffix.lower() in TABLE_SUFFIXES:
-        return TableBackend(load_table(path))
-    text = read_text(path)
-    document = YamlDocument(text, str(path))
-    if document.data.get("format") == COMMAND_FORMAT:
-        return CommandBackend(parse_command_config(document, path.parent.resolve()))
-    if document.data.get("format") == TABLE_FORMAT:
-        config = validated(TableConfig, document)
-        table = load_table(path.parent / config.table, config.clock_mhz)
-        return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
-    return make_backend(parse_device_config(text, str(path)))
-
-
-def make_backend(config: DeviceConfig) -> HardwareBackend:
-    """The simulator of a described device.
-
-    Raises:
-        DeviceError: If no simulator belongs to its kind.
-    """
-    if isinstance(config, SystolicConfig):
-        return SystolicBackend(config)
-    if isinstance(config, ProcessorConfig):
-        return ProcessorBackend(config)
-    if isinstance(config, ProxyConfig):
-        return ProxyBackend(config)
-    raise DeviceError(f"device {config.name!r}: no simulator belongs to the kind {config.kind!r}.")
 
 
 def device_file_digest(path: Path) -> str:

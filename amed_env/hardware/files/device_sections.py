@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from amed_env.errors import did_you_mean
 from amed_env.hardware.files.yaml_faults import Text
-from amed_env.hardware.simulator.precision_models import PRECISION_MODELS, SerialOperands, make_precision_model
 from amed_env.problem.workload import KINDS, LayerKind
 
 # Upper limits catch a value in the wrong unit (Hz for MHz) and keep arithmetic inside int64.
+SerialOperands = Literal["weights", "activations", "both"]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1, le=65536)]
 Cycles = Annotated[int, Field(strict=True, ge=0, le=10**12)]
@@ -82,29 +81,19 @@ class PrecisionSection(Section):
     many products an element adds at once.
     """
 
-    model: Annotated[str, Field(strict=True)]
+    model: Literal["fixed", "fusion", "serial"]
     serial_operands: SerialOperands | None = None
     serial_lanes: Count | None = None
     weight_bits: Widths
     activation_bits: Widths
     accumulator_bits: Annotated[int, Field(strict=True, ge=8, le=64)] = 32
 
-    @field_validator("model")
-    @classmethod
-    def _known(cls, model: str) -> str:
-        if model not in PRECISION_MODELS:
-            raise ValueError(f"{model!r} is unknown; {did_you_mean(model, PRECISION_MODELS)}")
-        return model
-
     @model_validator(mode="after")
-    def _within_model(self) -> PrecisionSection:
+    def _serial_belongs_together(self) -> PrecisionSection:
         if (self.model == "serial") != (self.serial_operands is not None):
             raise ValueError("serial_operands belongs to the model 'serial' and is needed there")
         if self.serial_lanes is not None and self.model != "serial":
             raise ValueError("serial_lanes belongs to the model 'serial'")
-        widest = make_precision_model(self.model).widest
-        if max(*self.weight_bits, *self.activation_bits) > widest:
-            raise ValueError(f"the precision model {self.model!r} runs at most {widest} bits")
         return self
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from amed_env.errors import DeviceError, UnknownNameError
+from amed_env.hardware.files.device_sections import SerialOperands
 from amed_env.hardware.simulator.systolic import IntArray, ceil_divide
-
-SerialOperands = Literal["weights", "activations", "both"]
 
 
 @dataclass(frozen=True)

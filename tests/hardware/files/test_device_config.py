@@ -48,7 +48,7 @@ def test_bandwidth_in_gigabytes_per_second():
         ("clock_mhz: 1000", "clock_mhz: 1e3", 8, r"array.clock_mhz: .*found '1e3' as text .*write 1.0e\+3"),
         ("clock_mhz: 1000", "clock_mhz: 1000000000", 8, r"array.clock_mhz: .*less than"),
         ("overhead_cycles_per_layer: 7", "overhead_cycles_per_layer: -1", 9, r"overhead_cycles_per_layer"),
-        ("model: fixed", "model: fussion", 12, r"precision.model: 'fussion' is unknown; .*'fusion'"),
+        ("model: fixed", "model: fussion", 12, r"precision.model: .*'fusion'.*found 'fussion'"),
         ("weight_bits: [2, 4, 8]\n  a", "weight_bits: []\n  a", 13, r"precision.weight_bits: .*at least 1"),
         (
             "weight_bits: [2, 4, 8]\n  a",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import SystolicBackend, cost_table, evaluate_cost, load_device, parse_device_config
-from amed_env.hardware.files.device_files import make_backend
+from amed_env.hardware.registry import make_backend
 
 LAYER = Layer("l", "conv", m=100, n=20, k=90)
 MACS = 100 * 20 * 90
