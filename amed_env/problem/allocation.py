@@ -130,25 +130,25 @@ class BitAllocation(Mapping[str, Precision]):
         """This allocation in the order of `names`, after checking that it covers exactly those layers.
 
         Args:
-            names: The layers that are wanted, in order.
+            names: The layers that it must have, in order.
             owner: Whose layers they are, for the message.
 
         Raises:
             AllocationError: If layers are missing or unknown; all of them are named.
         """
-        wanted = list(names)
-        missing = [name for name in wanted if name not in self._precisions]
-        unknown = [name for name in self._precisions if name not in set(wanted)]
-        if missing or unknown:
-            parts = [
-                f"{label} {', '.join(repr(n) for n in found)}"
-                for label, found in (("it lacks", missing), ("it has the unknown", unknown))
-                if found
-            ]
-            raise AllocationError(f"the allocation does not fit {owner}: {' and '.join(parts)}.")
-        if wanted == list(self._precisions):
+        required = list(names)
+        missing = [name for name in required if name not in self._precisions]
+        unknown = [name for name in self._precisions if name not in set(required)]
+        faults = []
+        if missing:
+            faults.append(f"it lacks {', '.join(map(repr, missing))}")
+        if unknown:
+            faults.append(f"it has the unknown {', '.join(map(repr, unknown))}")
+        if faults:
+            raise AllocationError(f"the allocation does not fit {owner}: {' and '.join(faults)}.")
+        if required == list(self._precisions):
             return self
-        return BitAllocation({name: self._precisions[name] for name in wanted})
+        return BitAllocation({name: self._precisions[name] for name in required})
 
     def plain(self) -> BitAllocation:
         """The allocation as an object of this very class, whatever a subclass thinks of equality."""

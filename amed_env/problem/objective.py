@@ -32,9 +32,11 @@ UNITS: dict[str, dict[str, float]] = {
 """Units of absolute budgets, in lower case, with their factor to the metric's own unit."""
 
 ERROR_SMOOTHING = 0.01
-"""Added to both errors in `score`, so that a reference without any error does not divide by zero."""
+"""Added to both errors in `score`, so that a reference without any error does not divide by zero; of the size of the
+standard error of an accuracy on 2,000 samples (0.006 at 92 %), below which a difference means little."""
 VIOLATION_PENALTY = 5.0
-"""Reward lost when a budget is exceeded by as much as the budget itself."""
+"""Reward lost when a budget is exceeded by as much as the budget itself: more than `score` differs between guessing and
+perfection (4.5 with ten classes), so that no accuracy pays for twice the budget."""
 FAULT_REWARD = -5.0
 """Reward of an episode that a fault of the evaluator or the device ended; below the score of a guessing network."""
 
@@ -92,6 +94,7 @@ class Budget:
                 f"budget {name}={value}: write a factor of the 8-bit cost ({name}=0.6) or a value with a "
                 f"unit ({name}=12{_unit_example(name)})."
             )
+        # Two characters look like this prefix: the micro sign, and the Greek letter.
         unit = match.group(2).replace("µ", "u").replace("μ", "u").lower()
         if not unit:
             return cls(name, number)

@@ -77,9 +77,9 @@ class Ties:
             AllocationError: If it does not have exactly the groups.
         """
         allocation = allocation.require_layers(self.names, f"network {self.full.name!r} with tied layers")
-        chosen = {
-            member: allocation[name] for name, group in zip(self.names, self.groups, strict=True) for member in group
-        }
+        chosen = {}
+        for name, group in zip(self.names, self.groups, strict=True):
+            chosen.update(dict.fromkeys(group, allocation[name]))
         return BitAllocation({name: chosen[name] for name in self.full.layer_names})
 
     def reduce(self, allocation: BitAllocation) -> BitAllocation:
