@@ -30,7 +30,7 @@ from amed_env.errors import DownloadError
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 14  # also what a cut connection may lose
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
+_WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)  # time-outs, too many requests, passing faults of a server
 
 
 @dataclass(frozen=True)
