@@ -20,12 +20,7 @@ from safetensors.torch import save
 from amed_env.datasets import cifar10, fashion_mnist, keywords
 from amed_env.datasets.download import Download
 from amed_env.errors import DataError, DownloadError, NetworkError
-from amed_env.networks.mlperf_tiny import (
-    DS_CNN_WEIGHTS,
-    RESNET8_WEIGHTS,
-    pretrained_ds_cnn,
-    pretrained_resnet8,
-)
+from amed_env.networks.mlperf_tiny import DS_CNN_WEIGHTS, RESNET8_WEIGHTS, pretrained_ds_cnn, pretrained_resnet8
 from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
 from amed_env.networks.weights import read_weights, weights_digest
 from amed_env.support.files import write_atomically
@@ -250,11 +245,7 @@ ASSETS: dict[str, tuple[Asset | Provided, ...]] = {
             is_installed=partial(_loads, keywords.keyword_samples),
         ),
         _tiny_weights(
-            "the trained DS-CNN",
-            DS_CNN_WEIGHTS,
-            "keyword_spotting",
-            "conv0 to conv8 and fc9",
-            pretrained_ds_cnn,
+            "the trained DS-CNN", DS_CNN_WEIGHTS, "keyword_spotting", "conv0 to conv8 and fc9", pretrained_ds_cnn
         ),
     ),
 }

@@ -16,14 +16,7 @@ from typing import Any
 import pooch
 import requests
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from amed_env.errors import DownloadError
 
@@ -136,12 +129,7 @@ class _InterruptedError(Exception):
     """The connection ended too early, or a passing fault of the server: worth another attempt."""
 
 
-_PASSING = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-    _InterruptedError,
-)
+_PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, _InterruptedError)
 
 
 class _ResumingDownloader:

@@ -79,11 +79,7 @@ def fetch(
                 missing = [asset for asset in missing if not asset.is_installed(folder)]
                 for asset in missing:
                     archive = download(
-                        asset.source,
-                        folder / _DOWNLOADS,
-                        progress=progress,
-                        base_url=base_url,
-                        patience=patience,
+                        asset.source, folder / _DOWNLOADS, progress=progress, base_url=base_url, patience=patience
                     )
                     asset.install(archive, folder)
                     if not asset.is_installed(folder):

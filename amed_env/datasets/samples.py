@@ -59,10 +59,7 @@ class Samples:
         return cls(pack(inputs), labels, name, tuple(tuple(tensor.shape[1:]) for tensor in inputs))
 
     def __post_init__(self) -> None:
-        for attribute, dtype, cure in (
-            ("inputs", torch.float32, "float()"),
-            ("labels", torch.int64, "long()"),
-        ):
+        for attribute, dtype, cure in (("inputs", torch.float32, "float()"), ("labels", torch.int64, "long()")):
             value = getattr(self, attribute)
             if not isinstance(value, torch.Tensor):
                 raise DataError(

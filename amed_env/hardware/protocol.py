@@ -52,12 +52,7 @@ class Capabilities:
 
     @classmethod
     def same_for_all_kinds(
-        cls,
-        bits: Sequence[int],
-        metrics: Mapping[str, str],
-        *,
-        deterministic: bool = True,
-        additive: bool = True,
+        cls, bits: Sequence[int], metrics: Mapping[str, str], *, deterministic: bool = True, additive: bool = True
     ) -> Capabilities:
         """Capabilities of a device that treats every kind of layer, weights and activations alike."""
         widths: dict[str, tuple[int, ...]] = {kind: tuple(bits) for kind in KINDS}

@@ -92,11 +92,7 @@ def files_below(folder):
 def test_layout_is_the_official_one(get, upstream, tmp_path):
     fetched = get()
     folder = tmp_path / "data"
-    expected = [
-        ".fetch.lock",
-        *(f"cifar-10-batches-bin/{n}" for n in NAMES),
-        "weights/cifar10_resnet20.safetensors",
-    ]
+    expected = [".fetch.lock", *(f"cifar-10-batches-bin/{n}" for n in NAMES), "weights/cifar10_resnet20.safetensors"]
     assert [name for name in files_below(folder) if name != ".fetch.lock"] == expected[1:]
     assert not (folder / "downloads").exists()
     for name, data in upstream.batches.items():

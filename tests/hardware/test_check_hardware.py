@@ -41,10 +41,7 @@ class WrongTable(Good):
     def table(self, workload, weight_bits, activation_bits):
         table = load_device("bitfusion").table(workload, weight_bits, activation_bits)
         return CostTable(
-            table.layers,
-            table.weight_bits,
-            table.activation_bits,
-            {"latency_ms": table.metrics["latency_ms"]},
+            table.layers, table.weight_bits, table.activation_bits, {"latency_ms": table.metrics["latency_ms"]}
         )
 
 

@@ -8,14 +8,7 @@ import yaml
 from hardware_samples import EASY_YAML, SMALL
 
 from amed_env.errors import DeviceError, InputError, PluginError, UnknownNameError
-from amed_env.hardware import (
-    HardwareBackend,
-    device_names,
-    evaluate_cost,
-    list_devices,
-    load_device,
-    register_hardware,
-)
+from amed_env.hardware import HardwareBackend, device_names, evaluate_cost, list_devices, load_device, register_hardware
 from amed_env.hardware import registry as registry_module
 from amed_env.hardware.files.extends import shipped_files
 from amed_env.hardware.registry import DEVICES, GROUP
@@ -70,10 +63,7 @@ def test_the_listing_has_everything_with_a_description(mine):
     assert set(SHIPPED) | {"my-device"} <= set(listing) == set(device_names())
     assert all(info.error is None for info in listing.values())
     assert listing["bitfusion"].source == "file" and "Bit Fusion" in listing["bitfusion"].description
-    assert (listing["my-device"].source, listing["my-device"].description) == (
-        "registered",
-        "A device of mine.",
-    )
+    assert (listing["my-device"].source, listing["my-device"].description) == ("registered", "A device of mine.")
 
 
 def test_registered_devices_carry_their_name(mine):

@@ -35,11 +35,7 @@ def test_same_padding(size, kernel, stride, expected):
     ("network", "names", "weights"),
     [
         # 3 x 3: 3 -> 16 -> 16 -> 16 -> 32 -> 32 -> 64 -> 64; 1 x 1: 16 -> 32, 32 -> 64; 64 -> 10.
-        (
-            resnet8(),
-            RESNET8_NAMES,
-            9 * (48 + 256 + 256 + 512 + 1024 + 2048 + 4096) + 512 + 2048 + 640,
-        ),
+        (resnet8(), RESNET8_NAMES, 9 * (48 + 256 + 256 + 512 + 1024 + 2048 + 4096) + 512 + 2048 + 640),
         # 10 x 4: 1 -> 64; four times 3 x 3 on 64 channels and 64 -> 64; 64 -> 12.
         (ds_cnn(), DS_CNN_NAMES, 40 * 64 + 4 * (9 * 64 + 64 * 64) + 12 * 64),
     ],

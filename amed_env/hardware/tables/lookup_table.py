@@ -235,10 +235,7 @@ class TableBackend(HardwareBackend):
 
 
 def build_table(
-    backend: HardwareBackend,
-    workload: Workload,
-    precisions: Sequence[Precision],
-    provenance: Mapping[str, str],
+    backend: HardwareBackend, workload: Workload, precisions: Sequence[Precision], provenance: Mapping[str, str]
 ) -> LookupTable:
     """The table of a device for a network.
 

@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 
 from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import AllocationError, UnsupportedPrecisionError, WorkloadError
-from amed_env.hardware import (
-    SystolicBackend,
-    cost_table,
-    evaluate_cost,
-    load_device,
-    parse_device_config,
-)
+from amed_env.hardware import SystolicBackend, cost_table, evaluate_cost, load_device, parse_device_config
 from amed_env.hardware.simulator.simulator import mac_energy_by_bits
 from amed_env.problem.workload import KINDS
 
