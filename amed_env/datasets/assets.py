@@ -89,8 +89,7 @@ def _install_cifar10(archive: Path, folder: Path) -> None:
     """Unpack the six files of images, and nothing else that an archive may hold.
 
     Members are copied out as plain bytes under names that are known beforehand, so neither paths nor links
-    nor modes of the archive matter. (Python 3.11.0 to 3.11.3 have no extraction filter, and pooch uses it
-    from 3.12 on only.)
+    nor modes of the archive matter. (Python 3.11.0 to 3.11.3 have no extraction filter.)
     """
     missing = set(cifar10.FILES)
     (folder / cifar10.FOLDER).mkdir(exist_ok=True)

@@ -234,8 +234,9 @@ def _check_unknown_layers(backend: HardwareBackend, capabilities: Capabilities, 
 
 def _common_precisions(capabilities: Capabilities, workload: Workload) -> tuple[Precision, ...]:
     """Precisions that every layer can run at, narrow ones first."""
-    sets = [set(capabilities.precisions(kind)) for kind in {layer.kind for layer in workload}]
-    return tuple(sorted(set.intersection(*sets)))
+    kinds = {layer.kind for layer in workload}
+    of_kinds = [set(capabilities.precisions(kind)) for kind in kinds]
+    return tuple(sorted(set.intersection(*of_kinds)))
 
 
 def _require_close(total: float, expected: float, metric: str, allocation: BitAllocation) -> None:

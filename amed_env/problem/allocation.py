@@ -8,12 +8,12 @@ The file format `amed-allocation/1` is plain JSON::
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from amed_env.errors import AllocationError
+from amed_env.support.text import repeated
 
 FORMAT = "amed-allocation/1"
 FLOAT_BITS = 32
@@ -207,9 +207,9 @@ class BitAllocation(Mapping[str, Precision]):
         """
 
         def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            repeated = sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-            if repeated:
-                raise AllocationError(f"{path}: {', '.join(map(repr, repeated))} is repeated.")
+            twice = repeated(key for key, _ in pairs)
+            if twice:
+                raise AllocationError(f"{path}: {', '.join(map(repr, twice))} is repeated.")
             return dict(pairs)
 
         try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from amed_env.errors import BudgetError, UnknownNameError
+from amed_env.support.text import repeated
 
 TOLERANCE = 1e-9
 """Relative slack of every comparison with a limit, as sums of floats depend on their order."""
@@ -135,10 +136,9 @@ def parse_budgets(budgets: Mapping[str, str | float] | Iterable[str] | None) -> 
                 raise BudgetError(f"budget {text!r}: write it as name=value, for example latency=0.6.")
             pairs.append((name.strip(), value))
     parsed = tuple(Budget.parse(name, value) for name, value in pairs)
-    names = [budget.name for budget in parsed]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise BudgetError(f"budget {', '.join(repeated)} is given more than once; give each once.")
+    twice = repeated(budget.name for budget in parsed)
+    if twice:
+        raise BudgetError(f"budget {', '.join(twice)} is given more than once; give each once.")
     return parsed
 
 

@@ -64,11 +64,10 @@ class Ties:
     def reduced(self) -> Workload:
         """The workload that has one layer for each group."""
         layers = {layer.name: layer for layer in self.full}
-        merged = tuple(
-            _merged(name, [layers[member] for member in group])
-            for name, group in zip(self.names, self.groups, strict=True)
-        )
-        return Workload(self.full.name, merged)
+        merged = []
+        for name, group in zip(self.names, self.groups, strict=True):
+            merged.append(_merged(name, [layers[member] for member in group]))
+        return Workload(self.full.name, tuple(merged))
 
     def expand(self, allocation: BitAllocation) -> BitAllocation:
         """The allocation of all layers of an allocation of the groups.

@@ -76,12 +76,11 @@ def _draw_layers(axes: Axes, cost: Cost, metric: str) -> None:
     axes.grid(axis="x", color="#e6e8eb", linewidth=0.7)
     axes.tick_params(axis="y", length=0)
     tidy(axes)
-    found = list(dict.fromkeys(bounds))
-    if any(found):
-        handles = [
-            Patch(color=_COLOURS.get(bound, _OTHER), label=f"bound by {bound}" if bound else "no bound given")
-            for bound in found
-        ]
+    if any(bounds):
+        handles = []
+        for bound in dict.fromkeys(bounds):
+            label = f"bound by {bound}" if bound else "no bound given"
+            handles.append(Patch(color=_COLOURS.get(bound, _OTHER), label=label))
         axes.legend(
             handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8.5, frameon=False
         )

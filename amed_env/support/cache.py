@@ -39,9 +39,9 @@ def cached_array(
     """
     path = cache_dir() / kind / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}.npy"
     try:
-        found = np.load(path, allow_pickle=False)
-        if _holds(found, shape):
-            return np.asarray(found)
+        kept = np.load(path, allow_pickle=False)
+        if _holds(kept, shape):
+            return np.asarray(kept)
         logger.warning("%s does not hold what it should; it is computed anew", path)
     except FileNotFoundError:
         pass
@@ -58,10 +58,10 @@ def cached_array(
     return array
 
 
-def _holds(found: object, shape: tuple[int, ...]) -> bool:
+def _holds(kept: object, shape: tuple[int, ...]) -> bool:
     return (
-        isinstance(found, np.ndarray)
-        and found.shape == shape
-        and found.dtype == np.float64
-        and bool(np.isfinite(found).all())
+        isinstance(kept, np.ndarray)
+        and kept.shape == shape
+        and kept.dtype == np.float64
+        and bool(np.isfinite(kept).all())
     )

@@ -306,7 +306,7 @@ def test_official_homes():
 
 
 def test_data_sets_are_imported_without_what_downloads_need():
-    code = "import sys, amed_env.datasets; sys.exit('requests' in sys.modules or 'pooch' in sys.modules)"
+    code = "import sys, amed_env.datasets; sys.exit('requests' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -349,7 +349,7 @@ def test_fashion_mnist_is_unpacked_and_read_back(server, patience, tmp_path, mon
         server.files[name.split("/")[-1] + ".gz"] = gzip.compress(content[name])
     rows = []
     for row in ASSETS["fashion-cnn"]:
-        assert row.source.checksum.startswith("md5:") and row.source.has_whole_checksum
+        assert len(row.source.checksum) == len("md5:") + 32
         checksum = f"md5:{hashlib.md5(server.files[row.source.file]).hexdigest()}"
         rows.append(replace(row, source=replace(row.source, checksum=checksum)))
     monkeypatch.setitem(ASSETS, "fashion-cnn", tuple(rows))

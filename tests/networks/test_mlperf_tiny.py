@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accuracy import count_correct
 from torch import nn
 from torch.nn import functional as F
 
@@ -76,19 +77,13 @@ def test_missing_weights_say_how_to_get_them(tmp_path, load, task):
         load(tmp_path)
 
 
-def hits(network, samples):
-    with torch.inference_mode():
-        return sum(int((network(x).argmax(1) == y).sum()) for x, y in samples.batches(500))
-
-
 @pytest.mark.data("cifar10-resnet8")
 @pytest.mark.slow
 def test_accuracy_of_resnet8_is_the_published_one(amed_data_dir):
-    assert hits(pretrained_resnet8(amed_data_dir), cifar10_test_file(amed_data_dir, raw=True)) == pytest.approx(
-        8721, abs=2
-    )
+    samples = cifar10_test_file(amed_data_dir, raw=True)
+    assert count_correct(pretrained_resnet8(amed_data_dir), samples) == pytest.approx(8721, abs=2)
 
 
 @pytest.mark.data("kws-dscnn")
 def test_accuracy_of_ds_cnn_on_the_official_samples(amed_data_dir):
-    assert hits(pretrained_ds_cnn(amed_data_dir), keyword_samples(amed_data_dir)) == pytest.approx(913, abs=1)
+    assert count_correct(pretrained_ds_cnn(amed_data_dir), keyword_samples(amed_data_dir)) == pytest.approx(913, abs=1)

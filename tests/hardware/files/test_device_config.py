@@ -156,48 +156,15 @@ def test_any_text_parses_or_complains(text):
     parses_or_complains(text)
 
 
+# Scalars that look like dates, numbers, binary data, anchors or tags, and are none.
+STRANGE_VALUES = """\
+1e400 -.inf .nan 2023-99-99 0x_ 0b 1:99 12:30:45 &a *a << = ~ {} [] [[]] {1:2} ? ! % @ ` | > -
+999999999999999999999999999999
+"""
+STRANGE_TAGS = "!!int x,!!float x,!!binary x,!!timestamp x,!!set {},!!omap [],!!null x,!!bool x,!!pairs [1],!!merge x"
 junk = st.one_of(
     st.text(max_size=20),
-    st.sampled_from(
-        [
-            "1e400",
-            "-.inf",
-            ".nan",
-            "2023-99-99",
-            "0x_",
-            "0b",
-            "1:99",
-            "12:30:45",
-            "&a",
-            "*a",
-            "<<",
-            "=",
-            "~",
-            "{}",
-            "[]",
-            "[[]]",
-            "{1:2}",
-            "?",
-            "!",
-            "%",
-            "@",
-            "`",
-            "|",
-            ">",
-            "-",
-            "999999999999999999999999999999",
-            "!!int x",
-            "!!float x",
-            "!!binary x",
-            "!!timestamp x",
-            "!!set {}",
-            "!!omap []",
-            "!!null x",
-            "!!bool x",
-            "!!pairs [1]",
-            "!!merge x",
-        ]
-    ),
+    st.sampled_from([*STRANGE_VALUES.split(), *STRANGE_TAGS.split(",")]),
     st.integers(0, 6000).map(lambda digits: "9" * digits),
     st.floats().map(str),
 )
