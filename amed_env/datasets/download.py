@@ -222,7 +222,7 @@ class _Transfer:
         of = "" if self.item.size is None else f" of {self.item.size:,}"
         raise DownloadError(
             f"{self.url} brought a damaged or another file: expected {algorithm} {expected}, found {digest} "
-            f"({size:,} bytes{of}). It was deleted; run the same command again to download it anew."
+            f"({size:,} bytes{of}). It was deleted; run the same command again to download it once more."
         )
 
     def _size(self) -> int:

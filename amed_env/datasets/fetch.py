@@ -1,6 +1,6 @@
 """Fetches data sets and pretrained weights from their official homes into the data folder.
 
-What a task needs, and how it is installed, stands in `datasets.assets`.
+`datasets.assets` lists what a task needs and how it is installed.
 """
 
 from __future__ import annotations

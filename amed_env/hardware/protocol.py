@@ -197,7 +197,7 @@ class CostTable:
         return {metric: float(sum_over_layers(values[chosen].tolist())) for metric, values in self.metrics.items()}
 
     def _positions(self, precisions: Sequence[Precision]) -> tuple[list[int], list[int]]:
-        """Where precisions stand on the axes of weight widths and of activation widths."""
+        """Positions of precisions on the axes of weight widths and of activation widths."""
         weights = [self.weight_bits.index(precision.weight_bits) for precision in precisions]
         activations = [self.activation_bits.index(precision.activation_bits) for precision in precisions]
         return weights, activations

@@ -58,7 +58,7 @@ class TiedDevice(HardwareBackend):
         if workload.layer_names != self.ties.names:
             unknown = [name for name in workload.layer_names if name not in self.ties.names]
             raise UnsupportedLayerError(
-                f"device {self.name!r} stands for the tied layers of {self.ties.full.name!r} only: "
+                f"device {self.name!r} answers for the tied layers of {self.ties.full.name!r} only: "
                 f"{', '.join(self.ties.names)}; it was asked about {', '.join(unknown) or 'some of them'}."
             )
 

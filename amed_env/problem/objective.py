@@ -118,7 +118,7 @@ def parse_budgets(budgets: Mapping[str, str | float] | Iterable[str] | None) -> 
     """Budgets from a mapping (`{"latency": 0.5}`) or from texts (`["latency=0.5", "memory=96KiB"]`).
 
     Raises:
-        BudgetError: If a text is malformed or a budget stands twice.
+        BudgetError: If a text is malformed or a budget is repeated.
     """
     if budgets is None:
         return ()

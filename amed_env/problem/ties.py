@@ -33,7 +33,7 @@ class Ties:
 
         Args:
             workload: The network's layers.
-            tied: Names of layers that share a choice; the first in network order decides where the group stands.
+            tied: Names of layers that share a choice; the first in network order decides the group's position.
 
         Raises:
             UnknownNameError: If there is no such layer.

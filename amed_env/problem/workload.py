@@ -113,7 +113,7 @@ class Workload:
         layers: At least one layer; names are unique.
 
     Raises:
-        WorkloadError: If there is no layer, or a name stands twice.
+        WorkloadError: If there is no layer, or a name is repeated.
     """
 
     name: str

@@ -29,7 +29,7 @@ def cached_array(
 ) -> npt.NDArray[np.float64]:
     """Return an array from the cache, or compute and keep it.
 
-    A file that is damaged or has another shape is made anew; a cache that cannot be written is only logged.
+    A file that is damaged or has another shape is computed again; a cache that cannot be written is only logged.
 
     Args:
         kind: What it is: the folder's name.
@@ -42,11 +42,11 @@ def cached_array(
         kept = np.load(path, allow_pickle=False)
         if _holds(kept, shape):
             return np.asarray(kept)
-        logger.warning("%s does not hold what it should; it is computed anew", path)
+        logger.warning("%s does not hold what it should; it is computed again", path)
     except FileNotFoundError:
         pass
     except Exception as error:  # whatever a damaged file makes numpy raise: ValueError, BadZipFile, MemoryError ...
-        logger.warning("cannot read %s (%s); it is computed anew", path, error)
+        logger.warning("cannot read %s (%s); it is computed again", path, error)
     array = np.asarray(compute(), dtype=np.float64)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a result depends on beside its settings: the machine, and versions of what it is computed with."""
+"""What a result depends on in addition to its settings: the machine, and versions of what it is computed with."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Layers timed on this machine with ONNX Runtime's CPU kernels; needs the extra `measure`.
 
 A time is CPU time of the calling thread, which alone computes, in batches of runs that last about a millisecond: the
-least mean of a batch, and beside it the spread (median less minimum). Each layer runs alone with its data in the cache,
+smallest mean of a batch, and the spread (median minus minimum). Each layer runs alone with its data in the cache,
 so what happens between layers is not measured. What was measured is kept by shape, precision, runtime version and CPU.
 Nothing is smoothed: where fewer bits are slower, the times say so.
 """

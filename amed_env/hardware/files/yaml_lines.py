@@ -24,7 +24,7 @@ def read_text(path: str | Path) -> str:
 
 
 class YamlDocument:
-    """One YAML document: its data, and the lines where its fields stand.
+    """One YAML document: its data, and the lines of its fields.
 
     Args:
         text: The YAML source; a mapping at the top level.

@@ -3,7 +3,7 @@
 CSV of this package: lines `# key: value` with the provenance, then the columns `layer,w_bits,a_bits` and a column for
 every metric, whose unit is known by its name (`latency_ms`) or written behind it (`area:mm2`). AMED's CSV has a row a
 layer, its name first, and columns `latency_2` and so on in ms. An NPY file has the axes (metric,) layer, weight width,
-activation width, and beside it a JSON file of the same name that says what they are; without one it is HAQ's: cycles,
+activation width, and a JSON file of the same name that describes them; without one it is HAQ's: cycles,
 layers x 8 x 8 widths from 1 to 8. A YAML file in format `amed-table/1` may name the table and say how to read it.
 """
 
@@ -65,7 +65,7 @@ def load_table(path: Path, clock_mhz: float | None = None) -> LookupTable:
         clock_mhz: Clock that turns the metric `cycles` into `latency_ms`.
 
     Raises:
-        DeviceError: If the file cannot be read or is malformed, rows are missing or stand twice, or a clock is given
+        DeviceError: If the file cannot be read or is malformed, rows are missing or repeated, or a clock is given
             for a table without cycles; the message has file, line, layer and precision.
     """
     if path.suffix.lower() == ".npy":
@@ -189,9 +189,9 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     count = array.shape[1] if layers is None and array.ndim == 4 else len(layers or ())
     expected = (len(metrics), count, len(weights), len(activations))
     if array.shape != expected:
-        advice = (
-            f"{sidecar.name} says so" if facts else "without a JSON file beside it HAQ's widths 1 to 8 are expected"
-        )
+        advice = f"{sidecar.name} says so"
+        if not facts:
+            advice = "without a JSON file of the same name HAQ's widths 1 to 8 are expected"
         raise DeviceError(
             f"{where}: the array has shape {array.shape}, expected {expected} for (metrics, layers, weight widths, "
             f"activation widths): {advice}."

@@ -35,7 +35,7 @@ class LookupTable:
         provenance: Where the numbers come from: `device`, `network`, `workload` (a digest of its shapes) and so on.
 
     Raises:
-        DeviceError: If shapes do not agree, a precision or a layer stands twice, or a number is negative or not finite.
+        DeviceError: If shapes do not agree, a precision or a layer is repeated, or a number is negative or not finite.
     """
 
     where: str
@@ -173,7 +173,7 @@ class TableBackend(HardwareBackend):
         return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
 
     def sample_workload(self) -> Workload:
-        """The layers of the table; their shapes are not known to it and stand for nothing."""
+        """The layers of the table; their shapes are unknown and replaced by 1 x 1 products."""
         names = self.lookup.layers or [f"layer{row}" for row in range(len(self.lookup))]
         return Workload(self.name, tuple(Layer(name, "conv", m=1, n=1, k=1) for name in names))
 
@@ -210,7 +210,7 @@ class TableBackend(HardwareBackend):
             return
         raise DeviceError(
             f"{self.lookup.where}: the table was made for other shapes than those of {workload.name!r} (provenance "
-            "'workload' differs); make it anew with `amed table`."
+            "'workload' differs); build it again with `amed table`."
         )
 
     def _mix(self, precision: Precision) -> list[tuple[int, float]]:
