@@ -23,6 +23,7 @@ FILE = "kws_mlperf_tiny_1000.npz"
 CLASSES = 12
 FEATURE_SHAPE = (1, 49, 10)
 SAMPLES = 1_000
+# Only the 1,000 official samples are at hand in a form that needs no audio processing.
 CALIBRATION_SAMPLES = 200
 SEARCH_SAMPLES = 400
 

@@ -87,6 +87,7 @@ class ProcessorBackend(_ScaledBackend):
             ]
         )
         cycles = fixed + work * self._cycles_per_mac[weight_bits, activation_bits]
+        # Memory is not modelled: the published rates are those of whole kernels, loads and stores included.
         latency_ms = cycles / (config.processor.clock_mhz * 1e3)
         metrics = {"latency_ms": latency_ms, "cycles": cycles}
         if config.energy is not None:
@@ -140,6 +141,7 @@ def cycles_per_mac_by_bits(section: ThroughputSection) -> FloatArray:
         return np.ones((section.weight_bits[-1] + 1, section.activation_bits[-1] + 1))
     weights, activations = sorted(table), sorted(next(iter(table.values())))
     cycles = np.array([[1 / table[weight][activation] for activation in activations] for weight in weights])
+    # A kernel for the next wider width runs a narrower operand unpacked; below the narrowest entry it is that one.
     rows = np.searchsorted(weights, np.arange(weights[-1] + 1))
     columns = np.searchsorted(activations, np.arange(activations[-1] + 1))
     return np.asarray(cycles[np.ix_(rows, columns)])
