@@ -67,12 +67,8 @@ class ProcessorBackend(_ScaledBackend):
 
     def capabilities(self) -> Capabilities:
         """The kinds of layers and the widths of the device file; deterministic and additive."""
-        throughput = self.config.throughput
-        return Capabilities(
-            weight_bits=dict.fromkeys(throughput.kinds, throughput.weight_bits),
-            activation_bits=dict.fromkeys(throughput.kinds, throughput.activation_bits),
-            metrics=dict(self.metrics),
-        )
+        widths = self.config.throughput
+        return Capabilities.same_for_kinds(widths.kinds, widths.weight_bits, widths.activation_bits, self.metrics)
 
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
@@ -113,11 +109,7 @@ class ProxyBackend(_ScaledBackend):
     def capabilities(self) -> Capabilities:
         """All kinds of layers at the widths of the device file; deterministic and additive."""
         proxy = self.config.proxy
-        return Capabilities(
-            weight_bits=dict.fromkeys(KINDS, proxy.weight_bits),
-            activation_bits=dict.fromkeys(KINDS, proxy.activation_bits),
-            metrics=dict(self.metrics),
-        )
+        return Capabilities.same_for_kinds(KINDS, proxy.weight_bits, proxy.activation_bits, self.metrics)
 
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
