@@ -218,15 +218,6 @@ def search(
     device_retries: Annotated[
         int | None, typer.Option("--device-retries", min=0, metavar="N", help="Further tries of a call that failed.")
     ] = None,
-    early_stop: Annotated[
-        float | None,
-        typer.Option(
-            "--early-stop",
-            metavar="CONFIDENCE",
-            help="End an evaluation once the allocation is worse than the best one with this confidence (0.999). Its "
-            "accuracy is an estimate then, and never the result.",
-        ),
-    ] = None,
     max_faults: Annotated[
         int,
         typer.Option("--max-faults", min=1, metavar="N", help="Failures in a row after which the search stops."),
@@ -270,7 +261,6 @@ def search(
             device_timeout=device_timeout,
             device_retries=device_retries,
             max_faults=max_faults,
-            early_confidence=early_stop,
         )
         code = run(output, request)
     raise typer.Exit(code)

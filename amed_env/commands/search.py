@@ -48,7 +48,6 @@ class SearchRequest:
     resume: bool
     threads: int | None = None
     recipe: str | None = None
-    early_confidence: float | None = None
     budgets: list[str] = field(default_factory=list)
     pins: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
@@ -187,7 +186,6 @@ def _explore(
                 folder=folder.path,
                 on_change=on_change,
                 max_faults=request.max_faults,
-                early_confidence=request.early_confidence,
             )
         finally:
             if isinstance(evaluator, PostTrainingEvaluator):
@@ -263,7 +261,6 @@ def _settings(
         **({} if agent.recipe is None else {"agent_recipe": agent.recipe}),
         "evaluations": request.evaluations,
         "seed": request.seed,
-        "early_confidence": request.early_confidence,
         "recipe": None if recipe is None else asdict(recipe),
         "fingerprint": task.evaluator.fingerprint,
     }

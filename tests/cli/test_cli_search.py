@@ -154,6 +154,18 @@ def test_resume(amed, tmp_path, rows_of, monkeypatch):
     assert rows_of(tmp_path / "run" / "trials.sqlite")[:6] == before
 
 
+def test_a_search_of_a_version_with_early_stopping_can_be_resumed(amed, tmp_path):
+    amed(*RANDOM)
+    path = tmp_path / "run" / "config.json"
+    for confidence, code in ((None, 0), (0.999, 2)):
+        config = json.loads(path.read_text())
+        config["settings"]["early_confidence"] = confidence
+        path.write_text(json.dumps(config))
+        answer = amed(*RANDOM, "--resume")
+        assert answer.code == code
+    assert "early_confidence (there 0.999" in answer.err
+
+
 def test_resume_on_a_new_folder_starts(amed):
     assert amed(*RANDOM, "--resume", "--evaluations", 2).code == 0
 
