@@ -1,8 +1,9 @@
-"""Preparing a task's network before the first evaluation, with progress."""
+"""What a network's evaluator does before the first evaluations, and takes its time for: shown while it goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 from amed_env.commands.output import Output
@@ -40,3 +41,21 @@ def note_slow_layers(output: Output, task: Task) -> None:
         return
     for name, reason in task.evaluator.in_float.items():
         output.note(f"layer {name} is evaluated in float: {reason}")
+
+
+@contextmanager
+def told_of_sensitivities(task: Task, report: Callable[[int, int], None]) -> Iterator[None]:
+    """A block in which an agent may have sensitivities measured.
+
+    Args:
+        task: The task.
+        report: Called with what is measured and how much there is.
+    """
+    if not isinstance(task.evaluator, PostTrainingEvaluator):
+        yield
+        return
+    task.evaluator.on_sensitivities = report
+    try:
+        yield
+    finally:
+        task.evaluator.on_sensitivities = None
