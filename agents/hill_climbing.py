@@ -22,7 +22,7 @@ class HillClimbing(Agent):
     def explore(self, session: SearchSession) -> None:
         """Climb until the evaluations are used up or the neighbourhood has nothing new."""
         task, rng = session.task, session.rng
-        widest = task.uniform_choices(task.free_choices[-1])
+        widest = task.space.uniform_choices(task.space.free_choices[-1])
         start = repair(task, widest, task.limits) if task.limits else widest
         if start is None:
             return

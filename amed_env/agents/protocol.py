@@ -12,7 +12,7 @@ from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
 from amed_env.errors import BackendError, SearchEnded, UnknownNameError
 from amed_env.evaluation.store import TrialStore
 from amed_env.problem.objective import BUDGET_METRICS
-from amed_env.tasks.task import Task
+from amed_env.tasks.task import Task, search_split_only
 
 DEVELOPMENT_CELLS = (
     "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
@@ -70,7 +70,6 @@ class Agent(abc.ABC):
         folder: Path | None = None,
         on_change: Callable[[SearchSession], None] | None = None,
         max_faults: int = MAX_CONSECUTIVE_FAULTS,
-        early_confidence: float | None = None,
     ) -> SearchResult:
         """Search for the best allocation of a task.
 
@@ -84,17 +83,16 @@ class Agent(abc.ABC):
             folder: Where the agent may write logs of its own.
             on_change: Called with the session whenever a trial, a fault or the note is new.
             max_faults: Failures in a row after which the search stops; what was found is kept.
-            early_confidence: Confidence with which hopeless evaluations end early; see `SearchSession`.
 
         Returns:
             The best trial, the Pareto front and all trials; not yet the comparison (`SearchResult.add_report`).
         """
         self.folder = folder
-        session = SearchSession(task, evaluations, seed, store, on_change, max_faults, early_confidence)
+        session = SearchSession(task, evaluations, seed, store, on_change, max_faults)
         interrupted, gave_up = False, False
         retried, failed = task.device_faults.retried, task.device_faults.count
         try:
-            with task.search_split_only():
+            with search_split_only():
                 self.explore(session)
         except SearchEnded:
             pass

@@ -138,10 +138,7 @@ class SearchResult:
 def pareto_front(trials: list[Trial], metric: str) -> list[Trial]:
     """Trials of which no other has at least the accuracy at less cost, or more accuracy at the same; cheapest first."""
     front: list[Trial] = []
-    for trial in sorted(
-        (trial for trial in trials if not trial.quality.partial),
-        key=lambda t: (t.costs[metric], -t.quality.accuracy, t.quality.loss),
-    ):
+    for trial in sorted(trials, key=lambda t: (t.costs[metric], -t.quality.accuracy, t.quality.loss)):
         if not front or trial.quality.accuracy > front[-1].quality.accuracy:
             front.append(trial)
     return front

@@ -9,7 +9,6 @@ from time import perf_counter
 import numpy as np
 
 from amed_env.errors import AmedError, BackendError, InputError, SearchEnded, StoreError
-from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.store import Trial, TrialStore
 from amed_env.problem.allocation import BitAllocation
 from amed_env.tasks.task import Task
@@ -45,12 +44,9 @@ class SearchSession:
         store: Where trials are kept; in memory by default.
         on_change: Called with the session whenever a trial, a fault or the note is new.
         max_faults: Failures in a row, of evaluations or of calls of the device alone, after which it is over.
-        early_confidence: End an evaluation as soon as the allocation is worse than the best one with this confidence
-            (0.999, say); its accuracy is then an estimate, which a learner may use, but which is never the best trial.
-            None evaluates everything to the end.
 
     Raises:
-        InputError: If a number is out of range, or the evaluator cannot end early.
+        InputError: If a number is out of range.
     """
 
     def __init__(
@@ -61,7 +57,6 @@ class SearchSession:
         store: TrialStore | None = None,
         on_change: Callable[[SearchSession], None] | None = None,
         max_faults: int = MAX_CONSECUTIVE_FAULTS,
-        early_confidence: float | None = None,
     ) -> None:
         if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
             raise InputError(f"evaluations is {evaluations!r}; give a whole number of at least 1.")
@@ -69,11 +64,6 @@ class SearchSession:
             raise InputError(f"seed is {seed!r}; give a whole number from 0 to 2^32 - 1.")
         if isinstance(max_faults, bool) or not isinstance(max_faults, int) or max_faults < 1:
             raise InputError(f"max_faults is {max_faults!r}; give a whole number of at least 1.")
-        if early_confidence is not None:
-            EarlyDecision(0, early_confidence)  # checks the confidence
-            if not task.evaluator.decides_early:
-                raise InputError("this task's evaluator cannot end an evaluation early; leave early_confidence out.")
-        self.early_confidence = early_confidence
         self.task, self.limit, self.seed, self.max_faults = task, evaluations, seed, max_faults
         task.device_faults.succeeded()  # what went wrong before this search does not count here
         self.rng = np.random.default_rng(seed)
@@ -159,7 +149,7 @@ class SearchSession:
         if not isinstance(allocation, BitAllocation):
             raise InputError(f"{allocation!r} is no allocation; make one with session.task.allocation(choices).")
         allocation = allocation.plain().require_layers(self.task.workload.layer_names, f"network {self.task.network!r}")
-        self.task.require_pins(allocation)
+        self.task.space.require_pins(allocation)
         self.check()
         known = self._seen.get(allocation)
         if known is not None:
@@ -191,21 +181,16 @@ class SearchSession:
 
     def _stored_or_measured(self, allocation: BitAllocation) -> Trial:
         stored = self._store.get(allocation)
-        if stored is not None and not (stored.quality.partial and self.early_confidence is None):
+        if stored is not None:
             # Quality is the network's alone; costs are this task's, so they are looked up anew.
             return Trial(allocation, stored.quality, dict(self.task.cost(allocation).metrics), stored.seconds)
-        best = None if self.early_confidence is None else self.best()
-        early = None
-        if best is not None and self.early_confidence is not None:
-            early = EarlyDecision(best.quality.correct, self.early_confidence, self.task.evaluator.looks)
-        trial = self.task.measure(allocation, early)
+        trial = self.task.measure(allocation)
         self._store.add(trial)
         return trial
 
     def best(self) -> Trial | None:
         """The feasible trial of the highest accuracy; ties go to the lower loss, then to the earlier one."""
-        new = [trial for trial in self.trials[self._compared :] if not trial.quality.partial]
-        fitting = [trial for trial in new if self.task.feasible(trial.costs)]
+        fitting = [trial for trial in self.trials[self._compared :] if self.task.feasible(trial.costs)]
         self._best = best_trial(fitting if self._best is None else [self._best, *fitting])
         self._compared = len(self.trials)
         return self._best

@@ -24,7 +24,6 @@ from amed_env.agents.registry import make_agent
 from amed_env.agents.session import SearchSession, best_trial
 from amed_env.errors import UnknownNameError
 from amed_env.evaluation.delegating import DelegatingEvaluator
-from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
 from amed_env.evaluation.store import Trial
 from amed_env.problem.allocation import BitAllocation, Precision
@@ -60,16 +59,11 @@ class _Told(DelegatingEvaluator):
 
     def __init__(self, inner: Evaluator, lie: _Lie) -> None:
         super().__init__(inner)
-        self.decides_early = False
         self._lie = lie
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
         """See `Evaluator.evaluate`."""
         return self._lie.quality(super().evaluate(allocation, split))
-
-    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
-        """See `Evaluator.evaluate_until`; it never ends early, as incumbents are told wrong."""
-        return self.evaluate(allocation)
 
     def predicted_loss(self, precisions: Sequence[Precision]) -> FloatArray:
         """See `Evaluator.predicted_loss`."""
@@ -174,7 +168,7 @@ class _Inverted(_Lie):
     def quality(self, quality: Quality) -> Quality:
         """Wrong samples for correct ones, and the loss of one who takes the true class for the false one."""
         true_class = min(math.exp(-quality.loss), _NEARLY_SURE)
-        return Quality(quality.samples - quality.correct, quality.samples, -math.log1p(-true_class), quality.partial)
+        return Quality(quality.samples - quality.correct, quality.samples, -math.log1p(-true_class))
 
 
 class ShuffledSensitivities(_Control):

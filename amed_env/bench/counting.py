@@ -8,7 +8,6 @@ from typing import Any, NoReturn, Self, SupportsIndex
 
 from amed_env.errors import InputError
 from amed_env.evaluation.delegating import DelegatingEvaluator
-from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 from amed_env.tasks.task import Task
@@ -72,12 +71,6 @@ class CountedEvaluator(DelegatingEvaluator):
         allocation = allocation.plain()  # what is counted is what is evaluated
         self._count(allocation)
         return super().evaluate(allocation, split)
-
-    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
-        """See `Evaluator.evaluate_until`."""
-        allocation = allocation.plain()
-        self._count(allocation)
-        return super().evaluate_until(allocation, early)
 
 
 def counted(task: Task) -> tuple[Task, Questions]:

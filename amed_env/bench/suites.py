@@ -7,13 +7,12 @@ are the only ones that an agent may be tuned on. Devices and budgets of all suit
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 
 from amed_env.bench.limits import Cells
 from amed_env.errors import AmedError, InputError, UnknownNameError
-from amed_env.evaluation.table import TableEvaluator
 from amed_env.tasks.catalogue import TABULAR_PREFIX, TASKS
 from amed_env.tasks.make import make_task
 from amed_env.tasks.task import Task
@@ -174,21 +173,12 @@ def cell_task(cell: Cell) -> Task:
         BudgetError: If no allocation meets the budget; the message has the smallest reachable value.
         AmedError: If task or device cannot be made.
     """
-    task = _task_on(cell.task, cell.device).with_budget(dict(cell.budget))
-    task.costs, task.least_costs = dict(task.costs), dict(task.least_costs)
-    if task.reference_cost is not None:
-        task.reference_cost = replace(task.reference_cost, metrics=dict(task.reference_cost.metrics))
-    return task
+    return _task_on(cell.task, cell.device).with_budget(dict(cell.budget))
 
 
 @lru_cache(maxsize=64)
 def _task_on(task: str, device: str) -> Task:
-    made = make_task(task, device=device)
-    # Computed here, so that the copies of all cells have them; no agent may change what the others see.
-    for array in (*made.costs.values(), *made.least_costs.values(), made.predicted_loss, made.choosable):
-        array.setflags(write=False)
-    assert made.reference_cost is not None  # computed here too; every device of the suites has 8 bit
-    return made
+    return make_task(task, device=device)
 
 
 def is_tabular(name: str) -> bool:
@@ -198,8 +188,9 @@ def is_tabular(name: str) -> bool:
 
 def task_digest(task: Task) -> str:
     """SHA-256 (hex) of what decides about the quality of every allocation: the table, or network, data and recipe."""
-    if isinstance(task.evaluator, TableEvaluator):
-        return task.evaluator.table.digest
+    table = task.evaluator.complete_table()
+    if table is not None:
+        return table.digest
     return sha256(task.evaluator.fingerprint.encode()).hexdigest()
 
 

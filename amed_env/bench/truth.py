@@ -12,7 +12,6 @@ import numpy.typing as npt
 from amed_env.bench.suites import Cell, cell_task
 from amed_env.errors import InputError
 from amed_env.evaluation.quality import Split
-from amed_env.evaluation.table import TableEvaluator
 from amed_env.evaluation.table_file import QualityTable
 from amed_env.tasks.ground_truth import feasible_rows, optimum, rows_of
 from amed_env.tasks.task import Task
@@ -99,6 +98,6 @@ def cell_truth(cell: Cell) -> CellTruth:
     """
     task = cell_task(cell)
     best = optimum(task)
-    evaluator = task.evaluator
-    assert isinstance(evaluator, TableEvaluator)  # others have no optimum
-    return CellTruth(cell, task, evaluator.table, feasible_rows(task), evaluator.row(best.allocation))
+    table = task.evaluator.complete_table()
+    assert table is not None  # others have no optimum
+    return CellTruth(cell, task, table, feasible_rows(task), table.row(best.allocation))

@@ -103,7 +103,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         Where costs do not add up these are lower bounds, so that the mask forbids only what nothing can make up for.
         """
         empty = np.zeros((len(self.task.workload), len(self.task.precisions)))
-        costs = np.stack([self.task.least_costs.get(metric, empty) for metric in METRICS])
+        costs = np.stack([self.task.device_costs.least_table.get(metric, empty) for metric in METRICS])
         known = {} if self.task.reference_cost is None else self.task.reference_cost.metrics
         reference = [
             known.get(metric) or float(table.max(axis=1).sum()) or 1.0
@@ -119,7 +119,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         smallest = dict(zip(BUDGET_METRICS, self.rest[:, 0] / self.reference, strict=True))
         if given is None:
             name = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
-            known = self.task.smallest_known(BUDGET_METRICS[name])
+            known = self.task.device_costs.smallest_known(BUDGET_METRICS[name])
             least = smallest[name] if known is None else known / self.reference[METRICS.index(BUDGET_METRICS[name])]
             least = float(least) * (1 + 1e-6)
             return {name: (min(1.0, least), max(1.0, least))} if least <= 1 else {name: (least, least)}

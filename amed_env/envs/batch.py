@@ -16,7 +16,6 @@ from amed_env.envs.base import REWARD_VECTOR
 from amed_env.envs.features import METRICS, BatchState
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import BudgetError, InputError
-from amed_env.evaluation.table import TableEvaluator
 from amed_env.problem.objective import BUDGET_METRICS, TOLERANCE, VIOLATION_PENALTY, score
 from amed_env.tasks.repair import repair
 
@@ -30,7 +29,7 @@ def why_not(env: LayerWiseEnv) -> str | None:
         return None
     if env.measures_itself:
         return "allocations are evaluated by `measure`, one after the other"
-    if not isinstance(env.task.evaluator, TableEvaluator):
+    if env.task.evaluator.complete_table() is None:
         return f"the quality of {env.task.network!r} is evaluated, not looked up"
     if not env.task.capabilities.additive:
         return f"the costs of {env.task.device!r} do not add up over the layers"
@@ -71,9 +70,8 @@ class LayerWiseBatch:
         self.start(np.full((count, len(METRICS)), np.inf))
 
     def _prepare_lookups(self) -> None:
-        evaluator = self.task.evaluator
-        assert isinstance(evaluator, TableEvaluator)
-        table = evaluator.table
+        table = self.task.evaluator.complete_table()
+        assert table is not None  # `why_not` has looked
         columns = np.asarray([table.precisions.index(precision) for precision in self.task.precisions])
         self._row_parts = columns[:, None] * table.strides  # (P, G)
         self._correct, self._loss = table.correct["search"], table.loss["search"]

@@ -110,7 +110,7 @@ class RandomWalkEnv(AllocationEnv):
         largest = max(float(self.task.predicted_loss.max()), 1e-6)
         self._predicted = np.log1p(self.task.predicted_loss).ravel() / math.log1p(largest)
         self._widths = np.asarray(self.task.precisions, dtype=float)
-        self._choices = self.task.start_choices()
+        self._choices = self.task.space.start_choices()
         self._left = 0
         self._trial_here: Trial | None = None
         self._fault: str | None = None
@@ -135,7 +135,7 @@ class RandomWalkEnv(AllocationEnv):
         start = rest.pop("start", None)
         if start is not None and not isinstance(start, BitAllocation):
             raise InputError(f"reset: the option 'start' is {start!r}; give a BitAllocation.")
-        choices = self.task.start_choices() if start is None else self.task.choices(start)
+        choices = self.task.space.start_choices() if start is None else self.task.choices(start)
         unknown = sorted(set(rest) - {"budget"})
         if unknown:
             raise InputError(f"reset: unknown option {', '.join(map(repr, unknown))}; use 'budget' or 'start'.")

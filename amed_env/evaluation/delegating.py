@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
 from amed_env.problem.allocation import BitAllocation, Precision
 
@@ -23,16 +22,12 @@ class DelegatingEvaluator(Evaluator):
 
     def __init__(self, inner: Evaluator) -> None:
         self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
-        self.decides_early, self.looks, self.looked_up = inner.decides_early, inner.looks, inner.looked_up
+        self.ties, self.looked_up = inner.ties, inner.looked_up
         self._inner = inner
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
         """See `Evaluator.evaluate`."""
         return self._inner.evaluate(allocation, split)
-
-    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
-        """See `Evaluator.evaluate_until`."""
-        return self._inner.evaluate_until(allocation, early)
 
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """See `Evaluator.predicted_loss`."""

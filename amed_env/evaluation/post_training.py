@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, NonFiniteError
 from amed_env.evaluation.divergences import measure_divergences, measure_pairs
-from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.evaluation.preparation import Progress, prepare_network, prepared_digest
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
 from amed_env.evaluation.sensitivities import measure_sensitivity
@@ -62,11 +61,6 @@ class PostTrainingEvaluator(Evaluator):
         DataError: If a label is not one of the network's classes, or search or test samples have only one class.
     """
 
-    decides_early = True
-
-    on_sensitivities: Progress | None = None
-    """Called with the measurements done and all of them, while sensitivities of layers or pairs are measured."""
-
     def __init__(
         self,
         traced: TracedNetwork,
@@ -84,7 +78,6 @@ class PostTrainingEvaluator(Evaluator):
         self.recipe = make_recipe(recipe)
         self.threads, self.batch_size = threads, batch_size
         self.traced, self._splits = traced, splits
-        self.looks = -(-len(splits.search) // batch_size)  # one after every batch
         with torch_threads(threads):
             self.network = QuantizedNetwork(
                 traced,
@@ -164,15 +157,18 @@ class PostTrainingEvaluator(Evaluator):
         """Layers that are computed in float although their widths are integers, with the reason."""
         return self.network.in_float
 
+    def network_evaluator(self) -> PostTrainingEvaluator:
+        """See `Evaluator.network_evaluator`."""
+        return self
+
+    def float_remarks(self) -> list[str]:
+        """See `Evaluator.float_remarks`."""
+        if self.network.why_float is not None:
+            return [f"evaluated in float: {self.network.why_float}"]
+        return [f"layer {name} is evaluated in float: {reason}" for name, reason in self.in_float.items()]
+
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
         """Quality of an allocation on a split; see `Evaluator.evaluate`."""
-        return self._evaluate(allocation, split, None)
-
-    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
-        """Quality on the search split, `partial` if it was decided early; see `Evaluator.evaluate_until`."""
-        return self._evaluate(allocation, "search", early)
-
-    def _evaluate(self, allocation: BitAllocation, split: Split, early: EarlyDecision | None) -> Quality:
         samples = self.samples(split)
         self.prepare()
         tally = Tally()
@@ -182,9 +178,7 @@ class PostTrainingEvaluator(Evaluator):
                 for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
                     # The test split is for the final report: its batches do not come again.
                     tally.add(self.network(inputs, (split, number) if split == "search" else None), labels)
-                    if early is not None and early.decided(tally.correct, tally.samples, len(samples)):
-                        break
-                return tally.quality(allocation, split, len(samples))
+                return tally.quality(allocation, split)
             except NonFiniteError as error:
                 raise self._not_finite(allocation, split, error.layer) from error
 
@@ -244,8 +238,7 @@ class PostTrainingEvaluator(Evaluator):
                 for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
                     tallies[position].add(scores, batches[number][1])
                 return [
-                    tally.quality(allocation, split, len(samples))
-                    for tally, allocation in zip(tallies, allocations, strict=True)
+                    tally.quality(allocation, split) for tally, allocation in zip(tallies, allocations, strict=True)
                 ]
             except NonFiniteError:  # one by one, so that the message can name the allocation and the module
                 return [self.evaluate(allocation, split) for allocation in allocations]
@@ -346,8 +339,8 @@ class Tally:
         self.loss += float(F.cross_entropy(scores, labels, reduction="sum"))
         self.samples += len(labels)
 
-    def quality(self, allocation: BitAllocation, split: str, samples: int) -> Quality:
-        """The quality on what was counted, partial if that are fewer than `samples`.
+    def quality(self, allocation: BitAllocation, split: str) -> Quality:
+        """The quality on what was counted.
 
         Raises:
             NonFiniteError: If the network returned NaN or infinity.
@@ -356,4 +349,4 @@ class Tally:
             raise NonFiniteError(
                 f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}."
             )
-        return Quality(self.correct, self.samples, self.loss / self.samples, partial=self.samples < samples)
+        return Quality(self.correct, self.samples, self.loss / self.samples)

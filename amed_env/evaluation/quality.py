@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import InputError
-from amed_env.evaluation.early_decision import EarlyDecision
 from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.ties import Ties
 from amed_env.problem.workload import Workload
+
+if TYPE_CHECKING:
+    from amed_env.evaluation.post_training import PostTrainingEvaluator
+    from amed_env.evaluation.table_file import QualityTable
 
 Split = Literal["search", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 GradientMeasure = Literal["squared-error", "fisher", "hessian"]
 """Sensitivities besides the divergence of `predicted_loss`; see `evaluation.sensitivities`."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is to do in all."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +37,11 @@ class Quality:
         correct: Samples whose true class has the highest score.
         samples: Samples in all.
         loss: Mean cross-entropy in nats.
-        partial: Whether the evaluation ended early, because it was worse than an incumbent: an estimate, which is
-            never reported as a final accuracy.
     """
 
     correct: int
     samples: int
     loss: float
-    partial: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -47,14 +52,16 @@ class Quality:
         """Quality on two disjoint sets together."""
         samples = self.samples + other.samples
         loss = (self.loss * self.samples + other.loss * other.samples) / samples
-        return Quality(self.correct + other.correct, samples, loss, self.partial or other.partial)
+        return Quality(self.correct + other.correct, samples, loss)
 
     def to_json(self) -> dict[str, Any]:
-        """`{"accuracy", "correct", "samples", "loss"}`, and `"partial": true` for an estimate."""
-        values = asdict(self)
-        if not self.partial:
-            del values["partial"]
-        return {"accuracy": self.accuracy, **values}
+        """`{"accuracy", "correct", "samples", "loss"}`."""
+        return {"accuracy": self.accuracy, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Quality:
+        """The inverse of `to_json`; keys that only earlier versions wrote are passed over."""
+        return cls(document["correct"], document["samples"], document["loss"])
 
 
 class Evaluator(abc.ABC):
@@ -64,17 +71,18 @@ class Evaluator(abc.ABC):
         workload: The network's layers.
         fingerprint: Text that changes with whatever changes a result: network, samples, recipe.
         kept_float: Modules with parameters that stay in float, a line each with the reason.
-        decides_early: Whether `evaluate_until` can end before the last sample.
-        looks: How many times at most `evaluate_until` asks whether it can.
+        ties: Which layers of the network are one layer of `workload`, or None if each is one by itself.
         looked_up: Whether an evaluation is a look-up, so that whatever else a trial takes is what takes the time.
+        on_sensitivities: Called with the measurements done and all of them, while sensitivities of layers or pairs are
+            measured.
     """
 
     workload: Workload
     fingerprint: str
     kept_float: tuple[str, ...] = ()
-    decides_early: bool = False
-    looks: int = 32
+    ties: Ties | None = None
     looked_up: bool = False
+    on_sensitivities: Progress | None = None
 
     @abc.abstractmethod
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
@@ -89,15 +97,6 @@ class Evaluator(abc.ABC):
             UnsupportedPrecisionError: If a width cannot be evaluated.
             NonFiniteError: If the network returns NaN or infinity.
         """
-
-    def evaluate_until(self, allocation: BitAllocation, early: EarlyDecision) -> Quality:
-        """Quality on the search split, or a partial one as soon as it is decided that the allocation is worse.
-
-        Args:
-            allocation: A precision for each layer.
-            early: The test.
-        """
-        return self.evaluate(allocation)
 
     @abc.abstractmethod
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
@@ -144,6 +143,33 @@ class Evaluator(abc.ABC):
     @abc.abstractmethod
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """Per layer the largest magnitude over the standard deviation of its weights: float64 of shape (layers,)."""
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Do what an evaluation needs and takes long, once; a second call does nothing.
+
+        Args:
+            progress: Called with the steps done and all steps, if there is something to do.
+        """
+        return
+
+    def complete_table(self) -> QualityTable | None:
+        """The quality of every allocation, if it is known without any evaluation."""
+        return None
+
+    def network_evaluator(self) -> PostTrainingEvaluator:
+        """This evaluator, if it runs a network whose weights can be trained.
+
+        Raises:
+            InputError: If it runs none.
+        """
+        raise InputError(
+            f"the quality of {self.workload.name!r} is looked up in a table, which has no weights; take the task of "
+            "the network itself."
+        )
+
+    def float_remarks(self) -> list[str]:
+        """What of a network at integer widths is computed in float all the same, a line each with the reason."""
+        return []
 
 
 def check_split(split: str) -> Split:

@@ -18,8 +18,9 @@ _SCHEMA_VERSION = 3
 _ANSWERS = "CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL);"
 """Since version 2: what a slow device answered, by a digest of everything that it was asked."""
 _PARTIAL = "ALTER TABLE trials ADD COLUMN partial INTEGER NOT NULL DEFAULT 0;"
-"""Since version 3: whether an evaluation ended early, so that its accuracy is an estimate."""
-_COLUMNS = "allocation, correct, samples, loss, costs, seconds, partial"
+"""Since version 3. Earlier versions of the package could end an evaluation before its last sample and marked such
+estimates 1; nothing writes them any more, and they count as not evaluated."""
+_COLUMNS = "allocation, correct, samples, loss, costs, seconds"
 _SCHEMA = """
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY,
@@ -108,22 +109,22 @@ class TrialStore:
     def get(self, allocation: BitAllocation) -> Trial | None:
         """The trial of an allocation, or None if it was never evaluated."""
         rows = self._run(
-            f"SELECT {_COLUMNS} FROM trials WHERE allocation_key=?",
+            f"SELECT {_COLUMNS} FROM trials WHERE allocation_key=? AND NOT partial",
             (allocation.key(),),
         )
         return _trial(rows[0]) if rows else None
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial; one of the same allocation that is there already stays, unless it was partial.
+        """Keep a trial; one of the same allocation that is there already stays, unless it is an estimate.
 
         Raises:
             StoreError: If it cannot be written, for example on a full disk.
         """
         self._run(
-            "INSERT INTO trials (allocation_key, allocation, correct, samples, loss, costs, seconds, partial, created) "
-            "VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (allocation_key) DO UPDATE SET correct=excluded.correct, "
-            "samples=excluded.samples, loss=excluded.loss, seconds=excluded.seconds, partial=excluded.partial "
-            "WHERE trials.partial AND NOT excluded.partial",
+            "INSERT INTO trials (allocation_key, allocation, correct, samples, loss, costs, seconds, created) "
+            "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (allocation_key) DO UPDATE SET correct=excluded.correct, "
+            "samples=excluded.samples, loss=excluded.loss, seconds=excluded.seconds, partial=0 "
+            "WHERE trials.partial",
             (
                 trial.allocation.key(),
                 json.dumps(trial.allocation.to_json()),
@@ -132,7 +133,6 @@ class TrialStore:
                 trial.quality.loss,
                 json.dumps(dict(trial.costs)),
                 trial.seconds,
-                trial.quality.partial,
                 time.time(),
             ),
         )
@@ -152,11 +152,11 @@ class TrialStore:
 
     def __iter__(self) -> Iterator[Trial]:
         """All trials, oldest first."""
-        rows = self._run(f"SELECT {_COLUMNS} FROM trials ORDER BY number")
+        rows = self._run(f"SELECT {_COLUMNS} FROM trials WHERE NOT partial ORDER BY number")
         return iter([_trial(row) for row in rows])
 
     def __len__(self) -> int:
-        return int(self._run("SELECT COUNT(*) FROM trials")[0][0])
+        return int(self._run("SELECT COUNT(*) FROM trials WHERE NOT partial")[0][0])
 
     def bind(self, facts: Mapping[str, str]) -> None:
         """Tie the store to facts (fingerprints), or check that it is tied to the same ones.
@@ -189,11 +189,11 @@ class TrialStore:
 
 
 def _trial(row: tuple[Any, ...]) -> Trial:
-    allocation, correct, samples, loss, costs, seconds, partial = row
+    allocation, correct, samples, loss, costs, seconds = row
     try:
         return Trial(
             BitAllocation.from_json(json.loads(allocation)),
-            Quality(correct, samples, loss, bool(partial)),
+            Quality(correct, samples, loss),
             dict(json.loads(costs)),
             seconds,
         )

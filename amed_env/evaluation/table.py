@@ -37,10 +37,9 @@ class TableEvaluator(Evaluator):
         self.table = table
         self.proxies = None if proxies is None else proxies.require(table)
         self.workload = table.ties.reduced()
+        self.ties = None if table.ties.trivial else table.ties
         self.fingerprint = f"table {table.digest}"
         self.kept_float = table.kept_float
-        self._choice_of = {precision: choice for choice, precision in enumerate(table.precisions)}
-        self._strides = table.strides.tolist()
 
     @classmethod
     def load(cls, path: str | Path) -> TableEvaluator:
@@ -51,31 +50,16 @@ class TableEvaluator(Evaluator):
         """
         return cls(QualityTable.load(Path(path)))
 
-    def row(self, allocation: BitAllocation) -> int:
-        """The row of an allocation.
-
-        Raises:
-            AllocationError: If it does not have exactly the table's layers.
-            UnsupportedPrecisionError: If the table lacks a precision.
-        """
-        allocation = allocation.require_layers(self.workload.layer_names, f"network {self.workload.name!r}")
-        row = 0
-        for (name, precision), stride in zip(allocation.items(), self._strides, strict=True):
-            choice = self._choice_of.get(precision)
-            if choice is None:
-                raise UnsupportedPrecisionError(
-                    f"layer {name!r} has {precision}, but the table of {self.workload.name!r} has only "
-                    f"{', '.join(map(str, self.table.precisions))}; evaluate other widths on the network itself."
-                )
-            row += choice * stride
-        return row
+    def complete_table(self) -> QualityTable:
+        """See `Evaluator.complete_table`."""
+        return self.table
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
         """Quality of an allocation, or of the float network; see `Evaluator.evaluate`."""
         check_split(split)
         if all(precision == (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values()):
             return self.table.float_quality[split]
-        return self.table.quality(self.row(allocation), split)
+        return self.table.quality(self.table.row(allocation), split)
 
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """Predicted loss of every group at precisions of the table; see `Evaluator.predicted_loss`.
@@ -105,13 +89,13 @@ class TableEvaluator(Evaluator):
         return self.proxies
 
     def _columns(self, precisions: Sequence[Precision]) -> list[int]:
-        missing = [precision for precision in precisions if precision not in self._choice_of]
+        missing = [precision for precision in precisions if precision not in self.table.choice_of]
         if missing:
             raise UnsupportedPrecisionError(
                 f"the table of {self.workload.name!r} has no {', '.join(map(str, missing))}; it has "
                 f"{', '.join(map(str, self.table.precisions))}."
             )
-        return [self._choice_of[precision] for precision in precisions]
+        return [self.table.choice_of[precision] for precision in precisions]
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """See `Evaluator.weight_statistics`; of tied layers the largest."""

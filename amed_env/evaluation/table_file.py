@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import AmedError, TableError
+from amed_env.errors import AmedError, TableError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import SPLITS, Quality
-from amed_env.problem.allocation import Precision, check_bits
+from amed_env.problem.allocation import BitAllocation, Precision, check_bits
 from amed_env.problem.ties import Ties
 from amed_env.problem.workload import Layer, Workload
 
@@ -82,6 +82,41 @@ class QualityTable:
     def strides(self) -> npt.NDArray[np.int64]:
         """What one step of a group's choice moves the row number by: int64 (G,)."""
         return len(self.precisions) ** np.arange(len(self.ties.groups) - 1, -1, -1, dtype=np.int64)
+
+    @cached_property
+    def choice_of(self) -> dict[Precision, int]:
+        """The number of every precision."""
+        return {precision: choice for choice, precision in enumerate(self.precisions)}
+
+    @cached_property
+    def _row_parts(self) -> list[tuple[str, int]]:
+        """The name and the stride of every group, as plain values: looking up is what a search on a table does."""
+        return list(zip(self.ties.names, self.strides.tolist(), strict=True))
+
+    def row(self, allocation: BitAllocation) -> int:
+        """The row of an allocation of the groups.
+
+        Raises:
+            AllocationError: If it does not have exactly the table's groups.
+            UnsupportedPrecisionError: If the table lacks a precision.
+        """
+        allocation = allocation.require_layers(self.ties.names, f"network {self.ties.full.name!r}")
+        row = 0
+        for name, stride in self._row_parts:
+            choice = self.choice_of.get(allocation[name])
+            if choice is None:
+                raise UnsupportedPrecisionError(
+                    f"layer {name!r} has {allocation[name]}, but the table of {self.ties.full.name!r} has only "
+                    f"{', '.join(map(str, self.precisions))}; evaluate other widths on the network itself."
+                )
+            row += choice * stride
+        return row
+
+    def allocation(self, row: int) -> BitAllocation:
+        """The allocation of the groups in one row."""
+        choices = row // self.strides % len(self.precisions)
+        pairs = zip(self.ties.names, choices, strict=True)
+        return BitAllocation({name: self.precisions[choice] for name, choice in pairs})
 
     def quality(self, row: int, split: str) -> Quality:
         """Quality in one row."""
@@ -166,7 +201,7 @@ class QualityTable:
             tuple(Precision(*(check_bits(bits, "table") for bits in pair)) for pair in header["precisions"]),
             {split: arrays[f"{split}_correct"] for split in SPLITS},
             {split: arrays[f"{split}_loss"] for split in SPLITS},
-            {split: Quality(**header["float"][split]) for split in SPLITS},
+            {split: Quality.from_json(header["float"][split]) for split in SPLITS},
             arrays["predicted_loss"],
             arrays["weight_statistics"],
             tuple(header["kept_float"]),

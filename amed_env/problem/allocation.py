@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from amed_env.errors import AllocationError
 
 FORMAT = "amed-allocation/1"
+DEFAULT_BITS = (2, 3, 4, 8)
+"""The widths that AMED chooses from (arXiv 2205.15437), where nothing else is asked for."""
 FLOAT_BITS = 32
 """The width that stands for "not quantized, kept in float32"."""
 MAX_BITS = 16

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from amed_env.errors import BudgetError, InputError
 from amed_env.evaluation.quality import Split, check_split
 from amed_env.evaluation.store import Trial
-from amed_env.evaluation.table import TableEvaluator
+from amed_env.evaluation.table_file import QualityTable
 from amed_env.hardware import HardwareBackend, load_device
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.objective import BUDGET_METRICS, TOLERANCE
@@ -42,9 +42,9 @@ def optimum(task: Task, budget: Budgets | float | None = None, split: Split = "s
         InputError: If the task is on no table.
         BudgetError: If no allocation meets the budgets.
     """
-    _evaluator(task)
+    _table(task)  # said before anything about budgets
     task = task if budget is None else task.with_budget(_budgets(task, budget))
-    table = _evaluator(task).table
+    table = _table(task)
     feasible = feasible_rows(task)
     if not feasible.any():
         raise BudgetError(f"no allocation meets {' and '.join(map(str, task.budgets))} on {task.device!r}.")
@@ -78,7 +78,7 @@ def pareto_front(
         UnknownNameError: If there is no such device.
         BudgetError: If no allocation meets the task's budgets on the other device.
     """
-    table = _evaluator(task).table
+    table = _table(task)
     task = task if device is None else task.with_device(load_device(device))
     metric = BUDGET_METRICS.get(metric, metric)
     rows = np.flatnonzero(feasible_rows(task))
@@ -125,9 +125,9 @@ def regret_of(task: Task, allocation: BitAllocation | None, split: Split = "sear
         Percentage points, 0 or more.
     """
     best = optimum(task, split=split).quality.accuracy
-    if allocation is None or not feasible_rows(task)[_evaluator(task).row(allocation)]:
+    if allocation is None or not feasible_rows(task)[_table(task).row(allocation)]:
         return 100.0 * best
-    return 100.0 * (best - _evaluator(task).evaluate(allocation, split).accuracy)
+    return 100.0 * (best - _table(task).quality(_table(task).row(allocation), split).accuracy)
 
 
 def all_costs(task: Task, metric: str) -> npt.NDArray[np.float64]:
@@ -136,7 +136,7 @@ def all_costs(task: Task, metric: str) -> npt.NDArray[np.float64]:
     Raises:
         InputError: If the task is on no table, or the device does not report the metric.
     """
-    table = _evaluator(task).table
+    table = _table(task)
     if metric in task.costs:
         columns = _columns(task)
         values = np.where(task.choosable, task.costs[metric], np.inf)
@@ -156,13 +156,13 @@ def _asked_costs(task: Task) -> _Costs:
 
     What a deterministic device answered is kept as long as the device lives: asking may take a minute.
     """
-    key = (task.workload, _evaluator(task).table.precisions, task.precisions, task.choosable.tobytes())
+    key = (task.workload, _table(task).precisions, task.precisions, task.choosable.tobytes())
     kept = task.capabilities.deterministic and isinstance(task.backend, Hashable)
     known = _ASKED.setdefault(task.backend, {}) if kept else {}
     if key not in known:
         allowed = np.flatnonzero(_allowed(task))
-        answers = task.cost_many([_allocation(task, int(row)) for row in allowed])
-        costs = {metric: np.full(len(_evaluator(task).table), np.inf) for metric in task.capabilities.metrics}
+        answers = task.device_costs.evaluate_many([_table(task).allocation(int(row)) for row in allowed])
+        costs = {metric: np.full(len(_table(task)), np.inf) for metric in task.capabilities.metrics}
         for metric, values in costs.items():
             values[allowed] = [answer.metrics[metric] for answer in answers]
             values.setflags(write=False)
@@ -195,7 +195,7 @@ def rows_of(task: Task, choices: npt.ArrayLike) -> npt.NDArray[np.int64]:
     Raises:
         InputError: If the task is on no table, or a choice does not exist.
     """
-    strides = _evaluator(task).table.strides
+    strides = _table(task).strides
     numbers = np.asarray(choices, dtype=np.int64).reshape(-1, len(strides))
     if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(task.precisions):
         raise InputError(f"task {task.network!r} has precisions 0 to {len(task.precisions) - 1}; found others.")
@@ -213,20 +213,21 @@ def _budgets(task: Task, budget: Budgets | float) -> Budgets:
     return {task.budgets[0].name: float(budget)}
 
 
-def _evaluator(task: Task) -> TableEvaluator:
+def _table(task: Task) -> QualityTable:
     if not isinstance(task, Task):
         raise InputError(f"{task!r} is no task; make one with amed_env.make_task.")
-    if not isinstance(task.evaluator, TableEvaluator):
+    table = task.evaluator.complete_table()
+    if table is None:
         raise InputError(
             f"task {task.network!r} has no table of all allocations, so nobody knows its optimum; take a task whose "
             "name begins with 'tabular/' (see `amed tasks`)."
         )
-    return task.evaluator
+    return table
 
 
 def _columns(task: Task) -> list[int]:
     """For each precision of the task its column in the table."""
-    precisions = _evaluator(task).table.precisions
+    precisions = _table(task).precisions
     return [precisions.index(precision) for precision in task.precisions]
 
 
@@ -240,19 +241,12 @@ def _sums(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _allowed(task: Task) -> npt.NDArray[np.bool_]:
     """Which rows have only precisions that the task lets their layers choose: bool (rows,)."""
-    table = _evaluator(task).table
+    table = _table(task)
     forbidden = np.ones((len(table.ties.groups), len(table.precisions)))
     forbidden[:, _columns(task)] = ~task.choosable
     return np.asarray(_sums(forbidden) == 0)
 
 
-def _allocation(task: Task, row: int) -> BitAllocation:
-    table = _evaluator(task).table
-    choices = row // table.strides % len(table.precisions)
-    pairs = zip(task.workload.layer_names, choices, strict=True)
-    return BitAllocation({name: table.precisions[choice] for name, choice in pairs})
-
-
 def _trial(task: Task, row: int, split: Split) -> Trial:
-    allocation = _allocation(task, row)
-    return Trial(allocation, _evaluator(task).table.quality(row, split), task.total_costs(allocation))
+    allocation = _table(task).allocation(row)
+    return Trial(allocation, _table(task).quality(row, split), task.total_costs(allocation))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amed_env.errors import AmedError, DataError, InputError, UnsupportedPrecisionError
-from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation
 from amed_env.problem.objective import Budget, parse_budgets
 from amed_env.support.registry import import_object
 from amed_env.tasks.catalogue import TABULAR_PREFIX, TASKS, NamedNetwork, named_network, named_workload
@@ -73,7 +73,6 @@ def make_task(
         calibration: Samples that set the quantization ranges: a float32 tensor (N, …), an `(inputs, labels)` pair,
             `Samples`, or a torch dataset.
         search: Labelled samples that score allocations during the search, in any of these forms but the bare tensor.
-            They are looked at in a fixed order of our own, so that an evaluation that ends early has seen a fair part.
         test: Labelled samples for the final report.
         device: A device name, a device file, `package.module:Class`, or a backend.
         bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
@@ -96,44 +95,98 @@ def make_task(
         AmedError: One of its subclasses, if something does not fit; the message says what and how to mend it.
     """
     from amed_env.hardware import load_device
-    from amed_env.tasks.task import DEFAULT_BITS, Task
 
     backend = load_device(device)
-    budgets = parse_budgets(budget)
-    choice: dict[str, Any] = {"bits": DEFAULT_BITS if bits is None else bits, "separate": separate}
-    choice |= {"activation_bits": activation_bits, "budgets": budgets, "pins": pin}
-    options: dict[str, Any] = {"threads": threads, "engine": engine, "device": evaluation_device}
+    chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin)
+    evaluation: dict[str, Any] = {"threads": threads, "engine": engine, "device": evaluation_device}
     if reuse_mib is not None:
-        options["reuse_mib"] = reuse_mib
-    if network is None:
-        given = [
-            key
-            for key, value in {
-                "example_input": example_input,
-                "calibration": calibration,
-                "search": search,
-                "test": test,
-            }.items()
-            if value is not None
-        ]
-        if name is None or given:
-            raise InputError(
-                "a task needs a name, or a network with its calibration, search and test samples; "
-                f"{', '.join(given) or 'neither'} is given without a network."
-            )
-        entry = named_network(name)
-        if entry.table is not None:
-            if separate or activation_bits is not None:
-                raise InputError(
-                    f"task {name!r} is a table of one width a layer; leave separate and activation_bits out."
-                )
-            return _tabular_task(name, entry.table(), backend, bits, budgets, pin, recipe, engine)
-        evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, options)
-        return Task(name, evaluator, backend, **choice)
+        evaluation["reuse_mib"] = reuse_mib
+    samples = {"calibration": calibration, "search": search, "test": test}
+    if network is not None:
+        return _task_of_module(network, name, example_input, samples, backend, chosen, recipe, evaluation)
+    superfluous = [key for key, value in {"example_input": example_input, **samples}.items() if value is not None]
+    if name is None or superfluous:
+        raise InputError(
+            "a task needs a name, or a network with its calibration, search and test samples; "
+            f"{', '.join(superfluous) or 'neither'} is given without a network."
+        )
+    entry = named_network(name)
+    if entry.table is None:
+        return _task_of_name(name, entry, backend, chosen, recipe, evaluation)
+    if recipe is not None or engine != "auto":
+        raise InputError(
+            f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
+            f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
+        )
+    return _task_of_table(name, entry.table(), backend, chosen)
 
-    absent = [
-        key for key, value in {"calibration": calibration, "search": search, "test": test}.items() if value is None
-    ]
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the user decides about the search, whatever the network comes from; see `make_task`."""
+
+    bits: Sequence[int] | None
+    separate: bool
+    activation_bits: int | None
+    budgets: tuple[Budget, ...]
+    pins: Mapping[str, Any] | Iterable[str] | None
+
+    def task(self, name: str, evaluator: Evaluator, backend: HardwareBackend, default_bits: Sequence[int]) -> Task:
+        """The task of an evaluator and a device."""
+        from amed_env.tasks.task import Task
+
+        return Task(
+            name,
+            evaluator,
+            backend,
+            default_bits if self.bits is None else self.bits,
+            separate=self.separate,
+            activation_bits=self.activation_bits,
+            budgets=self.budgets,
+            pins=self.pins,
+        )
+
+
+def _task_of_name(
+    name: str,
+    entry: NamedNetwork,
+    backend: HardwareBackend,
+    chosen: Chosen,
+    recipe: str | Recipe | None,
+    evaluation: Mapping[str, Any],
+) -> Task:
+    """A task of the catalogue whose network is evaluated."""
+    evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, evaluation)
+    return chosen.task(name, evaluator, backend, DEFAULT_BITS)
+
+
+def _task_of_table(name: str, evaluator: TableEvaluator, backend: HardwareBackend, chosen: Chosen) -> Task:
+    """A task of the catalogue whose every allocation is in a table."""
+    if chosen.separate or chosen.activation_bits is not None:
+        raise InputError(f"task {name!r} is a table of one width a layer; leave separate and activation_bits out.")
+    widths = [precision.weight_bits for precision in evaluator.table.precisions]
+    unknown = sorted(set(chosen.bits or ()).difference(widths))
+    if unknown:
+        raise UnsupportedPrecisionError(
+            f"the table of task {name!r} has no {' and no '.join(map(str, unknown))} bits; it has "
+            f"{', '.join(map(str, widths))}. The task of the network itself, {name.removeprefix(TABULAR_PREFIX)!r}, "
+            "evaluates any width."
+        )
+    return chosen.task(name, evaluator, backend, widths)
+
+
+def _task_of_module(
+    network: nn.Module,
+    name: str | None,
+    example_input: Inputs | None,
+    samples: Mapping[str, Any],
+    backend: HardwareBackend,
+    chosen: Chosen,
+    recipe: str | Recipe | None,
+    evaluation: Mapping[str, Any],
+) -> Task:
+    """A task of one's own network and samples."""
+    absent = [key for key, value in samples.items() if value is None]
     if absent:
         raise DataError(f"a network of your own also needs {', '.join(absent)} samples.")
     from amed_env.datasets import Splits
@@ -141,47 +194,16 @@ def make_task(
     from amed_env.datasets.samples import drawn_order
 
     splits = Splits(
-        as_samples(calibration, "calibration", labelled=False),
-        as_samples(search, "search"),
-        as_samples(test, "test"),
+        as_samples(samples["calibration"], "calibration", labelled=False),
+        as_samples(samples["search"], "search"),
+        as_samples(samples["test"], "test"),
     )
-    # Whoever stops early at a look must have seen samples that stand for all, and these may come sorted by class.
+    # They may come sorted by class, and any first part of them should stand for all.
     drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
     splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
     name = name or type(network).__name__
-    evaluator = _evaluator(network, example_input, splits, name, recipe, options)
-    return Task(name, evaluator, backend, **choice)
-
-
-def _tabular_task(
-    name: str,
-    evaluator: TableEvaluator,
-    backend: HardwareBackend,
-    bits: Sequence[int] | None,
-    budgets: tuple[Budget, ...],
-    pin: Mapping[str, Any] | Iterable[str] | None,
-    recipe: str | Recipe | None,
-    engine: Engine,
-) -> Task:
-    from amed_env.hardware.tied import TiedDevice
-    from amed_env.tasks.task import Task
-
-    if recipe is not None or engine != "auto":
-        raise InputError(
-            f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
-            f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
-        )
-    widths = [precision.weight_bits for precision in evaluator.table.precisions]
-    unknown = sorted(set(bits or ()).difference(widths))
-    if unknown:
-        raise UnsupportedPrecisionError(
-            f"the table of task {name!r} has no {' and no '.join(map(str, unknown))} bits; it has "
-            f"{', '.join(map(str, widths))}. The task of the network itself, {name.removeprefix(TABULAR_PREFIX)!r}, "
-            "evaluates any width."
-        )
-    ties = evaluator.table.ties
-    device = backend if ties.trivial else TiedDevice(backend, ties)
-    return Task(name, evaluator, device, widths if bits is None else bits, budgets=budgets, pins=pin)
+    evaluator = _evaluator(network, example_input, splits, name, recipe, evaluation)
+    return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
 
 def import_task(path: str, **options: Any) -> Task:

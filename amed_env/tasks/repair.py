@@ -52,7 +52,7 @@ def _repair_by_descent(
             if choice != current[layer]
         ]
         candidates = [np.where(np.arange(len(current)) == layer, choice, current) for layer, choice in moves]
-        answers = task.cost_many([task.allocation(candidate) for candidate in candidates])
+        answers = task.device_costs.evaluate_many([task.allocation(candidate) for candidate in candidates])
         for (layer, choice), candidate, answer in zip(moves, candidates, answers, strict=True):
             relief = excess - violation(answer.metrics, limits)
             harm = task.predicted_loss[layer, choice] - task.predicted_loss[layer, current[layer]]

@@ -63,7 +63,7 @@ class Epoch:
     def from_json(cls, document: dict[str, Any]) -> Epoch:
         """Read what `to_json` wrote."""
         found = document["validation"]
-        quality = Quality(found["correct"], found["samples"], found["loss"])
+        quality = Quality.from_json(found)
         return cls(**{**document, "validation": quality})
 
 
@@ -309,7 +309,7 @@ def quality_of(network: QuantizedNetwork, allocation: BitAllocation, samples: Sa
     tally = Tally()
     for inputs, labels in samples.batches(network.batch_size):
         tally.add(network(inputs), labels)
-    return tally.quality(allocation, samples.name, len(samples))
+    return tally.quality(allocation, samples.name)
 
 
 def _order(quality: Quality) -> tuple[float, float]:

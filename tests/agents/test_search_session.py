@@ -3,11 +3,10 @@
 import itertools
 
 import pytest
-from small_task import FormulaEvaluator, formula_task
+from small_task import formula_task
 
-from amed_env import Quality, TrialStore
+from amed_env import TrialStore
 from amed_env.agents import Agent, SearchSession
-from amed_env.agents.result import pareto_front
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS
 from amed_env.errors import AllocationError, InputError, NonFiniteError, SearchEnded, StoreError
 
@@ -126,54 +125,3 @@ def test_foreign_allocations_are_refused_and_not_counted():
     with pytest.raises(AllocationError, match="layer3"):
         session.evaluate(formula_task(3).workload.uniform(8))
     assert session.evaluations == 0
-
-
-class Racing(FormulaEvaluator):
-    """Tells after a tenth of the samples, where a decision is asked for and the allocation is worse."""
-
-    decides_early = True
-
-    def evaluate_until(self, allocation, early):
-        quality = self.evaluate(allocation)
-        if quality.correct >= early.incumbent_correct:
-            return quality
-        return Quality(quality.correct // 10, quality.samples // 10, quality.loss, partial=True)
-
-
-def racing_task():
-    task = formula_task(layers=3)
-    task.evaluator = Racing(3)
-    return task
-
-
-def test_what_ended_early_is_an_estimate_and_never_the_result():
-    task, store = racing_task(), TrialStore()
-    session = SearchSession(task, 10, store=store, early_confidence=0.99)
-    good, bad, better = (task.workload.uniform(bits) for bits in (4, 2, 8))
-    assert not session.evaluate(good).quality.partial
-    assert session.evaluate(bad).quality.partial
-    assert not session.evaluate(better).quality.partial
-    assert session.best().allocation == better and session.evaluations == 3
-    assert [trial.quality.partial for trial in store] == [False, True, False]
-    assert [trial.allocation for trial in pareto_front(session.trials, "latency_ms")] == [good, better]
-
-
-def test_an_estimate_is_replaced_where_everything_is_evaluated_to_the_end():
-    task, store = racing_task(), TrialStore()
-    racing = SearchSession(task, 10, store=store, early_confidence=0.99)
-    good, bad = (task.workload.uniform(bits) for bits in (8, 2))
-    racing.evaluate(good)
-    estimate = racing.evaluate(bad).quality
-    again = SearchSession(task, 10, store=store, early_confidence=0.99)
-    again.evaluate(good)
-    assert again.evaluate(bad).quality == estimate
-    complete = SearchSession(task, 10, store=store).evaluate(bad).quality
-    assert not complete.partial and complete.samples == 10 * estimate.samples
-    assert store.get(bad).quality == complete
-
-
-def test_early_decisions_need_an_evaluator_that_can():
-    with pytest.raises(InputError, match="cannot end an evaluation early"):
-        SearchSession(formula_task(), 10, early_confidence=0.99)
-    with pytest.raises(InputError, match="confidence of early decisions is 2"):
-        SearchSession(racing_task(), 10, early_confidence=2.0)

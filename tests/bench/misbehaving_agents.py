@@ -13,7 +13,7 @@ class Raises(Agent):
 
     def explore(self, session):
         for choice in (0, 0, 1):
-            session.evaluate(session.task.allocation(session.task.uniform_choices(choice)))
+            session.evaluate(session.task.allocation(session.task.space.uniform_choices(choice)))
         raise ZeroDivisionError("no such luck")
 
 
@@ -32,7 +32,7 @@ class Exits(Agent):
     def explore(self, session):
         if session.seed == 1:
             os._exit(3)
-        session.evaluate(session.task.allocation(session.task.uniform_choices(0)))
+        session.evaluate(session.task.allocation(session.task.space.uniform_choices(0)))
 
 
 class Quits(Agent):
@@ -87,8 +87,8 @@ class Late(Agent):
     def explore(self, session):
         task = session.task
         for choice in (0, 1):
-            session.evaluate(task.allocation(task.uniform_choices(choice)))
-        task.quality(task.allocation(task.uniform_choices(2)))
+            session.evaluate(task.allocation(task.space.uniform_choices(choice)))
+        task.quality(task.allocation(task.space.uniform_choices(2)))
 
 
 class ReadsTest(Agent):
@@ -96,7 +96,7 @@ class ReadsTest(Agent):
 
     def explore(self, session):
         task = session.task
-        allocation = task.allocation(task.uniform_choices(0))
+        allocation = task.allocation(task.space.uniform_choices(0))
         session.evaluate(allocation)
         task.evaluator.evaluate(allocation, "test")
 
@@ -108,7 +108,7 @@ class OwnSearch(Agent):
         return Agent.search(self, task, 10 * evaluations, seed, **options)
 
     def explore(self, session):
-        session.evaluate(session.task.allocation(session.task.uniform_choices(0)))
+        session.evaluate(session.task.allocation(session.task.space.uniform_choices(0)))
 
 
 class Unlimited(Agent):
@@ -137,7 +137,7 @@ class Disguises(Agent):
 
     def explore(self, session):
         task = session.task
-        Sneaky.first = task.allocation(task.uniform_choices(0))
+        Sneaky.first = task.allocation(task.space.uniform_choices(0))
         session.evaluate(Sneaky.first)
         for row in session.rng.integers(0, 2, (30, len(task.workload))):
             task.quality(Sneaky(dict(task.allocation(row))))
@@ -174,7 +174,7 @@ class Doubles(Agent):
         for metric in session.task.limits:
             session.task.limits[metric] *= 2
         for choice in range(4):
-            session.evaluate(session.task.allocation(session.task.uniform_choices(choice)))
+            session.evaluate(session.task.allocation(session.task.space.uniform_choices(choice)))
 
 
 class Panics(Agent):
@@ -184,7 +184,7 @@ class Panics(Agent):
         class Panic(BaseException):
             pass
 
-        session.evaluate(session.task.allocation(session.task.uniform_choices(0)))
+        session.evaluate(session.task.allocation(session.task.space.uniform_choices(0)))
         raise Panic(f"of {object()!r}\nin two lines")
 
 

@@ -106,7 +106,7 @@ def test_what_an_agent_changes_of_its_task_changes_no_other():
     assert "read-only" in run_once(Contender("misbehaving_agents:Normalises"), SUITE.cells()[1], 0, 8).note
     doubled = run_once(Contender("misbehaving_agents:Doubles"), CELL, 0, 8)
     task = cell_task(CELL)
-    uniform = [task.total_costs(task.allocation(task.uniform_choices(choice))) for choice in range(4)]
+    uniform = [task.total_costs(task.allocation(task.space.uniform_choices(choice))) for choice in range(4)]
     assert doubled.evaluations == 4
     assert {claim.evaluation for claim in doubled.improvements} <= {
         number for number, costs in enumerate(uniform, 1) if task.feasible(costs)

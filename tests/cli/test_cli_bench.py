@@ -20,7 +20,7 @@ class Narrow(Agent):
     saw = ("nothing of importance",)
 
     def explore(self, session):
-        session.evaluate(session.task.allocation(session.task.uniform_choices(0)))
+        session.evaluate(session.task.allocation(session.task.space.uniform_choices(0)))
 """
 
 
@@ -154,7 +154,7 @@ from amed_env import Agent
 
 class Waits(Agent):
     def explore(self, session):
-        session.evaluate(session.task.allocation(session.task.uniform_choices(0)))
+        session.evaluate(session.task.allocation(session.task.space.uniform_choices(0)))
         if Path("wait").exists() and session.task.device == "eyeriss-ws":
             Path("waiting").touch()
             time.sleep(100)

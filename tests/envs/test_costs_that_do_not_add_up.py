@@ -70,7 +70,7 @@ def test_it_conforms(network):
 
 def test_the_bound_is_below_every_allocation_and_met_by_some():
     task = chain_task()
-    bounds = task.least_costs
+    bounds = task.device_costs.least_table
     assert set(task.costs) == {"weight_kib", "bops"} < set(bounds)
     gaps = [
         metrics["latency_ms"] - sum(bounds["latency_ms"][row, c] for row, c in enumerate(choices))
@@ -107,7 +107,7 @@ def test_what_the_mask_cannot_see_is_repaired_in_the_end():
     # The bound takes the third layer to read at 2 bits; at 8 bits the second one writes more than it promised.
     task = chain_task()
     costs = true_costs(task)
-    bounds = task.least_costs["latency_ms"]
+    bounds = task.device_costs.least_table["latency_ms"]
     tight = next(
         (c, m["latency_ms"])
         for c, m in costs.items()
@@ -140,7 +140,7 @@ def test_random_episodes_end_within_the_budget(budget):
 
 def test_budgets_below_the_bound_are_refused_and_unknown_ones_get_a_warning(caplog):
     task = chain_task()
-    least = sum(task.least_costs["latency_ms"].min(axis=1)) / task.reference_cost["latency_ms"]
+    least = sum(task.device_costs.least_table["latency_ms"].min(axis=1)) / task.reference_cost["latency_ms"]
     with pytest.raises(BudgetError, match=r"smallest reachable latency_ms is at least"):
         task.with_budget({"latency": least * 0.99})
     uniform = min(task.cost(task.workload.uniform(b))["latency_ms"] for b in task.bits)

@@ -186,10 +186,27 @@ def test_older_stores_are_brought_up_to_date(path, version):
     for _ in range(2):
         store = TrialStore(path)
         (trial,) = store
-        assert trial.quality == Quality(7, 10, 0.5) and not trial.quality.partial
+        assert trial.quality == Quality(7, 10, 0.5)
         store.add_answer("question", "answer")
         assert store.answer("question") == "answer"
         store.close()
+
+
+def test_estimates_of_earlier_versions_count_as_not_evaluated(path):
+    whole, estimate = (Trial(BitAllocation({"a": (bits, bits)}), Quality(7, 10, 0.5), {}) for bits in (4, 8))
+    store = TrialStore(path)
+    store.add(whole)
+    store.add(estimate)
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE trials SET partial=1 WHERE number=2")
+    connection.close()
+    store = TrialStore(path)
+    assert list(store) == [whole] and len(store) == 1 and store.get(estimate.allocation) is None
+    complete = Trial(estimate.allocation, Quality(60, 100, 0.7), {})
+    store.add(complete)
+    assert store.get(estimate.allocation) == complete and len(store) == 2
+    store.close()
 
 
 def test_a_store_of_another_version(path):

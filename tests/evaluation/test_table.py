@@ -159,7 +159,7 @@ def test_every_row_is_the_allocation_that_it_says(nearest, built):
     ]  # fmt: skip
     for row, bits in enumerate(itertools.product((2, 8), repeat=6)):
         chosen = BitAllocation({name: (b, b) for name, b in zip(names, bits, strict=True)})
-        assert evaluator.row(chosen) == row
+        assert evaluator.table.row(chosen) == row
         if row % 9 == 0:
             full = BitAllocation({part: precision for name, precision in chosen.items() for part in name.split("+")})
             ordered = full.require_layers(nearest.workload.layer_names, "the network")

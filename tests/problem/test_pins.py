@@ -107,7 +107,7 @@ def test_what_each_layer_may_choose():
         [True, True, True, False],
         [False, True, False, False],
     ]
-    assert task.free_bits == (2, 4, 8) and task.free_choices.tolist() == [0, 1, 2]
+    assert task.free_bits == (2, 4, 8) and task.space.free_choices.tolist() == [0, 1, 2]
     assert task.uniform(2).key() == "16/16 2/2 4/4"
     assert task.nearest_choosable([0, 0, 0]).tolist() == [3, 0, 1]
     assert task.nearest_choosable([1, 3, 3]).tolist() == [3, 2, 1]  # 16 bits are the pinned layer's alone

@@ -158,9 +158,11 @@ class _Search:
         loss = self.task.predicted_loss
         if disturbed:
             loss = loss * np.exp(self.session.rng.normal(0.0, self.options.disturbance, loss.shape))
-        metrics = [metric for metric in self.task.limits if metric in self.task.least_costs]
+        metrics = [metric for metric in self.task.limits if metric in self.task.device_costs.least_table]
         costs = (
-            np.stack([self.task.least_costs[metric] for metric in metrics]) if metrics else np.zeros((0, *loss.shape))
+            np.stack([self.task.device_costs.least_table[metric] for metric in metrics])
+            if metrics
+            else np.zeros((0, *loss.shape))
         )
         limits = np.asarray([self.task.limits[metric] for metric in metrics])
         return cheapest_choices(costs, limits, loss, self.task.choosable)

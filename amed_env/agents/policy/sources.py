@@ -21,7 +21,7 @@ from amed_env.agents.policy.problem import (
     make_problem,
     sensitivities_of,
 )
-from amed_env.evaluation.table import TableEvaluator
+from amed_env.errors import AgentError
 from amed_env.problem.best_choices import best_choices
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.problem.workload import Layer
@@ -78,12 +78,13 @@ class TableSource:
                     if np.ptp(costs.sum(axis=0)) > 0:  # a device on which no width is cheaper teaches nothing
                         self.tables.append(costs / costs[:, -1].sum())
         self.task: Task = make_task(task, device="bops")
-        evaluator = self.task.evaluator
-        assert isinstance(evaluator, TableEvaluator)
-        self._strides = np.asarray(evaluator.table.strides, dtype=np.int64)
-        self._correct = evaluator.table.correct["search"].astype(np.float64)
-        self._samples = evaluator.table.float_quality["search"].samples
-        loss = evaluator.table.loss["search"].astype(np.float64)
+        table = self.task.evaluator.complete_table()
+        if table is None:
+            raise AgentError(f"task {task!r} has no table of all allocations; a policy is trained on tabular tasks.")
+        self._strides = np.asarray(table.strides, dtype=np.int64)
+        self._correct = table.correct["search"].astype(np.float64)
+        self._samples = table.float_quality["search"].samples
+        loss = table.loss["search"].astype(np.float64)
         # Rows from the best to the worst, by what is true and by what the proxy says.
         self._by_truth = np.lexsort((loss, -self._correct))
         self._by_proxy = np.argsort(_sums(self.task.predicted_loss), kind="stable")

@@ -95,17 +95,17 @@ class GreedyAgent(Agent):
 
 def _step_weight(task: Task) -> npt.NDArray[np.float64]:
     """(L, P) the cost that a step is weighed by: each budgeted metric as a share of its limit, added up."""
-    metrics = [metric for metric in task.limits if metric in task.least_costs]
+    metrics = [metric for metric in task.limits if metric in task.device_costs.least_table]
     if not metrics:
         return task.costs["bops"] / float(task.costs["bops"].max(axis=1).sum())
-    return np.asarray(sum(task.least_costs[metric] / task.limits[metric] for metric in metrics))
+    return np.asarray(sum(task.device_costs.least_table[metric] / task.limits[metric] for metric in metrics))
 
 
 def _descent(task: Task) -> list[npt.NDArray[np.int64]]:
     """From the widest precision everywhere to the narrowest, one layer a step: the least loss per cost saved."""
     weight, loss = _step_weight(task), task.predicted_loss
     rows = np.arange(len(task.workload))
-    current = task.uniform_choices(task.free_choices[-1])
+    current = task.space.uniform_choices(task.space.free_choices[-1])
     path = [current]
     while True:
         saved = weight[rows, current][:, None] - weight

@@ -69,14 +69,14 @@ def fits_many(session: SearchSession, choices: IntArray) -> npt.NDArray[np.bool_
     rows = np.arange(len(task.workload))
     fit: npt.NDArray[np.bool_] = np.asarray(task.choosable[rows, choices].all(axis=1))
     for metric, limit in task.limits.items():
-        if metric in task.least_costs:
-            fit &= task.least_costs[metric][rows, choices].sum(axis=1) <= limit * (1 + TOLERANCE)
+        if metric in task.device_costs.least_table:
+            fit &= task.device_costs.least_table[metric][rows, choices].sum(axis=1) <= limit * (1 + TOLERANCE)
     if all(metric in task.costs for metric in task.limits):
         return fit
     asked = np.flatnonzero(fit)
     allocations = [task.allocation(choices[row]) for row in asked]
     try:
-        costs = task.cost_many(allocations)
+        costs = task.device_costs.evaluate_many(allocations)
         fit[asked] = [task.feasible(cost.metrics) for cost in costs]
     except BackendError:
         if session.faulty:
@@ -102,15 +102,15 @@ def within_budget(session: SearchSession, choices: IntArray) -> IntArray | None:
 def feasible_uniform(session: SearchSession) -> list[IntArray]:
     """Every uniform precision within the budget, wide ones first."""
     task = session.task
-    uniform = [task.uniform_choices(choice) for choice in reversed(task.free_choices)]
+    uniform = [task.space.uniform_choices(choice) for choice in reversed(task.space.free_choices)]
     return [choices for choices in uniform if session.feasible(task.allocation(choices))]
 
 
 def additive_limits(task: Task) -> tuple[FloatArray, FloatArray]:
     """(B, L, P) costs, or lower bounds of them where they do not add up, and (B,) limits of the task's budgets."""
-    metrics = [metric for metric in task.limits if metric in task.least_costs]
+    metrics = [metric for metric in task.limits if metric in task.device_costs.least_table]
     shape = (0, len(task.workload), len(task.precisions))
-    costs = np.stack([task.least_costs[metric] for metric in metrics]) if metrics else np.zeros(shape)
+    costs = np.stack([task.device_costs.least_table[metric] for metric in metrics]) if metrics else np.zeros(shape)
     return costs, np.asarray([task.limits[metric] for metric in metrics])
 
 
@@ -139,11 +139,11 @@ def random_choices(task: Task, rng: np.random.Generator) -> IntArray | None:
 
     Layers are decided in a random order, so that no layer is favoured by coming first.
     """
-    limited = [metric for metric in task.limits if metric in task.least_costs]
+    limited = [metric for metric in task.limits if metric in task.device_costs.least_table]
     order = rng.permutation(len(task.workload))
     choices = np.zeros(len(order), dtype=np.int64)
     costs = (
-        np.stack([task.least_costs[metric][order] for metric in limited])
+        np.stack([task.device_costs.least_table[metric][order] for metric in limited])
         if limited
         else np.zeros((0, len(order), len(task.precisions)))
     )

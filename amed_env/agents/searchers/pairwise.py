@@ -96,7 +96,7 @@ class PairwiseAgent(Agent):
 
 def longest_reach(task: Task) -> int:
     """How far apart layers are coupled by default: at least neighbours."""
-    layers, choices = len(task.workload), len(task.free_choices)
+    layers, choices = len(task.workload), len(task.space.free_choices)
     reach = min(1, layers - 1)
     while reach + 1 < layers:
         if sum(layers - apart for apart in range(1, reach + 2)) * choices**2 > MOST_PAIRS:

@@ -98,12 +98,12 @@ class TPEAgent(Agent):
         return {f"{name} {part}": integers(0, most) for name in free for part in parts}
 
     def _choices(self, task: Task, params: dict[str, int]) -> IntArray:
-        choices = task.uniform_choices(int(task.free_choices[0]))
+        choices = task.space.uniform_choices(int(task.space.free_choices[0]))
         positions = {tuple(precision): number for number, precision in enumerate(task.precisions)}
         for layer, name in enumerate(task.workload.layer_names):
             if name not in task.pins:
                 if not task.separate:
-                    choices[layer] = task.free_choices[params[f"{name} wa"]]
+                    choices[layer] = task.space.free_choices[params[f"{name} wa"]]
                     continue
                 weight, activation = (task.free_bits[params[f"{name} {part}"]] for part in ("w", "a"))
                 choices[layer] = positions[weight, activation]
@@ -114,7 +114,7 @@ class TPEAgent(Agent):
         for name, choice in zip(task.workload.layer_names, choices, strict=True):
             if name not in task.pins:
                 if not task.separate:
-                    params[f"{name} wa"] = int(np.flatnonzero(task.free_choices == choice)[0])
+                    params[f"{name} wa"] = int(np.flatnonzero(task.space.free_choices == choice)[0])
                     continue
                 weight, activation = (task.free_bits.index(bits) for bits in task.precisions[int(choice)])
                 params |= {f"{name} w": weight, f"{name} a": activation}

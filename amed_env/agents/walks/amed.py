@@ -139,15 +139,4 @@ def walk_task(agent: str, task: Task, options: AmedOptions) -> Task:
         )
     names = task.workload.layer_names
     pins = {**dict.fromkeys((names[0], names[-1]), REFERENCE_BITS), **task.pins}
-    pinned = Task(
-        task.network,
-        task.evaluator,
-        task.backend,
-        task.free_bits,
-        separate=task.separate,
-        activation_bits=task.activation_bits,
-        budgets=task.budgets,
-        pins=pins,
-    )
-    pinned.device_faults = task.device_faults  # so that the session sees them
-    return pinned
+    return task.with_pins(pins)

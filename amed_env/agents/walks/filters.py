@@ -32,9 +32,11 @@ class BudgetFilter:
         self._session, self._task = session, task
         limits = {name: limit for name, limit in task.limits.items() if name in metrics}
         self.limits = limits
-        bounded = [name for name in limits if name in task.least_costs]
+        bounded = [name for name in limits if name in task.device_costs.least_table]
         shape = (0, len(task.workload), len(task.precisions))
-        self._costs = np.stack([task.least_costs[name] for name in bounded]) if bounded else np.zeros(shape)
+        self._costs = (
+            np.stack([task.device_costs.least_table[name] for name in bounded]) if bounded else np.zeros(shape)
+        )
         self._tolerant = np.asarray([limits[name] for name in bounded]) * (1 + TOLERANCE)
         self._exact = all(name in task.costs for name in limits)
         self._layers = np.arange(len(task.workload))

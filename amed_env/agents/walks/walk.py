@@ -72,7 +72,7 @@ class AllocationWalk:
         self.session, self.task, self.score, self.settings = session, task, score, settings
         self.scores = ScoreTable(task.choosable)
         self.reference: float | None = None
-        self.choices: IntArray = task.start_choices()
+        self.choices: IntArray = task.space.start_choices()
         self.cost_reference = {} if task.reference_cost is None else dict(task.reference_cost.metrics)
         self._free = np.flatnonzero(task.choosable.sum(axis=1) > 1)
         self._failed: set[bytes] = set()
@@ -113,7 +113,7 @@ class AllocationWalk:
         repaired = repair(self.task, self.choices, self._filter.limits)
         if repaired is not None:
             return repaired
-        uniform = (self.task.uniform_choices(int(choice)) for choice in self.task.free_choices[::-1])
+        uniform = (self.task.space.uniform_choices(int(choice)) for choice in self.task.space.free_choices[::-1])
         return next((choices for choices in uniform if self._filter.allows(choices)), None)
 
     def _random_descent(self, excess: float) -> float | None:

@@ -1,0 +1,175 @@
+"""What allocations cost on the device of a task: tables, answers that are remembered, limits, faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from math import fsum
+from operator import getitem
+
+import numpy as np
+import numpy.typing as npt
+
+from amed_env.errors import BackendError, BudgetError, UnsupportedPrecisionError
+from amed_env.hardware.costs import (
+    backend_capabilities,
+    common_cost_table,
+    evaluate_cost,
+    evaluate_costs,
+    lower_bounds,
+    precision_costs,
+)
+from amed_env.hardware.faults import FaultLog
+from amed_env.hardware.protocol import Cost, HardwareBackend
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.constraints import least_choosable
+from amed_env.problem.objective import REFERENCE_BITS, Budget, resolve
+from amed_env.tasks.search_space import SearchSpace
+
+_REMEMBERED_COSTS = 20_000  # answers of a few kilobytes each, so that a long search stays below 100 MB of them
+
+
+class DeviceCosts:
+    """The costs of a search space on a device.
+
+    Args:
+        backend: The device.
+        space: What may be chosen.
+
+    Attributes:
+        backend: The device.
+        capabilities: What it can run and reports.
+        faults: Counts its failing calls.
+
+    Raises:
+        UnsupportedPrecisionError: If the device cannot run a layer at one of the widths.
+    """
+
+    def __init__(self, backend: HardwareBackend, space: SearchSpace) -> None:
+        self.backend, self.space = backend, space
+        self.capabilities = backend_capabilities(backend)
+        self.faults = FaultLog()
+        self._known: dict[BitAllocation, Cost] = {}
+        for layer, choosable in zip(space.workload, space.choosable, strict=True):
+            for choice in np.flatnonzero(choosable):
+                self.capabilities.require(layer, space.precisions[choice], backend.name)
+
+    @cached_property
+    def table(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Metric to the cost of every layer at every choice, float64 (L, P), for the metrics that add up.
+
+        On a device whose costs do not add up these are `weight_kib` and `bops` alone.
+        """
+        space = self.space
+        if self.capabilities.additive:
+            return precision_costs(self.backend, space.workload, space.precisions)
+        common = common_cost_table(space.workload, space.bits, space.bits)
+        return {metric: common.column(metric, space.precisions) for metric in common.metrics}
+
+    @cached_property
+    def least_table(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Metric to what every layer costs at the least at every choice, float64 (L, P).
+
+        Equal to `table` for metrics that add up; otherwise the lower bound that the device knows, if any. A sum over
+        the layers that exceeds a limit proves that the allocation does.
+        """
+        if self.capabilities.additive:
+            return self.table
+        return lower_bounds(self.backend, self.space.workload, self.space.precisions)
+
+    def smallest_known(self, metric: str) -> float | None:
+        """A value of a metric that some allocation surely reaches: the least of all where costs add up.
+
+        Elsewhere the least of the uniform allocations; None if the device does not report the metric.
+        """
+        if metric in self.table:
+            return float(least_choosable(self.table[metric][None], self.space.choosable).sum())
+        values = [cost.metrics[metric] for cost in self.uniform if metric in cost.metrics]
+        return min(values, default=None)
+
+    @cached_property
+    def uniform(self) -> list[Cost]:
+        """Costs of the uniform allocations, narrow ones first."""
+        space = self.space
+        return self.evaluate_many([space.allocation(space.uniform_choices(choice)) for choice in space.free_choices])
+
+    @cached_property
+    def reference(self) -> Cost | None:
+        """Cost of the uniform 8-bit network; None on a device that has no 8 bit."""
+        try:
+            return self.evaluate(self.space.workload.uniform(REFERENCE_BITS))
+        except UnsupportedPrecisionError:
+            return None
+
+    def evaluate(self, allocation: BitAllocation) -> Cost:
+        """Cost of an allocation; see `evaluate_many`."""
+        return self.evaluate_many([allocation])[0]
+
+    def evaluate_many(self, allocations: Sequence[BitAllocation]) -> list[Cost]:
+        """Costs of allocations, in their order; a device with several workers answers side by side.
+
+        What a deterministic device answered once is remembered where a call may be slow: where costs do not add up,
+        and where the device has a limit on its time.
+
+        Raises:
+            BackendError: If the device fails; `faults` counts it.
+        """
+        unknown = [allocation for allocation in dict.fromkeys(allocations) if allocation not in self._known]
+        try:
+            if len(unknown) == 1:
+                answered = [evaluate_cost(self.backend, self.space.workload, unknown[0], self.faults.add_retry)]
+            else:
+                answered = evaluate_costs(self.backend, self.space.workload, unknown, self.faults.add_retry)
+        except BackendError as error:
+            self.faults.add(error)
+            raise
+        if unknown:
+            self.faults.succeeded()
+        answers = dict(zip(unknown, answered, strict=True))
+        costs = [answers[a] if a in answers else self._known[a] for a in allocations]
+        slow = not self.capabilities.additive or self.backend.timeout_s is not None
+        if slow and self.capabilities.deterministic:
+            if len(self._known) + len(answers) > _REMEMBERED_COSTS:
+                self._known.clear()
+            self._known.update(answers)
+        return costs
+
+    def sums(self, allocation: BitAllocation) -> dict[str, float] | None:
+        """Cost by metric as sums over `table`, without asking the device: the same numbers, sooner.
+
+        None where the table does not say: costs that do not add up, a device that answers differently each time, or a
+        precision that is no choice of the space.
+        """
+        if not (self.capabilities.additive and self.capabilities.deterministic):
+            return None
+        columns, number_of = self._columns
+        try:
+            choices = [number_of[allocation[name]] for name in self.space.workload.layer_names]
+        except KeyError:
+            return None
+        # fsum rounds once, as the device's own totals do; another order of adding would not be the same number.
+        return {metric: fsum(map(getitem, rows, choices)) for metric, rows in columns.items()}
+
+    @cached_property
+    def _columns(self) -> tuple[dict[str, list[list[float]]], dict[Precision, int]]:
+        """The table as lists, which are quicker to index one by one than arrays, and the number of each precision."""
+        columns = {metric: table.tolist() for metric, table in self.table.items()}
+        return columns, {precision: choice for choice, precision in enumerate(self.space.precisions)}
+
+    def resolve(self, budgets: Iterable[Budget]) -> dict[str, float]:
+        """Limits by metric of budgets, relative ones in units of the uniform 8-bit cost.
+
+        Raises:
+            BudgetError: If a relative budget has no 8-bit cost to refer to, or a metric is not reported.
+        """
+        budgets = tuple(budgets)
+        if not budgets:
+            return {}
+        if self.reference is not None:
+            return resolve(budgets, dict(self.reference.metrics))
+        if any(budget.relative for budget in budgets):
+            raise BudgetError(
+                f"device {self.backend.name!r} has no {REFERENCE_BITS}-bit precision to compare with; give "
+                "budgets with a unit, for example latency=2.5ms."
+            )
+        return resolve(budgets, dict.fromkeys((*self.table, *self.capabilities.metrics), 1.0))
