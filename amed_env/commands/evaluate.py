@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from amed_env.commands.options import (
-    DEFAULT_DEVICE,
     PROBLEM,
     ActivationBitsOption,
     AllocationOption,
@@ -24,8 +23,10 @@ from amed_env.commands.options import (
 )
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import chosen_allocation, default_threads, load_task
+from amed_env.commands.progress import prepare
 from amed_env.commands.tables import quality_table, relative_table
 from amed_env.errors import InputError
+from amed_env.tasks.make import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
     from amed_env.evaluation.quality import Quality
@@ -78,7 +79,6 @@ def evaluate(options: EvaluateOptions) -> None:
     with Output(options.as_json) as output:
         with output.status("starting"):
             from amed_env.commands.costs import costs_of, relative_costs
-            from amed_env.commands.preparing import prepare
             from amed_env.hardware import load_device
 
         split = options.split.value
@@ -121,17 +121,14 @@ def _trained(task: Task, options: EvaluateOptions) -> BitAllocation:
     """The allocation of a folder of `amed finetune`, whose weights the task's evaluator uses from now on.
 
     Raises:
-        InputError: If another allocation is given, or the folder does not fit the task.
+        InputError: If another allocation is given, the task is a table, or the folder does not fit it.
     """
-    from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.training.checkpoint import use_trained
 
     assert options.finetuned is not None
     if any((options.allocation, options.bits, options.activation_bits, options.pin)):
         raise InputError("--finetuned brings its own allocation; leave --allocation, --bits and --pin out.")
-    if not isinstance(task.evaluator, PostTrainingEvaluator):
-        raise InputError(f"task {task.network!r} is a table; --finetuned needs the task of the network itself.")
-    return use_trained(options.finetuned, task.evaluator)
+    return use_trained(options.finetuned, task.evaluator.network_evaluator())
 
 
 def _quality(task: Task, allocation: BitAllocation, split: str) -> Quality:

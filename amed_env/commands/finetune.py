@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.options import (
-    DEFAULT_DEVICE,
     MACHINE,
     OUTPUT,
     PROBLEM,
@@ -33,12 +32,13 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.run_folder import RunFolder
+from amed_env.commands.progress import TrainingProgress, prepare
 from amed_env.errors import AllocationError, AmedError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import pins_json
 from amed_env.support.files import json_text, write_atomically
 from amed_env.tasks.catalogue import TASKS, named_network
+from amed_env.tasks.make import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
     from amed_env.datasets.training import TrainingData
@@ -178,7 +178,7 @@ def finetune(options: FinetuneOptions) -> int:
     """
     with Output(options.as_json) as output:
         with output.status("starting"):
-            from amed_env.commands.preparing import prepare
+            from amed_env.commands.run_folder import RunFolder
             from amed_env.hardware import load_device
             from amed_env.support.threads import torch_threads
 
@@ -211,7 +211,7 @@ def finetune(options: FinetuneOptions) -> int:
                 prepare(task, say)
                 say("reading the training set")
                 data = training_data()
-            with torch_threads(task.evaluator.threads):  # type: ignore[attr-defined]
+            with torch_threads(task.evaluator.network_evaluator().threads):
                 folder.record(_settings(options, task, settings, target, walk_options), sys.argv)
                 return _run(output, folder.path, task, data, settings, target, interrupts)
 
@@ -340,14 +340,11 @@ def _run(
     interrupts: Interrupts,
 ) -> int:
     from amed_env.commands.finetuned import finetuned_document, show_finetuned
-    from amed_env.commands.progress import TrainingProgress
-    from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.training.checkpoint import write_trained
     from amed_env.training.curve import CurveLog
     from amed_env.training.finetuning import Finetuning
 
-    evaluator = task.evaluator
-    assert isinstance(evaluator, PostTrainingEvaluator)
+    evaluator = task.evaluator.network_evaluator()
     finetuning = Finetuning(evaluator, data, target, settings, folder)
     trainer = finetuning.trainer
     if trainer.step:

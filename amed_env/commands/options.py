@@ -23,7 +23,6 @@ def cli_option(panel: str, text: str, *names: str, **further: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **further)
 
 
-DEFAULT_DEVICE = "bitfusion"
 _WIDTHS = "Bit-widths, 1 to 16; 32 stands for float."
 _DEVICE_FORMS = (
     "A name from [b]amed devices[/b], a device file (.yaml), a table (.csv, .npy), package.module:Class, or a program: "

@@ -14,7 +14,7 @@ from amed_env.errors import AgentError, AllocationError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import parse_pins
 from amed_env.problem.workload import Workload
-from amed_env.tasks.catalogue import TASKS, named_workload
+from amed_env.tasks.make import TASKS, import_task, import_workload, load_allocation, make_task, named_workload
 
 if TYPE_CHECKING:
     from amed_env.tasks.task import Task
@@ -111,8 +111,6 @@ def check_complete(name: str) -> None:
 
 def load_task(task: str | None, network: str | None, **options: Any) -> Task:
     """The task of a name, or of a network function; `options` are those of `make_task`."""
-    from amed_env.tasks.make import import_task, make_task
-
     check_task_or_network(task, network)
     if network is not None:
         return import_task(network, **options)
@@ -129,8 +127,6 @@ def chosen_allocation(
     Raises:
         InputError: If a file and widths are given, or neither.
     """
-    from amed_env.tasks.make import load_allocation
-
     _check_exactly_one(allocation, bits, "give either --allocation FILE or --bits N")
     if allocation is not None:
         if activation_bits is not None or pins:
@@ -150,8 +146,6 @@ def network_shapes(output: Output, network: str | None, layers: Path | None) -> 
     if layers is not None:
         return Workload.load_csv(layers)
     assert network is not None
-    from amed_env.tasks.make import import_workload
-
     with output.status(f"tracing {network}"):
         return import_workload(network) if ":" in network else named_workload(network)
 

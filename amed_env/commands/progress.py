@@ -1,7 +1,9 @@
-"""Progress of searches and trainings."""
+"""Progress of preparations, searches and trainings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ from amed_env.commands.tables import percent
 
 if TYPE_CHECKING:
     from amed_env.agents.session import SearchSession
+    from amed_env.tasks.task import Task
     from amed_env.training.finetuning import Finetuning
 
 
@@ -128,3 +131,22 @@ class TrainingProgress:
                 f"epoch {epoch.epoch} of {finetuning.settings.epochs}: {trained}{validated}, {epoch.seconds:.0f} s"
             )
         self._shown = len(finetuning.history)
+
+
+def prepare(task: Task, say: Callable[[str], None]) -> None:
+    """Prepare the network by its recipe, or take what was prepared before.
+
+    Args:
+        task: The task.
+        say: Shows a text.
+    """
+    started, first = monotonic(), -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal first
+        if first < 0:  # learning that goes on from a checkpoint does not begin at zero
+            first = done - 1
+        left = (monotonic() - started) / (done - first) * (total - done)
+        say(f"learning the rounding of {task.network}, once: {100 * done // total} %, {left:.0f} s left")
+
+    task.evaluator.prepare(report)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.options import (
-    DEFAULT_DEVICE,
     DEVICE,
     OUTPUT,
     PROBLEM,
@@ -35,14 +34,16 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.run_folder import RunFolder
+from amed_env.commands.progress import SearchProgress, prepare
 from amed_env.commands.tables import allocation_table, comparison_table, percent
 from amed_env.errors import AgentError, AmedError, BackendError, InputError
 from amed_env.problem.objective import parse_budgets
 from amed_env.problem.pins import pins_text
+from amed_env.tasks.make import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
     from amed_env.agents import Agent, SearchResult, SearchSession
+    from amed_env.commands.run_folder import RunFolder
     from amed_env.evaluation.store import TrialStore
     from amed_env.tasks.task import Task
 
@@ -145,7 +146,7 @@ def search(options: SearchOptions) -> int:
     with Output(options.as_json) as output:
         with output.status("starting"):
             from amed_env.agents import make_agent
-            from amed_env.commands.preparing import note_slow_layers, prepare
+            from amed_env.commands.run_folder import RunFolder
             from amed_env.commands.search_settings import search_settings
             from amed_env.hardware import isolated, load_device
 
@@ -185,7 +186,8 @@ def search(options: SearchOptions) -> int:
                 prepare(task, say)
             for kept in task.evaluator.kept_float:
                 output.note(f"kept in float: {kept}")
-            note_slow_layers(output, task)
+            for remark in task.evaluator.float_remarks():
+                output.note(remark)
             if task.pins:
                 output.note(f"pinned: {pins_text(task.pins)}")
             settings = {
@@ -268,9 +270,6 @@ def _explore(
     agent: Agent,
     interrupts: Interrupts,
 ) -> SearchResult:
-    from amed_env.commands.preparing import told_of_sensitivities
-    from amed_env.commands.progress import SearchProgress
-
     with SearchProgress(output.stderr, output.live, options.evaluations) as progress:
 
         def on_change(session: SearchSession) -> None:
@@ -281,7 +280,8 @@ def _explore(
             progress.say(f"measuring sensitivities, {100 * done // total} %")
             interrupts.check()
 
-        with told_of_sensitivities(task, on_sensitivities):
+        task.evaluator.on_sensitivities = on_sensitivities
+        try:
             return agent.search(
                 task,
                 options.evaluations,
@@ -291,6 +291,8 @@ def _explore(
                 on_change=on_change,
                 max_faults=options.max_faults,
             )
+        finally:
+            task.evaluator.on_sensitivities = None
 
 
 def _compare(output: Output, result: SearchResult) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amed_env.commands.options import (
-    DEFAULT_DEVICE,
     DEVICE,
     OUTPUT,
     ActivationBitsOption,
@@ -27,6 +26,7 @@ from amed_env.commands.parsing import check_network_or_layers, chosen_allocation
 from amed_env.commands.tables import compare_table, cost_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.support.files import write_atomically
+from amed_env.tasks.make import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
     from amed_env.hardware import Cost, HardwareBackend

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import amed_env._version as version
-from amed_env.commands.options import DEFAULT_DEVICE, DeviceOption, JsonOption, LayersOption, NetworkShapesOption
+from amed_env.commands.options import DeviceOption, JsonOption, LayersOption, NetworkShapesOption
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import network_shapes, parse_bits
 from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.problem.allocation import Precision
 from amed_env.support.files import json_text, write_atomically
+from amed_env.tasks.make import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
     from amed_env.hardware import HardwareBackend, LookupTable
