@@ -8,6 +8,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
-from amed_env.support.location import DATA_DIR_VARIABLE, data_dir
+from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
 FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -113,9 +114,9 @@ def cifar10_training(folder: Path | None = None, *, raw: bool = False) -> Traini
     )
 
 
-def cifar10_raw_training() -> TrainingData:
-    """The same as `cifar10_training` with pixels from 0 to 255."""
-    return cifar10_training(raw=True)
+# Networks of MLPerf Tiny take pixels as they are stored.
+cifar10_raw_splits = partial(cifar10_splits, raw=True)
+cifar10_raw_training = partial(cifar10_training, raw=True)
 
 
 def _ordered_train_files(folder: Path | None) -> tuple[list[np.ndarray], np.ndarray]:
@@ -128,11 +129,6 @@ def _ordered_train_files(folder: Path | None) -> tuple[list[np.ndarray], np.ndar
 def _records(files: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
     per_file = len(files[0])
     return np.stack([files[index // per_file][index % per_file] for index in chosen])
-
-
-def cifar10_raw_splits() -> Splits:
-    """The same splits as `cifar10_splits` with pixels from 0 to 255."""
-    return cifar10_splits(raw=True)
 
 
 def cifar10_test_file(folder: Path | None = None, *, raw: bool = False) -> Samples:
@@ -157,7 +153,7 @@ def open_records(name: str, folder: Path | None = None) -> np.ndarray:
     Raises:
         DataError: If the file is missing, has the wrong size, or a label is not 0..9.
     """
-    path = (data_dir() if folder is None else Path(folder)) / FOLDER / name
+    path = data_path(f"{FOLDER}/{name}", folder)
     expected = RECORD_BYTES * RECORDS_PER_FILE
     cure = f"run `amed fetch cifar10-resnet20`, or set {DATA_DIR_VARIABLE} to the folder that holds {FOLDER}."
     try:

@@ -16,7 +16,7 @@ import torch
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
-from amed_env.support.location import DATA_DIR_VARIABLE, data_dir
+from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
 FOLDER = "FashionMNIST/raw"
 TRAIN_IMAGES, TRAIN_LABELS = f"{FOLDER}/train-images-idx3-ubyte", f"{FOLDER}/train-labels-idx1-ubyte"
@@ -137,7 +137,7 @@ def read_labels(part: str, folder: Path | None = None) -> np.ndarray:
 
 def _read(name: str, header: bytes, size: int, folder: Path | None) -> np.ndarray:
     """The bytes behind a header that is known beforehand, as one row of uint8."""
-    path = (data_dir() if folder is None else Path(folder)) / name
+    path = data_path(name, folder)
     cure = f"run `amed fetch fashion-cnn`, or set {DATA_DIR_VARIABLE} to the folder that holds {FOLDER}."
     try:
         data = path.read_bytes()

@@ -106,20 +106,9 @@ def _find_provided(task: str, folder: Path) -> list[Fetched]:
     provided = [asset for asset in ASSETS[task] if isinstance(asset, Provided)]
     lacking = [asset for asset in provided if not asset.is_installed(folder)]
     if lacking:
-        wanted = "; ".join(f"{asset.title} as {folder / asset.path}: {asset.origin}" for asset in lacking)
-        raise DownloadError(f"{task} needs what cannot be downloaded in a form that amed reads. Provide {wanted}.")
+        recipes = "; ".join(f"{asset.title} as {folder / asset.path}: {asset.origin}" for asset in lacking)
+        raise DownloadError(f"{task} needs what cannot be downloaded in a form that amed reads. Provide {recipes}.")
     return [Fetched(asset.title, folder / asset.path, False) for asset in provided]
-
-
-def fetch_cifar10_resnet20(
-    target_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-    *,
-    base_url: str | None = None,
-    patience: Patience | None = None,
-) -> list[Fetched]:
-    """Bring CIFAR-10 and the pretrained ResNet-20 into the data folder: see `fetch`."""
-    return fetch("cifar10-resnet20", target_dir, progress=progress, base_url=base_url, patience=patience)
 
 
 @contextmanager

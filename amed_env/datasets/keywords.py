@@ -16,7 +16,7 @@ import torch
 
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.errors import DataError
-from amed_env.support.location import DATA_DIR_VARIABLE, data_dir
+from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
 FILE = "kws_mlperf_tiny_1000.npz"
 """The samples, relative to the data folder."""
@@ -65,7 +65,7 @@ def keyword_samples(folder: Path | None = None) -> Samples:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    path = (data_dir() if folder is None else Path(folder)) / FILE
+    path = data_path(FILE, folder)
     cure = f"`amed fetch kws-dscnn` says where it comes from; {DATA_DIR_VARIABLE} names the folder that holds it."
     try:
         with np.load(path, allow_pickle=False) as archive:

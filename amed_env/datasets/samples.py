@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from amed_env.errors import DataError
+from amed_env.support.text import first_few
 from amed_env.tracing.packing import pack, unpack
-
-_MAX_NAMED = 5  # positions named in a message; more would not be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +93,7 @@ class Samples:
         if bool((self.labels < 0).any()):
             at = torch.nonzero(self.labels < 0).flatten()
             raise DataError(
-                f"{self.name}: {len(at)} labels are negative, at {_positions(at.tolist())}; classes count from 0."
+                f"{self.name}: {len(at)} labels are negative, at index {first_few(at.tolist())}; classes count from 0."
             )
         # Extremes show NaN and infinity without a mask as large as the inputs.
         if not bool(torch.isfinite(torch.stack(torch.aminmax(self.inputs))).all()):
@@ -103,7 +102,7 @@ class Samples:
             values = int(wrong.sum())
             raise DataError(
                 f"{self.name}: {values} input values in {len(at)} samples are NaN or infinite, at "
-                f"{_positions(at.tolist())}; remove or repair those samples."
+                f"index {first_few(at.tolist())}; remove or repair those samples."
             )
 
     def __len__(self) -> int:
@@ -217,7 +216,7 @@ class Splits:
             if shared:
                 raise DataError(
                     f"{len(shared)} of the {len(second_hashes)} {second} samples are also in the {first} "
-                    f"samples ({second} {_positions(shared)}), so scores would be too good; split without "
+                    f"samples ({second} index {first_few(shared)}), so scores would be too good; split without "
                     "overlap, or pass allow_duplicates=True if the data set contains exact copies."
                 )
 
@@ -263,8 +262,3 @@ def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
 
 def _little_endian(tensor: torch.Tensor, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(dtype, copy=False))
-
-
-def _positions(indices: Sequence[int]) -> str:
-    shown = ", ".join(map(str, indices[:_MAX_NAMED]))
-    return f"index {shown}{', ...' if len(indices) > _MAX_NAMED else ''}"

@@ -211,7 +211,7 @@ class BitAllocation(Mapping[str, Precision]):
         def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             repeated = sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
             if repeated:
-                raise AllocationError(f"{path}: {', '.join(map(repr, repeated))} stands there more than once.")
+                raise AllocationError(f"{path}: {', '.join(map(repr, repeated))} is repeated.")
             return dict(pairs)
 
         try:

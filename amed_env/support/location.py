@@ -30,3 +30,8 @@ def data_dir() -> Path:
             "unset it to use the cache folder."
         )
     return folder
+
+
+def data_path(name: str, folder: Path | None = None) -> Path:
+    """A file of a data folder, by default of `data_dir()`."""
+    return (data_dir() if folder is None else Path(folder)) / name

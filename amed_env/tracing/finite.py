@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from amed_env.errors import NonFiniteError
-
-_MAX_NAMED = 5
+from amed_env.support.text import first_few
 
 
 def check_finite_weights(network: nn.Module, name: str) -> None:
@@ -23,10 +22,8 @@ def check_finite_weights(network: nn.Module, name: str) -> None:
     # Other buffers may be infinite on purpose, such as masks.
     wrong = [key for key, tensor in (*network.named_parameters(), *statistics) if not _is_finite(tensor)]
     if wrong:
-        more = f" and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
         raise NonFiniteError(
-            f"network {name!r} has NaN or infinite weights in {', '.join(wrong[:_MAX_NAMED])}{more}; repair or retrain "
-            "it."
+            f"network {name!r} has NaN or infinite weights in {first_few(wrong)}; repair or retrain it."
         )
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from amed_env.datasets import assets, cifar10, fashion_mnist
 from amed_env.datasets.assets import ASSETS
-from amed_env.datasets.fetch import fetch, fetch_cifar10_resnet20
+from amed_env.datasets.fetch import fetch
 from amed_env.errors import DownloadError, UnknownNameError
 from amed_env.networks import ds_cnn, load_weights, resnet8, resnet20, resnet56, weights_digest
 from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
@@ -81,7 +81,8 @@ def upstream(server, monkeypatch):
 
 @pytest.fixture
 def get(upstream, server, patience, tmp_path):
-    return lambda: fetch_cifar10_resnet20(tmp_path / "data", False, base_url=server.url, patience=patience)
+    folder = tmp_path / "data"
+    return lambda: fetch("cifar10-resnet20", folder, progress=False, base_url=server.url, patience=patience)
 
 
 def files_below(folder):

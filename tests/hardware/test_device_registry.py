@@ -17,6 +17,7 @@ from amed_env.hardware import (
     register_hardware,
 )
 from amed_env.hardware import registry as registry_module
+from amed_env.hardware.files.extends import shipped_files
 from amed_env.hardware.registry import DEVICES, GROUP
 
 SHIPPED = [
@@ -108,7 +109,8 @@ def test_a_device_is_given_in_many_ways(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert load_device("my_hardware_module:Fast").name == "Fast"
-    assert isinstance(load_device("my_hardware_module:ready"), HardwareBackend)
+    assert load_device("my_hardware_module:ready").name == "Fast"
+    assert sys.modules["my_hardware_module"].ready.name == "unnamed"  # an instance stays as its module made it
     with pytest.raises(InputError, match="is 3; expected a subclass") as caught:
         load_device("my_hardware_module:number")
     assert caught.value.exit_code == 2
@@ -171,14 +173,14 @@ def test_a_broken_shipped_file_is_listed_with_its_error(monkeypatch, tmp_path):
     (tmp_path / "broken.yaml").write_text(EASY_YAML.replace("rows: 4", "rows: many"))
     (tmp_path / "easy.yaml").write_text(EASY_YAML)
     files = {path.stem: path for path in tmp_path.iterdir()}
-    monkeypatch.setattr(registry_module, "_shipped", lambda: files)
+    monkeypatch.setattr(registry_module, "shipped_files", lambda: files)
     listing = list_devices()
     assert listing["easy"].error is None
     assert "broken.yaml, line 5" in listing["broken"].error
 
 
 def test_every_constant_of_a_shipped_device_has_a_source():
-    folder = registry_module._shipped()
+    folder = shipped_files()
     assert sorted(folder) == SHIPPED
     for entry in folder.values():
         sections = sections_with_numbers(yaml.safe_load(entry.read_text()))

@@ -76,13 +76,17 @@ def test_pretrained_weights_are_the_published_ones(amed_data_dir):
 
 @pytest.mark.data("cifar10-resnet56")
 @pytest.mark.slow
-@pytest.mark.parametrize(("pretrained", "published"), [(pretrained_resnet20, 9173), (pretrained_resnet56, 9339)])
-def test_pretrained_accuracy(amed_data_dir, pretrained, published):
+# ResNet-56 gets 9,339 of all 10,000 right, as published; every fifth image is enough to see a change.
+@pytest.mark.parametrize(
+    ("pretrained", "step", "correct"), [(pretrained_resnet20, 1, 9173), (pretrained_resnet56, 5, 1850)]
+)
+def test_pretrained_accuracy(amed_data_dir, pretrained, step, correct):
     samples = cifar10_test_file(amed_data_dir)
+    samples = samples.subset(range(0, len(samples), step))
     network = pretrained(amed_data_dir).to(memory_format=torch.channels_last)  # takes half the time
     hits = 0
     with torch.inference_mode():
         for images, labels in samples.batches(100):
-            found = network(images.contiguous(memory_format=torch.channels_last)).argmax(1)
-            hits += int((found == labels).sum())
-    assert hits == pytest.approx(published, abs=2)  # an image or two may lie on the edge of rounding
+            predicted = network(images.contiguous(memory_format=torch.channels_last)).argmax(1)
+            hits += int((predicted == labels).sum())
+    assert hits == pytest.approx(correct, abs=2)  # an image or two may lie on the edge of rounding

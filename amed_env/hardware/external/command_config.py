@@ -10,14 +10,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from amed_env.errors import DeviceError
-from amed_env.hardware.files.yaml_faults import validated
+from amed_env.hardware.files.yaml_faults import Text, validated
 from amed_env.hardware.files.yaml_lines import YamlDocument
 from amed_env.hardware.protocol import METRIC_UNITS
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS
 from amed_env.problem.workload import LayerKind
 
 FORMAT = "amed-command/1"
-Text = Annotated[str, Field(strict=True, min_length=1, pattern=r"\S")]
 Widths = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(min_length=1)]
 _EVERY_WIDTH = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 

@@ -25,6 +25,8 @@ from amed_env.support.cache import cached_array
 from amed_env.support.machine import cpu_name
 
 _MEASUREMENT = 1  # part of the key of what is kept; grows when the way of measuring changes
+# A batch of a millisecond is long against the clock's resolution and short against the time between interruptions,
+# so that the fastest of some batches met none.
 _BATCH_NS = 1_000_000
 _MOST_SECONDS = 0.5  # CPU time of one measurement, if its batches are long
 
@@ -95,7 +97,7 @@ def batch_times(run: Callable[[], object], batches: int, clock: Callable[[], int
         batches: Batches, at least one is timed.
         clock: Nanoseconds of CPU time of this thread.
     """
-    run()
+    run()  # the first run allocates, and packs the weights
     start = clock()
     run()
     runs = max(1, _BATCH_NS // max(1, clock() - start))
@@ -115,10 +117,11 @@ def _runtime_version() -> str:
 
 def _runner(layer: Layer, precision: Precision) -> Callable[[], object]:
     """A function that runs a layer once, in this thread alone."""
-    import onnxruntime
+    import onnxruntime  # an optional dependency, whose absence the constructor reports
 
     made = layer_model(layer, precision)
     options = onnxruntime.SessionOptions()
+    # CPU time of this thread is the time of the layer only if no other thread helps.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from amed_env.errors import DeviceError
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a device file.
+
+    Raises:
+        DeviceError: If it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"cannot read the device file {path}: {error}.") from error
 
 
 class YamlDocument:
@@ -86,7 +99,7 @@ class YamlDocument:
                     raise DeviceError(f"{self.where}, line {line}: the merge key '<<' is not supported.")
                 if key.value in lines:
                     raise DeviceError(
-                        f"{self.where}, line {line}: key {key.value!r} stands there already in line "
+                        f"{self.where}, line {line}: key {key.value!r} duplicates line "
                         f"{lines[key.value]}; keep one of them."
                     )
                 lines[key.value] = line

@@ -30,12 +30,7 @@ class _ScaledBackend(HardwareBackend):
         Raises:
             UnsupportedPrecisionError: If a kind of layer or a width is not supported.
         """
-        capabilities = self.capabilities()
-        for layer in {layer.kind: layer for layer in workload}.values():
-            for weight in weight_bits:
-                capabilities.require(layer, Precision(weight, activation_bits[0]), self.name)
-            for activation in activation_bits:
-                capabilities.require(layer, Precision(weight_bits[0], activation), self.name)
+        self.capabilities().require_table(workload, weight_bits, activation_bits, self.name)
         metrics = self._simulate(
             workload.layers,
             np.array(weight_bits, dtype=np.int64).reshape(1, -1, 1),

@@ -7,20 +7,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import BackendError, DeviceError, UnsupportedLayerError, UnsupportedPrecisionError
+from amed_env.hardware.costs import backend_capabilities, precision_costs
 from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
-from amed_env.hardware.tables.lookup_config import Interpolation
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.problem.workload import KINDS, Layer, Workload
+from amed_env.support.text import first_few
 
 FloatArray = npt.NDArray[np.float64]
-_NAMED = 5  # names in a message before it says how many more there are
+Interpolation = Literal["none", "linear"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LookupTable:
         for what, names in named.items():
             repeated = sorted(name for name, times in Counter(names).items() if times > 1)
             if repeated:
-                raise DeviceError(f"{self.where}: {what} {some(repeated)} stands there more than once.")
+                raise DeviceError(f"{self.where}: {what} {first_few(repeated)} is repeated.")
         for metric, values in self.metrics.items():
             if values.ndim != 2 or values.shape != (len(self), len(self.precisions)):
                 raise DeviceError(
@@ -152,8 +153,8 @@ class TableBackend(HardwareBackend):
         for layer, row in zip(workload, self._rows(workload), strict=True):
             precision = allocation[layer.name]
             capabilities.require(layer, precision, self.name)
-            weights = self._mix(precision)
-            metrics = {metric: _mixed(values[row], weights) for metric, values in self.lookup.metrics.items()}
+            shares = self._mix(precision)
+            metrics = {metric: _mixed(values[row], shares) for metric, values in self.lookup.metrics.items()}
             bound = None if precision in self._columns else "interpolated"
             layers.append(LayerCost(layer.name, precision, metrics, bound))
         totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in self.metrics}
@@ -166,15 +167,14 @@ class TableBackend(HardwareBackend):
             UnsupportedLayerError: If the network's layers are not those of the table.
             UnsupportedPrecisionError: If the table lacks a pair.
         """
+        self.capabilities().require_table(workload, weight_bits, activation_bits, self.name)
         rows = self._rows(workload)
-        capabilities = self.capabilities()
         metrics = {m: np.zeros((len(rows), len(weight_bits), len(activation_bits))) for m in self.lookup.metrics}
         for (i, weight), (j, activation) in product(enumerate(weight_bits), enumerate(activation_bits)):
             precision = Precision(weight, activation)
-            capabilities.require(workload.layers[0], precision, self.name)
-            weights = self._mix(precision)
+            shares = self._mix(precision)
             for metric, values in self.lookup.metrics.items():
-                metrics[metric][:, i, j] = [_mixed(values[row], weights) for row in rows]
+                metrics[metric][:, i, j] = [_mixed(values[row], shares) for row in rows]
         return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
 
     def sample_workload(self) -> Workload:
@@ -198,7 +198,7 @@ class TableBackend(HardwareBackend):
         spare = [name for name in table.layers if name not in set(names)]
         if missing or spare:
             parts = [
-                f"{what} {some([repr(name) for name in found])}"
+                f"{what} {first_few([repr(name) for name in found])}"
                 for what, found in (("the table lacks", missing), ("the network lacks", spare))
                 if found
             ]
@@ -252,8 +252,6 @@ def build_table(
         BackendError: If the costs do not add up, or the device fails.
         UnsupportedPrecisionError: If the device lacks a precision.
     """
-    from amed_env.hardware.costs import backend_capabilities, precision_costs
-
     capabilities = backend_capabilities(backend)
     if not capabilities.additive:
         raise BackendError(
@@ -276,12 +274,6 @@ def build_table(
 def workload_digest(workload: Workload) -> str:
     """Twelve hexadecimal digits that change with the names and shapes of the layers."""
     return hashlib.sha256(workload.to_csv().encode()).hexdigest()[:12]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _between(widths: Sequence[int]) -> list[int]:

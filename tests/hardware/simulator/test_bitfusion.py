@@ -53,7 +53,8 @@ def simulate(row):
     backend, layer = device(row["cols"], row["bandwidth_bits_per_cycle"]), layer_of(row)
     precision = Precision(row["weight_bits"], row["activation_bits"])
     traffic = backend.dram_traffic([layer], [precision.weight_bits], [precision.activation_bits])
-    return backend.layer_cost(layer, precision), float(traffic.read_bits[0]), float(traffic.ofmap_write_bits[0])
+    read_bits = traffic.ifmap_bits + traffic.weight_bits + traffic.ofmap_read_bits
+    return backend.layer_cost(layer, precision), float(read_bits[0]), float(traffic.ofmap_write_bits[0])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import SystolicBackend, cost_table, evaluate_cost, load_device, parse_device_config
-from amed_env.hardware.files.backends import make_backend
+from amed_env.hardware.registry import make_backend
 
 LAYER = Layer("l", "conv", m=100, n=20, k=90)
 MACS = 100 * 20 * 90
@@ -111,7 +111,7 @@ def test_kinds_without_a_rate_are_refused():
     ("old", "new", "message"),
     [
         ("kind: processor", "kind: procesor", r"line 3: kind: 'procesor' is unknown; did you mean 'processor'"),
-        ("kind: processor", "kind: [1]", r"line 3: kind: .*allowed: systolic, processor, proxy"),
+        ("kind: processor", "kind: [1]", r"line 3: kind: .*known: systolic, processor, proxy"),
         ("kind: processor\n", "", r"unknown key 'processor'|'array' is missing"),
         ("    8: {8: 1}\n", "", r"macs_per_cycle ends at 4 weight bits, but 8 are allowed"),
         ("    8: {8: 1}", "    8: {4: 1}", r"same activation widths for every weight width"),

@@ -86,13 +86,6 @@ def test_energies_between_the_table():
     assert between == pytest.approx([1, 1, 2.25, 4, 6.25, 9, 12.25, 16])
 
 
-def test_groups_are_tiled_one_by_one():
-    # 100 groups, each far below the buffers, together far above: everything moves once.
-    layer = Layer("l", "depthwise", m=64, n=1, k=9, groups=100)
-    traffic = easy().dram_traffic([layer], 8, 8)
-    assert traffic.ifmap_bits[0] == 100 * 64 * 9 * 8 and traffic.weight_bits[0] == 100 * 9 * 8
-
-
 def test_compute_cycles_are_the_closed_form():
     device = load_device("systolic-32")
     for bits in (2, 8):
