@@ -12,7 +12,7 @@ from amed_env.agents.measured import MeasuredRegret
 from amed_env.commands.agents import agent_rows
 from amed_env.commands.listing import Listing
 from amed_env.hardware import HardwareBackend
-from amed_env.hardware.registry import DEVICES
+from amed_env.hardware.names import DEVICES
 from amed_env.support.registry import import_object
 from amed_env.tasks.make import TASKS
 
