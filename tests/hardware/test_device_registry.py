@@ -17,6 +17,7 @@ from amed_env.hardware import (
     register_hardware,
 )
 from amed_env.hardware import listing as listing_module
+from amed_env.hardware import names as names_module
 from amed_env.hardware import registry as registry_module
 from amed_env.hardware.names import BUILT_IN, DEVICES, GROUP, shipped_files
 
@@ -175,7 +176,7 @@ def test_a_broken_shipped_file_hides_no_other_and_names_its_line(monkeypatch, tm
     (tmp_path / "broken.yaml").write_text(EASY_YAML.replace("rows: 4", "rows: many"))
     (tmp_path / "easy.yaml").write_text(EASY_YAML)
     files = {path.stem: path for path in tmp_path.iterdir()}
-    for module in (listing_module, registry_module):
+    for module in (names_module, listing_module, registry_module):
         monkeypatch.setattr(module, "shipped_files", lambda: files)
     assert list_devices()["easy"].error is None
     with pytest.raises(DeviceError, match=r"broken\.yaml, line 5"):
