@@ -12,7 +12,6 @@ from amed_env.commands.listing import Row, show_rows
 from amed_env.commands.options import DeviceArgument, JsonOption, LayersOption, NetworkShapesOption
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import network_shapes
-from amed_env.hardware.listing import list_devices
 from amed_env.problem.workload import KINDS
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ def devices(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def _device_rows() -> list[Row]:
     """Every device with `name`, `description`, `source`, and `problem` or None."""
+    from amed_env.hardware import list_devices
+
     return [
         {"name": i.name, "description": i.description, "source": i.source, "problem": i.error}
         for i in list_devices().values()

@@ -5,8 +5,6 @@ The simulators and their files are imported when they are asked for, so that `am
 
 from typing import TYPE_CHECKING
 
-from amed_env.hardware.listing import DeviceInfo, list_devices
-from amed_env.hardware.names import device_names
 from amed_env.support.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -14,6 +12,8 @@ if TYPE_CHECKING:
     from amed_env.hardware.costs import cost_table, evaluate_cost, evaluate_costs
     from amed_env.hardware.external.isolation import isolated
     from amed_env.hardware.files.config import DeviceConfig, load_device_config, parse_device_config
+    from amed_env.hardware.listing import DeviceInfo, list_devices
+    from amed_env.hardware.names import device_names
     from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
     from amed_env.hardware.registry import load_device, register_hardware
     from amed_env.hardware.simulator.simulator import SystolicBackend
@@ -26,6 +26,8 @@ _LAZY = {
     **dict.fromkeys(("cost_table", "evaluate_cost", "evaluate_costs"), "amed_env.hardware.costs"),
     "isolated": "amed_env.hardware.external.isolation",
     **dict.fromkeys(("DeviceConfig", "load_device_config", "parse_device_config"), "amed_env.hardware.files.config"),
+    **dict.fromkeys(("DeviceInfo", "list_devices"), "amed_env.hardware.listing"),
+    "device_names": "amed_env.hardware.names",
     **dict.fromkeys(
         ("METRIC_UNITS", "Capabilities", "Cost", "CostTable", "HardwareBackend", "LayerCost"),
         "amed_env.hardware.protocol",
