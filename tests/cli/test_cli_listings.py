@@ -116,19 +116,10 @@ def test_version_and_help(amed):
 
 
 HEAVY = ("torch", "scipy", "sklearn", "stable_baselines3", "sb3_contrib", "optuna", "pymoo", "matplotlib", "plotly")
-QUICK = (
-    "--help",
-    "search --help",
-    "finetune --help",
-    "bench tiny --help",
-    "agents",
-    "tasks",
-    "devices",
-    "fetch no-task",
-)
+HELP, LISTINGS = ("--help", "search --help", "finetune --help", "bench tiny --help"), ("agents", "tasks", "devices")
 
 
-@pytest.mark.parametrize("arguments", [*QUICK, "simulate --layers layers.csv --bits 8"])
+@pytest.mark.parametrize("arguments", [*HELP, *LISTINGS, "fetch no-task", "simulate --layers layers.csv --bits 8"])
 def test_help_listings_and_simulation_import_nothing_heavy(tmp_path, arguments):
     (tmp_path / "layers.csv").write_text("name,kind,m,n,k,groups\nfirst,conv,64,32,27,1\n")
     program = f"""
