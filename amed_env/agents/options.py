@@ -1,7 +1,8 @@
-"""Options of an agent: checked one by one, or as a typed model that refuses what is unknown with the nearest names."""
+"""What agents check before they start: their options, and the libraries that are extras."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -34,6 +35,21 @@ def parse_agent_options(agent: str, model: type[M], given: Mapping[str, Any]) ->
             for fault in error.errors(include_url=False)
         ]
         raise AgentError(f"agent {agent!r}: {'; '.join(faults)}.") from error
+
+
+def import_optional(module: str, agent: str, distribution: str) -> Any:
+    """Import a module of an optional library.
+
+    Raises:
+        AgentError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise AgentError(
+            f"agent {agent!r} needs {distribution}, which cannot be imported ({error}); "
+            f"install it with: pip install 'amed-env[search]'."
+        ) from error
 
 
 def true_or_false(option: str, value: object) -> bool:

@@ -75,7 +75,7 @@ class SearchResult:
         """Name of the feasible uniform baseline of the highest search accuracy, or None."""
         feasible = [name for name, trial in self.baselines.items() if self.task.feasible(trial.costs)]
         quality = {name: self.baselines[name].quality for name in feasible}
-        return min(feasible, key=lambda name: (-quality[name].accuracy, quality[name].loss), default=None)
+        return min(feasible, key=lambda name: quality[name].order, default=None)
 
     def relative_costs(self, costs: Mapping[str, float]) -> dict[str, float]:
         """Costs as factors of the uniform 8-bit cost, by budget name, where the device has both."""
@@ -138,7 +138,7 @@ class SearchResult:
 def pareto_front(trials: list[Trial], metric: str) -> list[Trial]:
     """Trials of which no other has at least the accuracy at less cost, or more accuracy at the same; cheapest first."""
     front: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (t.costs[metric], -t.quality.accuracy, t.quality.loss)):
+    for trial in sorted(trials, key=lambda trial: (trial.costs[metric], trial.quality.order)):
         if not front or trial.quality.accuracy > front[-1].quality.accuracy:
             front.append(trial)
     return front

@@ -202,4 +202,4 @@ class SearchSession:
 
 def best_trial(trials: list[Trial]) -> Trial | None:
     """The trial of the highest accuracy; ties go to the lower loss, then to the earlier one."""
-    return min(trials, key=lambda trial: (-trial.quality.accuracy, trial.quality.loss), default=None)
+    return min(trials, key=lambda trial: trial.quality.order, default=None)

@@ -48,6 +48,11 @@ class Quality:
         """Top-1 accuracy as a fraction."""
         return self.correct / self.samples
 
+    @property
+    def order(self) -> tuple[float, float]:
+        """Sorts the better quality first: by accuracy, then by loss."""
+        return -self.accuracy, self.loss
+
     def __add__(self, other: Quality) -> Quality:
         """Quality on two disjoint sets together."""
         samples = self.samples + other.samples

@@ -213,7 +213,7 @@ class Finetuning:
             self._keep_if_better(epoch)
 
     def _keep_if_better(self, epoch: Epoch) -> None:
-        if self._best is None or _order(epoch.validation) < _order(self.best.validation):
+        if self._best is None or epoch.validation.order < self.best.validation.order:
             state = {name: tensor.detach().cpu().clone() for name, tensor in self.trained.state_dict().items()}
             self._best = epoch, state
 
@@ -310,7 +310,3 @@ def quality_of(network: QuantizedNetwork, allocation: BitAllocation, samples: Sa
     for inputs, labels in samples.batches(network.batch_size):
         tally.add(network(inputs), labels)
     return tally.quality(allocation, samples.name)
-
-
-def _order(quality: Quality) -> tuple[float, float]:
-    return -quality.accuracy, quality.loss

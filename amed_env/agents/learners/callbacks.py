@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from amed_env.agents.learners.masking import MaskedExploration
-from amed_env.agents.learners.noise import WidthNoise
 from amed_env.agents.session import SearchSession
 
 STALLED_EPISODES = 200
 """Episodes in a row without a new allocation after which a learner is taken to have converged."""
 
 _WINDOW_EPISODES = 16  # after which exploration is steered
+
+
+class WidthNoise(ActionNoise):
+    """Normal noise of one action, drawn by NumPy's global generator, which the library seeds.
+
+    Args:
+        deviation: Standard deviation, in units of half the range from the narrowest to the widest.
+
+    Attributes:
+        deviation: As given; it may be set anew at any time.
+    """
+
+    def __init__(self, deviation: float) -> None:
+        super().__init__()
+        self.deviation = deviation
+
+    def __call__(self) -> npt.NDArray[np.float32]:
+        """Noise for one action: float32 (1,)."""
+        return np.random.normal(0.0, self.deviation, 1).astype(np.float32)
 
 
 class SayProgress(BaseCallback):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from amed_env.agents.learners.noise import WidthNoise
+from amed_env.agents.learners.callbacks import WidthNoise
 from amed_env.agents.learners.sb3 import SB3Agent
 from amed_env.agents.protocol import DEVELOPMENT_CELLS
 from amed_env.errors import AgentError

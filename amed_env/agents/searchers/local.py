@@ -14,11 +14,10 @@ from amed_env.agents.searchers.moves import (
     fresh_choices,
     good_starts,
     prior,
-    quality_order,
     within_budget,
 )
 from amed_env.agents.searchers.neighbours import IntArray, neighbours, random_neighbour
-from amed_env.agents.session import SearchSession
+from amed_env.agents.session import SearchSession, best_trial
 from amed_env.evaluation.store import Trial
 from amed_env.tasks.proxies import get_proxies
 
@@ -77,8 +76,8 @@ class LocalAgent(Agent):
                 around = order.sort(around)
                 position, found = self._round(session, around)
                 around = around[position:]
-                best = min(found, key=quality_order, default=None)
-                if best is not None and (trial is None or quality_order(best) < quality_order(trial)):
+                best = best_trial(found)
+                if best is not None and (trial is None or best.quality.order < trial.quality.order):
                     better = best
             if better is None:
                 return

@@ -315,8 +315,3 @@ def new_near(session: SearchSession, choices: IntArray, fill: float = 0.0) -> In
                 return inside
         changed = random_neighbour(task, choices, session.rng)
     return fresh_choices(session)
-
-
-def quality_order(trial: Trial) -> tuple[float, float]:
-    """Sorts the better trial first: by accuracy, then by loss."""
-    return -trial.quality.accuracy, trial.quality.loss

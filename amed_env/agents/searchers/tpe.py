@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.optional import import_optional
-from amed_env.agents.options import positive_whole
+from amed_env.agents.options import import_optional, positive_whole
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.moves import evaluate, fresh_choices, good_starts, near_the_budget, new_near, prior
 from amed_env.agents.session import SearchSession

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_task import formula_task
 
-from amed_env.agents.learners.noise import WidthNoise
+from amed_env.agents.learners.callbacks import WidthNoise
 from amed_env.agents.learners.vec_continuous import ContinuousVecEnv
 from amed_env.agents.learners.vec_env import LayerWiseVecEnv
 from amed_env.envs import ContinuousWidths, LayerWiseEnv
