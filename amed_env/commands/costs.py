@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from amed_env.errors import UnsupportedPrecisionError
-from amed_env.hardware import HardwareBackend, evaluate_cost
+from amed_env.hardware.costs import evaluate_cost
+from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.objective import BUDGET_METRICS, REFERENCE_BITS
 from amed_env.problem.workload import Workload

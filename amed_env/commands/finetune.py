@@ -32,11 +32,10 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.progress import TrainingProgress, prepare
+from amed_env.commands.progress import prepare
 from amed_env.errors import AllocationError, AmedError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import pins_json
-from amed_env.support.files import json_text, write_atomically
 from amed_env.tasks.catalogue import TASKS, named_network
 from amed_env.tasks.make import DEFAULT_DEVICE
 
@@ -179,6 +178,7 @@ def finetune(options: FinetuneOptions) -> int:
     with Output(options.as_json) as output:
         with output.status("starting"):
             from amed_env.commands.run_folder import RunFolder
+            from amed_env.commands.training_run import run_training
             from amed_env.hardware import load_device
             from amed_env.support.threads import torch_threads
 
@@ -213,7 +213,7 @@ def finetune(options: FinetuneOptions) -> int:
                 data = training_data()
             with torch_threads(task.evaluator.network_evaluator().threads):
                 folder.record(_settings(options, task, settings, target, walk_options), sys.argv)
-                return _run(output, folder.path, task, data, settings, target, interrupts)
+                return run_training(output, folder.path, task, data, settings, target, interrupts)
 
 
 def _training_settings(options: FinetuneOptions) -> TrainingSettings:
@@ -328,47 +328,3 @@ def _settings(
         **settings.model_dump(),
         "fingerprint": task.evaluator.fingerprint,
     }
-
-
-def _run(
-    output: Output,
-    folder: Path,
-    task: Task,
-    data: TrainingData,
-    settings: TrainingSettings,
-    target: BitAllocation | TrainingWalk,
-    interrupts: Interrupts,
-) -> int:
-    from amed_env.commands.finetuned import finetuned_document, show_finetuned
-    from amed_env.training.checkpoint import write_trained
-    from amed_env.training.curve import CurveLog
-    from amed_env.training.finetuning import Finetuning
-
-    evaluator = task.evaluator.network_evaluator()
-    finetuning = Finetuning(evaluator, data, target, settings, folder)
-    trainer = finetuning.trainer
-    if trainer.step:
-        output.note(f"continuing after step {trainer.step} of {trainer.steps}.")
-    try:
-        with CurveLog(folder, trainer.step) as curve, TrainingProgress(output, finetuning) as bar:
-
-            def on_change(_: object) -> None:
-                curve.update(finetuning)
-                bar.update()
-                interrupts.check()
-
-            finetuning.run(on_change, interrupts.held)
-        with output.status("evaluating on the search and the test split"):
-            document = finetuned_document(task, finetuning)
-    except KeyboardInterrupt:
-        output.note(
-            f"interrupted after step {trainer.step} of {trainer.steps}; continue with --resume. The checkpoint is in "
-            f"{folder}."
-        )
-        return interrupts.exit_code or 130
-    with interrupts.held():
-        written = write_trained(folder, evaluator, finetuning.allocation)
-        write_atomically(folder / "result.json", json_text(document))
-        written.append(folder / "result.json")
-    show_finetuned(output, task, finetuning, document, written)
-    return 0

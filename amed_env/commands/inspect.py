@@ -12,6 +12,7 @@ from amed_env.commands.output import Output
 from amed_env.commands.parsing import check_task_or_network
 from amed_env.commands.tables import MISSING, number, table_of
 from amed_env.tasks.catalogue import TABULAR_PREFIX, named_network
+from amed_env.tasks.make import example_of, imported_parts
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,6 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
 
 def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     from amed_env.datasets.forms import as_samples
-    from amed_env.tasks.make import example_of, imported_parts
     from amed_env.tracing.trace import trace
 
     parts = imported_parts(path)

@@ -1,8 +1,4 @@
-"""`amed search`: from a task to a run folder with its best allocation.
-
-What loads devices, agents or torch is imported where it is used, here and in the other commands: `amed --help` imports
-every command, and comes at once.
-"""
+"""`amed search`: from a task to a run folder with its best allocation."""
 
 from __future__ import annotations
 
