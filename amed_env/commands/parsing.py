@@ -62,12 +62,11 @@ def _value(text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+    if isinstance(value, tuple):
+        return list(value)
     # Options are written to JSON, which has no sets, bytes or complex numbers.
-    return list(value) if isinstance(value, tuple) else value if _is_plain(value) else text
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | list | dict)
+    is_plain = value is None or isinstance(value, bool | int | float | str | list | dict)
+    return value if is_plain else text
 
 
 def _check_exactly_one(first: object, second: object, advice: str) -> None:

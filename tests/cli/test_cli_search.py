@@ -5,6 +5,7 @@ import pytest
 
 from amed_env import BitAllocation, TrialStore
 from amed_env.commands.run_folder import RunFolder
+from amed_env.commands.search import SearchOptions, search
 
 RANDOM = ["search", "digits-cnn", "--agent", "random", "--budget", "latency=0.5", "--evaluations", 6, "--out", "run"]
 
@@ -29,6 +30,14 @@ def test_run_folder_has_everything(amed, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 3 and config["settings"]["evaluations"] == 6
     assert {"amed_env", "python", "torch", "numpy", "gymnasium", "stable-baselines3"} <= set(config["versions"])
+
+
+def test_a_search_from_python(tmp_path, capsys):
+    given = {"task": "tabular/digits-cnn", "agent": "random", "budget": ["latency=0.5"], "evaluations": 3}
+    assert search(SearchOptions(**given, out=tmp_path / "run", as_json=True)) == 0
+    assert json.loads(capsys.readouterr().out)["evaluations"] == 3
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["agent"] == "random" and config["settings"]["seed"] == 0
 
 
 def test_tables_and_a_learner(amed, tmp_path):
