@@ -20,10 +20,7 @@ from safetensors.torch import save
 from amed_env.datasets import cifar10, fashion_mnist, keywords
 from amed_env.datasets.download import Download
 from amed_env.errors import DataError, DownloadError, NetworkError
-from amed_env.networks.mlperf_tiny import (
-    pretrained_ds_cnn,
-    pretrained_resnet8,
-)
+from amed_env.networks.mlperf_tiny import pretrained_ds_cnn, pretrained_resnet8
 from amed_env.networks.weights import read_weights, weights_digest
 from amed_env.support.data_files import (
     CIFAR10_FILES,
@@ -106,8 +103,7 @@ def _install_cifar10(archive: Path, folder: Path) -> None:
     """Unpack the six files of images, and nothing else that an archive may hold.
 
     Members are copied out as plain bytes under names that are known beforehand, so neither paths nor links
-    nor modes of the archive matter. (Python 3.11.0 to 3.11.3 have no extraction filter, and pooch uses it
-    from 3.12 on only.)
+    nor modes of the archive matter. (Python 3.11.0 to 3.11.3 have no extraction filter.)
     """
     missing = set(CIFAR10_FILES)
     (folder / CIFAR10_FOLDER).mkdir(exist_ok=True)
@@ -262,11 +258,7 @@ ASSETS: dict[str, tuple[Asset | Provided, ...]] = {
             is_installed=partial(_loads, keywords.keyword_samples),
         ),
         _tiny_weights(
-            "the trained DS-CNN",
-            DS_CNN_WEIGHTS,
-            "keyword_spotting",
-            "conv0 to conv8 and fc9",
-            pretrained_ds_cnn,
+            "the trained DS-CNN", DS_CNN_WEIGHTS, "keyword_spotting", "conv0 to conv8 and fc9", pretrained_ds_cnn
         ),
     ),
 }

@@ -25,6 +25,7 @@ IMAGE_SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
 RECORDS_PER_FILE = 10_000
 
+# All 50,000 training images were seen by the pretrained networks, so search and test images come from the test file.
 SEARCH_SAMPLES = 2_000
 CALIBRATION_SAMPLES = 8_192
 VALIDATION_SAMPLES = 5_000
@@ -35,7 +36,7 @@ SHIFT = 4
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Another text would deal the images anew and make all published figures void.
+# Another text would assign the images to other splits and make all published figures void.
 _TEST_SALT = "amed/cifar10/test/1"
 _CALIBRATION_SALT = "amed/cifar10/calibration/1"
 
@@ -45,7 +46,7 @@ def cifar10_splits(
 ) -> Splits:
     """The fixed splits for a network that was trained on all 50,000 training images.
 
-    Calibration takes training images; the test file is dealt once into 2,000 search and 8,000 test images,
+    Calibration takes training images; the test file is split once into 2,000 search and 8,000 test images,
     200 and 800 a class. Every prefix of every part is class-balanced to within one image a class.
 
     Args:

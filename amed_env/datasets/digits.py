@@ -20,7 +20,7 @@ SEARCH_SAMPLES = 500
 TEST_SAMPLES = 500
 CALIBRATION_SAMPLES = 797
 VALIDATION_SAMPLES = 200
-_SALT = "amed/digits/1"  # another text would deal the images anew and make all published figures void
+_SALT = "amed/digits/1"  # another text would assign the images to other splits and make all published figures void
 _LARGEST_PIXEL = 16.0
 
 

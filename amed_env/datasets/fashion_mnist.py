@@ -33,7 +33,7 @@ VALIDATION_SAMPLES = 6_000
 SEARCH_SAMPLES = 2_000
 CALIBRATION_SAMPLES = 4_096
 
-# Another text would deal the images anew and make all published figures void.
+# Another text would assign the images to other splits and make all published figures void.
 _TRAIN_SALT = "amed/fashion-mnist/train/1"
 _TEST_SALT = "amed/fashion-mnist/test/1"
 _IMAGE_HEADER, _LABEL_HEADER = struct.Struct(">IIII"), struct.Struct(">II")
@@ -41,7 +41,7 @@ _IMAGE_MAGIC, _LABEL_MAGIC = 0x803, 0x801
 
 
 def fashion_mnist_splits(folder: Path | None = None, calibration_samples: int = CALIBRATION_SAMPLES) -> Splits:
-    """The fixed splits: calibration takes training images, the test file is dealt into search and test images.
+    """The fixed splits: calibration takes training images, the test file is split into search and test images.
 
     Every prefix of every part is class-balanced to within one image a class.
 
@@ -70,7 +70,7 @@ def fashion_mnist_calibration(folder: Path | None = None, samples: int = CALIBRA
     Raises:
         DataError: If a file is missing or damaged, or there are not as many training images.
     """
-    images, labels, (training, _) = _dealt_train_file(folder)
+    images, labels, (training, _) = _split_train_file(folder)
     if not 1 <= samples <= len(training):
         raise DataError(f"fashion-mnist: {samples} calibration samples asked for; choose 1 to {len(training)}.")
     return _samples(images, labels, training[:samples], "fashion-mnist/calibration")
@@ -82,7 +82,7 @@ def fashion_mnist_training(folder: Path | None = None) -> tuple[Samples, Samples
     Raises:
         DataError: If a file is missing or damaged.
     """
-    images, labels, (training, validation) = _dealt_train_file(folder)
+    images, labels, (training, validation) = _split_train_file(folder)
     return (
         _samples(images, labels, training, "fashion-mnist/training"),
         _samples(images, labels, validation, "fashion-mnist/validation"),
@@ -95,7 +95,7 @@ def fashion_mnist_training_data(folder: Path | None = None) -> TrainingData:
     Raises:
         DataError: If a file is missing or damaged.
     """
-    images, labels, (training, validation) = _dealt_train_file(folder)
+    images, labels, (training, validation) = _split_train_file(folder)
     return TrainingData(
         torch.from_numpy(images[training]).reshape(-1, *IMAGE_SHAPE),
         torch.from_numpy(labels[training].astype(np.int64)),
@@ -106,7 +106,7 @@ def fashion_mnist_training_data(folder: Path | None = None) -> TrainingData:
     )
 
 
-def _dealt_train_file(folder: Path | None) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def _split_train_file(folder: Path | None) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     images, labels = read_images("train", folder), read_labels("train", folder)
     order = balanced_order(labels, _TRAIN_SALT)
     return images, labels, (order[VALIDATION_SAMPLES:], order[:VALIDATION_SAMPLES])

@@ -25,7 +25,7 @@ SAMPLES = 1_000
 CALIBRATION_SAMPLES = 200
 SEARCH_SAMPLES = 400
 
-_SALT = "amed/keywords/1"  # another text would deal the samples anew and make all published figures void
+_SALT = "amed/keywords/1"  # another text would assign the samples to other splits and make all published figures void
 _ARRAYS = {"x": (SAMPLES, 490), "y": (SAMPLES,), "scale": (), "zero": ()}
 
 
@@ -48,7 +48,7 @@ def keyword_splits(folder: Path | None = None) -> Splits:
     hashes = samples.sample_hashes()
     has_copy = np.asarray([hashes.count(value) > 1 for value in hashes])
     order = balanced_order(samples.labels.numpy(), _SALT)
-    # Six samples stand there twice; at the end of the order both copies are in the test part.
+    # Six samples are duplicated. At the end of the order both copies are in the test part, none is in two parts.
     order = np.concatenate([order[~has_copy[order]], order[has_copy[order]]])
     calibration, search, test = np.split(order, [CALIBRATION_SAMPLES, CALIBRATION_SAMPLES + SEARCH_SAMPLES])
     return Splits(

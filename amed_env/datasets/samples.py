@@ -59,10 +59,7 @@ class Samples:
         return cls(pack(inputs), labels, name, tuple(tuple(tensor.shape[1:]) for tensor in inputs))
 
     def __post_init__(self) -> None:
-        for attribute, dtype, cure in (
-            ("inputs", torch.float32, "float()"),
-            ("labels", torch.int64, "long()"),
-        ):
+        for attribute, dtype, cure in (("inputs", torch.float32, "float()"), ("labels", torch.int64, "long()")):
             value = getattr(self, attribute)
             if not isinstance(value, torch.Tensor):
                 raise DataError(
@@ -156,6 +153,7 @@ class Samples:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, inputs and labels: the same on every machine for the same contents."""
+        # Shape first, so that equal bytes of other shapes differ; the name is no part of the contents.
         digest = hashlib.sha256(f"amed-samples/1 {tuple(self.inputs.shape)} ".encode())
         if self.packed_shapes is not None:
             digest.update(f"{self.packed_shapes} ".encode())
@@ -191,11 +189,11 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, part in self.parts().items():
-            shape, wanted = (p.packed_shapes or p.sample_shape for p in (part, self.calibration))
-            if shape != wanted:
+            shape, expected = (p.packed_shapes or p.sample_shape for p in (part, self.calibration))
+            if shape != expected:
                 raise DataError(
                     f"the {name} samples have shape {shape} but the calibration samples "
-                    f"{wanted}; prepare all three in the same way."
+                    f"{expected}; prepare all three in the same way."
                 )
         if not self.allow_duplicates:
             self._check_disjoint()
@@ -222,9 +220,9 @@ class Splits:
 
 
 def drawn_order(count: int, salt: str) -> np.ndarray:
-    """A fixed order of samples that has nothing to do with the one in which they were given.
+    """A fixed order of samples that has nothing to do with the order of the data set.
 
-    It is that of SHA-256 of salt and index, so it depends on no random number generator.
+    Samples are sorted by the SHA-256 of salt and index.
 
     Args:
         count: How many samples there are.
@@ -233,6 +231,7 @@ def drawn_order(count: int, salt: str) -> np.ndarray:
     Returns:
         (count,) int64 indices, each of them once.
     """
+    # A hash, as streams of random generators change with versions and machines.
     keys = [hashlib.sha256(f"{salt}:{index}".encode()).digest() for index in range(count)]
     return np.array(sorted(range(count), key=keys.__getitem__), dtype=np.int64)
 
@@ -240,8 +239,7 @@ def drawn_order(count: int, salt: str) -> np.ndarray:
 def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
     """A fixed order of all samples in which every prefix is as class-balanced as the classes allow.
 
-    The order within a class is that of SHA-256 of salt and index, so it depends on no random number
-    generator; then classes take turns.
+    Within a class samples are ordered by `drawn_order`; the classes take turns (round-robin).
 
     Args:
         labels: (N,) class of each sample.
@@ -251,7 +249,7 @@ def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
         (N,) int64 indices, each of them once.
     """
     labels = np.asarray(labels, dtype=np.int64)
-    turns: dict[int, int] = {}
+    turns: dict[int, int] = {}  # class to its turns so far
     places = []
     for index in drawn_order(len(labels), salt).tolist():
         label = int(labels[index])

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 REUSE_MIB = 2048
 """Default memory for results of layers: more than one pass of ResNet-20 over 2,000 images."""
+# All three are part of what results depend on: other numbers give other ranges, proxies and fingerprints.
 RANGE_SAMPLES = 1_024
 """Calibration samples that set the ranges; learning uses all of them."""
 SENSITIVITY_SAMPLES = 1_024
@@ -89,6 +90,7 @@ class PostTrainingEvaluator(Evaluator):
                 self.recipe.equalize,
             )
             self._check_labels()
+        # Of the folded weights, by name: where they were loaded from makes no difference.
         digest = hashlib.sha256()
         for name, tensor in sorted(traced.module.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -206,6 +208,7 @@ class PostTrainingEvaluator(Evaluator):
         names = self.workload.layer_names
         ordered = sorted(
             {allocation.require_layers(names, f"network {self.workload.name!r}") for allocation in allocations},
+            # Neighbours in this order share the most first layers, which are computed once.
             key=lambda allocation: tuple(allocation.values()),
         )
         found: dict[BitAllocation, Quality] = {}

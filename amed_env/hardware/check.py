@@ -11,13 +11,7 @@ from itertools import permutations
 import numpy as np
 
 from amed_env.errors import AllocationError, AmedError, BackendError, UnsupportedPrecisionError
-from amed_env.hardware.costs import (
-    backend_capabilities,
-    evaluate_cost,
-    evaluate_costs,
-    lower_bounds,
-    precision_costs,
-)
+from amed_env.hardware.costs import backend_capabilities, evaluate_cost, evaluate_costs, lower_bounds, precision_costs
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS, BitAllocation, Precision
 from amed_env.problem.workload import Layer, Workload
@@ -183,9 +177,7 @@ def _check_pickle(backend: HardwareBackend, capabilities: Capabilities, workload
         return
     for allocation in _allocations(capabilities, workload):
         _require_equal(
-            evaluate_cost(backend, workload, allocation),
-            evaluate_cost(copy, workload, allocation),
-            allocation,
+            evaluate_cost(backend, workload, allocation), evaluate_cost(copy, workload, allocation), allocation
         )
 
 
@@ -228,8 +220,7 @@ def _check_unknown_layers(backend: HardwareBackend, capabilities: Capabilities, 
         )
     kind = workload.layers[0].kind
     strange = Workload(
-        "unknown",
-        (Layer("a layer that no table has", kind, m=7, n=1 if kind == "depthwise" else 3, k=5, groups=1),),
+        "unknown", (Layer("a layer that no table has", kind, m=7, n=1 if kind == "depthwise" else 3, k=5, groups=1),)
     )
     try:
         evaluate_cost(backend, strange, strange.uniform(*capabilities.precisions(kind)[0]))
@@ -243,8 +234,9 @@ def _check_unknown_layers(backend: HardwareBackend, capabilities: Capabilities, 
 
 def _common_precisions(capabilities: Capabilities, workload: Workload) -> tuple[Precision, ...]:
     """Precisions that every layer can run at, narrow ones first."""
-    sets = [set(capabilities.precisions(kind)) for kind in {layer.kind for layer in workload}]
-    return tuple(sorted(set.intersection(*sets)))
+    kinds = {layer.kind for layer in workload}
+    of_kinds = [set(capabilities.precisions(kind)) for kind in kinds]
+    return tuple(sorted(set.intersection(*of_kinds)))
 
 
 def _require_close(total: float, expected: float, metric: str, allocation: BitAllocation) -> None:

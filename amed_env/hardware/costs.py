@@ -74,10 +74,7 @@ def evaluate_cost(
 
 
 def evaluate_costs(
-    backend: HardwareBackend,
-    workload: Workload,
-    allocations: Sequence[BitAllocation],
-    on_retry: OnRetry | None = None,
+    backend: HardwareBackend, workload: Workload, allocations: Sequence[BitAllocation], on_retry: OnRetry | None = None
 ) -> list[Cost]:
     """Costs under many allocations, in their order; devices with several workers answer side by side.
 
@@ -226,11 +223,7 @@ def _call(backend: HardwareBackend, what: str, workload: Workload | None, functi
 
 
 def _checked_cost(
-    backend: HardwareBackend,
-    capabilities: Capabilities,
-    workload: Workload,
-    allocation: BitAllocation,
-    cost: object,
+    backend: HardwareBackend, capabilities: Capabilities, workload: Workload, allocation: BitAllocation, cost: object
 ) -> Cost:
     here = f"device {backend.name!r}"
     if not isinstance(cost, Cost):

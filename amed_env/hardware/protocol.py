@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol
@@ -52,12 +52,7 @@ class Capabilities:
 
     @classmethod
     def same_for_all_kinds(
-        cls,
-        bits: Sequence[int],
-        metrics: Mapping[str, str],
-        *,
-        deterministic: bool = True,
-        additive: bool = True,
+        cls, bits: Sequence[int], metrics: Mapping[str, str], *, deterministic: bool = True, additive: bool = True
     ) -> Capabilities:
         """Capabilities of a device that treats every kind of layer, weights and activations alike."""
         widths: dict[str, tuple[int, ...]] = {kind: tuple(bits) for kind in KINDS}
@@ -143,6 +138,14 @@ class Cost:
     metrics: Mapping[str, float]
     layers: tuple[LayerCost, ...] = field(default_factory=tuple)
 
+    @classmethod
+    def of_layers(cls, device: str, layers: Sequence[LayerCost], metrics: Iterable[str]) -> Cost:
+        """The cost whose totals are the sums over the layers."""
+        totals = {}
+        for metric in metrics:
+            totals[metric] = sum_over_layers([layer.metrics[metric] for layer in layers])
+        return cls(device, totals, tuple(layers))
+
     def __getitem__(self, metric: str) -> float:
         return self.metrics[metric]
 
@@ -194,7 +197,7 @@ class CostTable:
         return {metric: float(sum_over_layers(values[chosen].tolist())) for metric, values in self.metrics.items()}
 
     def _positions(self, precisions: Sequence[Precision]) -> tuple[list[int], list[int]]:
-        """Where precisions stand on the axes of weight widths and of activation widths."""
+        """Positions of precisions on the axes of weight widths and of activation widths."""
         weights = [self.weight_bits.index(precision.weight_bits) for precision in precisions]
         activations = [self.activation_bits.index(precision.activation_bits) for precision in precisions]
         return weights, activations
@@ -261,8 +264,7 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
             where = f"device {self.name!r}, layer {layer.name!r} at {precision}"
             metrics = checked_metrics(self.layer_cost(layer, precision), self.metrics, where)
             layers.append(LayerCost(layer.name, precision, metrics))
-        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in self.metrics}
-        return Cost(self.name, totals, tuple(layers))
+        return Cost.of_layers(self.name, layers, self.metrics)
 
     def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable | None:
         """Costs of every layer at every pair of widths, or None if the device has no fast way to them.

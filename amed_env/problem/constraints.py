@@ -17,7 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 _SCALE = 1e3
-"""Limits are this many units, so that the solver's tolerance becomes that of `TOLERANCE`."""
+"""Limits are this many units, so that the solver's absolute tolerance (1e-6) becomes that of `TOLERANCE` (1e-9)."""
 _MARGINS = (0.0, 1e-8, 1e-6, 1e-5)
 """By how much the solver's limits are tightened, one after the other, while its answer exceeds the true ones."""
 
@@ -90,6 +90,7 @@ def cheapest_choices(
     # In units of the limits, so that the solver's absolute tolerance (1e-6) means the same for every metric.
     units = np.where(limits[finite] > 0, limits[finite], 1.0) / _SCALE
     shares = costs[finite].reshape(len(units), layers * choices) / units[:, None]
+    # The solver also stops at an absolute gap of 1e-6: in units of the largest term it means the same everywhere.
     spread = float(np.abs(objective).max()) or 1.0
     for margin in _MARGINS:
         constraints = [one_each]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Literal, get_args
 
 from amed_env.errors import WorkloadError
 from amed_env.problem.allocation import BitAllocation
-from amed_env.support.text import read_csv
+from amed_env.support.text import read_csv, repeated
 
 LayerKind = Literal["conv", "depthwise", "linear", "matmul"]
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
@@ -114,7 +113,7 @@ class Workload:
         layers: At least one layer; names are unique.
 
     Raises:
-        WorkloadError: If there is no layer, or a name stands twice.
+        WorkloadError: If there is no layer, or a name is repeated.
     """
 
     name: str
@@ -124,10 +123,10 @@ class Workload:
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             raise WorkloadError(f"workload {self.name!r} has no layers; it needs at least one.")
-        repeated = sorted(name for name, times in Counter(layer.name for layer in self.layers).items() if times > 1)
-        if repeated:
+        twice = repeated(layer.name for layer in self.layers)
+        if twice:
             raise WorkloadError(
-                f"workload {self.name!r}: layer names must be unique; {', '.join(map(repr, repeated))} is repeated."
+                f"workload {self.name!r}: layer names must be unique; {', '.join(map(repr, twice))} is repeated."
             )
 
     @cached_property

@@ -138,6 +138,7 @@ def _capture(module: nn.Module, layers: dict[str, nn.Module], example: tuple[tor
         except Exception as error:
             logger.info("the traced network does not run (%s)", error)
             raise _NoGraphError("the network cannot be traced symbolically") from error
+    # Kernels of the traced network may add in another order; control flow that was missed changes far more than this.
     tolerance = 1e-4 * float(expected.abs().max()) + 1e-6
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0.0, atol=tolerance):
         raise _NoGraphError("its symbolic trace computes something else than the network itself")
@@ -160,6 +161,7 @@ def _find_groups(traced: fx.GraphModule, names: dict[int, str]) -> dict[fx.Node,
     """Groups by their last node; of two layers that are added, the later one takes the addition."""
     groups: dict[fx.Node, Group] = {}
     taken: set[fx.Node] = set()
+    # Backwards, so that of two layers that are added the later one takes the addition: the earlier result is in memory.
     for call in reversed(list(traced.graph.nodes)):
         if call.op != "call_module" or id(traced.get_submodule(str(call.target))) not in names:
             continue
@@ -265,6 +267,8 @@ def _store_shared_results(traced: fx.GraphModule, groups: dict[fx.Node, Group]) 
         readers = list(effective_readers(traced, output))
         added = any(reader in additions for reader in readers)
         shared = len(readers) > 1 and any(reader in calls for reader in readers)
+        # A result that stands in memory once has one width for all its readers: 8 bits, from which narrower layers
+        # round again.
         if not (added or shared):
             continue
         name = _free_name(traced, f"stored_tensor_{number}")

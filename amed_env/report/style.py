@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from amed_env.problem.objective import BUDGET_METRICS
 
@@ -28,6 +31,22 @@ def tidy(axes: Axes) -> None:
     """Remove what carries no information."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
+
+
+def layer_axis(axes: Axes, names: Sequence[str], title: str) -> None:
+    """Layers from top to bottom, and a titled axis below with a light grid."""
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(title)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(axis="x", color="#e6e8eb", linewidth=0.7)
+    axes.tick_params(axis="y", length=0)
+    tidy(axes)
+
+
+def legend_above(axes: Axes, columns: int = 2, **options: Any) -> None:
+    """A legend without a frame above the axes, where it covers nothing."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=8.5, frameon=False, **options)
 
 
 def png(figure: Figure) -> bytes:

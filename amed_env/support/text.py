@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from amed_env.errors import AmedError
@@ -16,6 +17,11 @@ def first_few(names: Sequence[object]) -> str:
     """The first names of a list, and how many more there are."""
     more = len(names) - _MOST_NAMED
     return ", ".join(map(str, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Names that come more than once, sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def shortened(value: object) -> str:
@@ -74,9 +80,9 @@ def read_csv(text: str, where: str, columns: str, error: type[AmedError], *, com
     if not lines:
         raise error(f"{where}: the file is empty; its first line must be {columns}.")
     (header_line, header), *body = lines
-    repeated = sorted({column for column in header if header.count(column) > 1})
-    if repeated:
-        raise error(f"{where}, line {header_line}: column {', '.join(map(repr, repeated))} is repeated.")
+    twice = repeated(header)
+    if twice:
+        raise error(f"{where}, line {header_line}: column {', '.join(map(repr, twice))} is repeated.")
     rows = []
     for line, cells in body:
         if len(cells) != len(header):

@@ -140,14 +140,7 @@ def _check(network: nn.Module, example_input: Inputs, name: str) -> None:
         f"{path or name} ({type(child).__name__})" for path, child in modules.items() if isinstance(child, _UNSUPPORTED)
     ]
     owners = tuple(
-        {
-            *QUANTIZABLE,
-            *_UNSUPPORTED,
-            nn.Embedding,
-            nn.EmbeddingBag,
-            nn.LayerNorm,
-            nn.modules.batchnorm._NormBase,
-        }
+        {*QUANTIZABLE, *_UNSUPPORTED, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.modules.batchnorm._NormBase}
     )
     unsupported += [
         f"{path + '.' if path else ''}{key} (a parameter of {type(child).__name__})"
@@ -258,10 +251,7 @@ def _observe_layers(module: nn.Module, example_input: torch.Tensor, name: str) -
 
     def hook(path: str) -> object:
         def record(
-            layer: nn.Module,
-            inputs: tuple[torch.Tensor, ...],
-            keywords: dict[str, torch.Tensor],
-            output: torch.Tensor,
+            layer: nn.Module, inputs: tuple[torch.Tensor, ...], keywords: dict[str, torch.Tensor], output: torch.Tensor
         ) -> None:
             try:
                 read = inputs[0] if inputs else keywords["input"]

@@ -8,14 +8,7 @@ import yaml
 from hardware_samples import EASY_YAML, SMALL
 
 from amed_env.errors import DeviceError, InputError, PluginError, UnknownNameError
-from amed_env.hardware import (
-    HardwareBackend,
-    device_names,
-    evaluate_cost,
-    list_devices,
-    load_device,
-    register_hardware,
-)
+from amed_env.hardware import HardwareBackend, device_names, evaluate_cost, list_devices, load_device, register_hardware
 from amed_env.hardware import listing as listing_module
 from amed_env.hardware import names as names_module
 from amed_env.hardware import registry as registry_module
@@ -73,10 +66,7 @@ def test_the_listing_has_everything_with_a_description(mine):
     for name in (*SHIPPED, *BUILT_IN):  # the listing reads neither the whole file nor the class
         assert listing[name].description == load_device(name).description.partition("\n")[0]
     assert listing["bitfusion"].source == "file" and "Bit Fusion" in listing["bitfusion"].description
-    assert (listing["my-device"].source, listing["my-device"].description) == (
-        "registered",
-        "A device of mine.",
-    )
+    assert (listing["my-device"].source, listing["my-device"].description) == ("registered", "A device of mine.")
 
 
 def test_registered_devices_carry_their_name(mine):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.fx
+from accuracy import count_correct
 from torch import nn
 
 from amed_env.datasets.assets import DIGESTS
@@ -83,10 +84,5 @@ def test_pretrained_weights_are_the_published_ones(amed_data_dir):
 def test_pretrained_accuracy(amed_data_dir, pretrained, step, correct):
     samples = cifar10_test_file(amed_data_dir)
     samples = samples.subset(range(0, len(samples), step))
-    network = pretrained(amed_data_dir).to(memory_format=torch.channels_last)  # takes half the time
-    hits = 0
-    with torch.inference_mode():
-        for images, labels in samples.batches(100):
-            predicted = network(images.contiguous(memory_format=torch.channels_last)).argmax(1)
-            hits += int((predicted == labels).sum())
-    assert hits == pytest.approx(correct, abs=2)  # an image or two may lie on the edge of rounding
+    # An image or two may lie on the edge of rounding.
+    assert count_correct(pretrained(amed_data_dir), samples) == pytest.approx(correct, abs=2)

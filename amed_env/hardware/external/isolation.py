@@ -1,11 +1,11 @@
-"""A Python device in a process of its own, so that one that hangs or dies can be ended and started anew.
+"""A Python device in a process of its own, so that one that hangs or dies can be ended and restarted.
 
 Nothing inside one Python process can stop code that hangs in a C library, or survive `os.abort()`. A device that
 declares `timeout_s` therefore runs in a child process, which is killed with everything that it started when a call
 takes longer, and started again for the next call. For a network of 20 layers a call takes 0.4 ms more than a direct
 one, and the start 0.6 s, so devices that cannot hang (the simulators of this package) stay in the caller's process.
 
-The child is a fresh interpreter that imports the device's class: the class must stand in a module that can be
+The child is a fresh interpreter that imports the device's class: the class must be in a module that can be
 imported, not in the script that is run (`__main__`), and the device must be picklable, as `check_hardware` demands.
 """
 
@@ -58,8 +58,8 @@ class IsolatedBackend(HardwareBackend):
         self.timeout_s, self.retries = float(timeout_s), inner.retries if retries is None else retries
         if type(inner).__module__ == "__main__":
             raise PluginError(
-                f"device {inner.name!r}: its class {type(inner).__qualname__} stands in the script that is run, which "
-                "a second process cannot import; put it into a module of its own, or leave timeout_s out."
+                f"device {inner.name!r}: its class {type(inner).__qualname__} is defined in the script that is run, "
+                "which a second process cannot import; put it into a module of its own, or leave timeout_s out."
             )
         try:
             self._pickled = pickle.dumps(inner)

@@ -1,7 +1,7 @@
 """Layers timed on this machine with ONNX Runtime's CPU kernels; needs the extra `measure`.
 
 A time is CPU time of the calling thread, which alone computes, in batches of runs that last about a millisecond: the
-least mean of a batch, and beside it the spread (median less minimum). Each layer runs alone with its data in the cache,
+smallest mean of a batch, and the spread (median minus minimum). Each layer runs alone with its data in the cache,
 so what happens between layers is not measured. What was measured is kept by shape, precision, runtime version and CPU.
 Nothing is smoothed: where fewer bits are slower, the times say so.
 """
@@ -60,13 +60,12 @@ class OnnxRuntimeCpu(HardwareBackend):
 
     def capabilities(self) -> Capabilities:
         """The kernels that the runtime has; measured, so not deterministic."""
-        return Capabilities(
-            {kind: tuple(sorted({p.weight_bits for p in pairs})) for kind, pairs in PAIRS.items()},
-            {kind: tuple(sorted({p.activation_bits for p in pairs})) for kind, pairs in PAIRS.items()},
-            dict(self.metrics),
-            deterministic=False,
-            pairs={kind: tuple((p.weight_bits, p.activation_bits) for p in pairs) for kind, pairs in PAIRS.items()},
-        )
+        weight_bits, activation_bits, pairs = {}, {}, {}
+        for kind, precisions in PAIRS.items():
+            weight_bits[kind] = tuple(sorted({p.weight_bits for p in precisions}))
+            activation_bits[kind] = tuple(sorted({p.activation_bits for p in precisions}))
+            pairs[kind] = tuple((p.weight_bits, p.activation_bits) for p in precisions)
+        return Capabilities(weight_bits, activation_bits, dict(self.metrics), deterministic=False, pairs=pairs)
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Time of one layer: the fastest batch, and by how much the median of the batches is slower.

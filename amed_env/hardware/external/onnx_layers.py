@@ -23,10 +23,7 @@ FLOAT = Precision(FLOAT_BITS, FLOAT_BITS)
 PAIRS: dict[str, tuple[Precision, ...]] = {
     "conv": (Precision(8, 8), FLOAT),
     "depthwise": (Precision(8, 8), FLOAT),
-    "linear": (
-        *(Precision(weight, activation) for weight in (2, 4, 8) for activation in (8, FLOAT_BITS)),
-        FLOAT,
-    ),
+    "linear": (*(Precision(weight, activation) for weight in (2, 4, 8) for activation in (8, FLOAT_BITS)), FLOAT),
     "matmul": (Precision(8, 8), FLOAT),
 }
 """What ONNX Runtime's CPU kernels have, by kind of layer: QLinearConv, QLinearMatMul and MatMulNBits."""

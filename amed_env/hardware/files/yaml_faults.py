@@ -41,12 +41,12 @@ def _sentence(fault: Any, document: YamlDocument, model: type[BaseModel]) -> str
         return f"{here}{field!r} is missing.{advice}"
     message = fault["msg"].removeprefix("Value error, ").removesuffix(".")
     message = message[:1].lower() + message[1:]
-    found = ""
+    actual = ""
     if not isinstance(value, dict | list | tuple | BaseModel):
-        found = f", found {shortened(value)}"
+        actual = f", found {shortened(value)}"
         if isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value):
-            found += " as text (YAML reads numbers like 1e3 as text: write 1.0e+3)"
-    return f"{here}{field or 'device'}: {message}{found}."
+            actual += " as text (YAML reads numbers like 1e3 as text: write 1.0e+3)"
+    return f"{here}{field or 'device'}: {message}{actual}."
 
 
 def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:

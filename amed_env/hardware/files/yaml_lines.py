@@ -24,7 +24,7 @@ def read_text(path: str | Path) -> str:
 
 
 class YamlDocument:
-    """One YAML document: its data, and the lines where its fields stand.
+    """One YAML document: its data, and the lines of its fields.
 
     Args:
         text: The YAML source; a mapping at the top level.
@@ -72,10 +72,10 @@ class YamlDocument:
         node, line = self._root, self._root.start_mark.line
         for part in location:
             if isinstance(node, yaml.MappingNode):
-                found = [(key, value) for key, value in node.value if key.value == str(part)]
-                if not found:
-                    continue
-                line, node = found[0][0].start_mark.line, found[0][1]
+                entries = [(key, value) for key, value in node.value if key.value == str(part)]
+                if entries:
+                    key, node = entries[0]
+                    line = key.start_mark.line
             elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 line = node.start_mark.line

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.hardware.files.config import SystolicConfig, parse_device_config
-from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.hardware.simulator.simulator import BITS_PER_KIB, METRICS, SystolicBackend, bound_of
 from amed_env.hardware.simulator.systolic import IntArray
@@ -75,8 +74,7 @@ class ChainedBackend(HardwareBackend):
         for row, (name, precision) in enumerate(allocation.items()):
             of_layer = {metric: values[row].item() for metric, values in metrics.items()}
             layers.append(LayerCost(name, precision, of_layer, bound_of(of_layer)))
-        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in METRICS}
-        return Cost(self.name, totals, tuple(layers))
+        return Cost.of_layers(self.name, layers, METRICS)
 
     def lower_bound(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
         """What every layer costs if the next one reads at the narrowest of the widths: arrays of shape (L, W, A).

@@ -58,7 +58,7 @@ def row_stationary_mapping(shapes: GemmShapes, split: IntArray, rows: int, cols:
     channels = ceil_divide(products, shapes.positions)
     width = ceil_divide(products, channels * height)  # of a kernel row, after splitting
     output_rows = _root(shapes.m - 1) + 1
-    # A kernel that is higher than the array is folded; blocks of kernel rows stand above each other and side by side.
+    # A kernel that is higher than the array is folded; blocks of kernel rows are stacked in both directions.
     kernel_folds = ceil_divide(height, rows)
     block_height = ceil_divide(height, kernel_folds)
     strips = ceil_divide(output_rows, cols)

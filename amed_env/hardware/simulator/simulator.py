@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from amed_env.errors import DeviceError
 from amed_env.hardware.files.config import SystolicConfig, load_device_config
-from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.hardware.simulator.arrays import ArrayAccesses, make_array
 from amed_env.hardware.simulator.energy import EnergyModel, mac_energy_by_bits
@@ -117,12 +116,11 @@ class SystolicBackend(HardwareBackend):
         allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
         self.capabilities().require_allocation(workload, allocation, self.name)
         metrics_of_layers = self._layer_metrics(workload.layers, list(allocation.values()))
-        layers = tuple(
+        layers = [
             LayerCost(name, precision, metrics, bound_of(metrics))
             for (name, precision), metrics in zip(allocation.items(), metrics_of_layers, strict=True)
-        )
-        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in METRICS}
-        return Cost(self.name, totals, layers)
+        ]
+        return Cost.of_layers(self.name, layers, METRICS)
 
     def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
         """Costs of every layer at every pair of widths: float64 arrays of shape (L, W, A).
@@ -183,11 +181,10 @@ class SystolicBackend(HardwareBackend):
         work = self._work(self._arrays(layers, (len(layers),)), weight_bits, activation_bits)
         values = np.empty((len(METRICS), len(layers)))
         self._simulate(work, weight_bits, activation_bits, values)
-        columns = {
-            metric: (column.astype(np.int64) if metric in _WHOLE else column).tolist()
-            for metric, column in zip(METRICS, values, strict=True)
-        }
-        return [{metric: column[i] for metric, column in columns.items()} for i in range(len(layers))]
+        columns = []
+        for metric, column in zip(METRICS, values, strict=True):
+            columns.append((column.astype(np.int64) if metric in _WHOLE else column).tolist())
+        return [dict(zip(METRICS, of_layer, strict=True)) for of_layer in zip(*columns, strict=True)]
 
     def _work(self, layers: LayerArrays, weight_bits: IntArray, activation_bits: IntArray) -> _Work:
         effect = self._model.effect(weight_bits, activation_bits)

@@ -154,12 +154,7 @@ def gemm_cycles(
 
 
 def gemm_sram_accesses(
-    m: npt.ArrayLike,
-    n: npt.ArrayLike,
-    k: npt.ArrayLike,
-    rows: npt.ArrayLike,
-    cols: npt.ArrayLike,
-    dataflow: str,
+    m: npt.ArrayLike, n: npt.ArrayLike, k: npt.ArrayLike, rows: npt.ArrayLike, cols: npt.ArrayLike, dataflow: str
 ) -> SramAccesses:
     """On-chip buffer accesses, in elements, of (m x k) by (k x n) on a systolic array.
 
@@ -184,12 +179,7 @@ def gemm_sram_accesses(
 
 
 def _checked_inputs(
-    m: npt.ArrayLike,
-    n: npt.ArrayLike,
-    k: npt.ArrayLike,
-    rows: npt.ArrayLike,
-    cols: npt.ArrayLike,
-    dataflow: str,
+    m: npt.ArrayLike, n: npt.ArrayLike, k: npt.ArrayLike, rows: npt.ArrayLike, cols: npt.ArrayLike, dataflow: str
 ) -> tuple[IntArray, ...]:
     if dataflow not in DATAFLOWS:
         raise DeviceError(f"dataflow {dataflow!r} is unknown; use one of {', '.join(DATAFLOWS)}.")

@@ -3,7 +3,7 @@
 CSV of this package: lines `# key: value` with the provenance, then the columns `layer,w_bits,a_bits` and a column for
 every metric, whose unit is known by its name (`latency_ms`) or written behind it (`area:mm2`). AMED's CSV has a row a
 layer, its name first, and columns `latency_2` and so on in ms. An NPY file has the axes (metric,) layer, weight width,
-activation width, and beside it a JSON file of the same name that says what they are; without one it is HAQ's: cycles,
+activation width, and a JSON file of the same name that describes them; without one it is HAQ's: cycles,
 layers x 8 x 8 widths from 1 to 8. A YAML file in format `amed-table/1` may name the table and say how to read it.
 """
 
@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from amed_env.errors import AllocationError, DeviceError
 from amed_env.hardware.files.yaml_faults import Text
 from amed_env.hardware.protocol import METRIC_UNITS
-from amed_env.hardware.tables.lookup_table import Interpolation, LookupTable
+from amed_env.hardware.tables.lookup_table import Interpolation, LookupTable, precision_axes
 from amed_env.problem.allocation import Precision, check_bits
 from amed_env.support.text import CsvTable, first_few, read_csv
 
@@ -64,7 +65,7 @@ def load_table(path: Path, clock_mhz: float | None = None) -> LookupTable:
         clock_mhz: Clock that turns the metric `cycles` into `latency_ms`.
 
     Raises:
-        DeviceError: If the file cannot be read or is malformed, rows are missing or stand twice, or a clock is given
+        DeviceError: If the file cannot be read or is malformed, rows are missing or repeated, or a clock is given
             for a table without cycles; the message has file, line, layer and precision.
     """
     if path.suffix.lower() == ".npy":
@@ -138,14 +139,15 @@ def _own_table(table: CsvTable, where: str) -> LookupTable:
         lines[key] = line
     layers = tuple(dict.fromkeys(layer for layer, _ in costs))
     precisions = tuple(sorted({precision for _, precision in costs}))
-    absent = [f"{layer!r} at {p}" for layer in layers for p in precisions if (layer, p) not in costs]
+    absent = [f"{layer!r} at {p}" for layer, p in product(layers, precisions) if (layer, p) not in costs]
     if absent:
         raise DeviceError(
             f"{where}: rows are missing: {first_few(absent)}; every layer needs the same precisions "
             f"({first_few(precisions)})."
         )
-    array = np.array([[costs[layer, p] for p in precisions] for layer in layers], dtype=np.float64)
-    metrics = {metric: array[:, :, i] for i, metric in enumerate(units)}
+    values = np.array([costs[key] for key in product(layers, precisions)], dtype=np.float64)
+    values = values.reshape(len(layers), len(precisions), len(units))
+    metrics = {metric: values[:, :, i] for i, metric in enumerate(units)}
     return LookupTable(where, layers, precisions, metrics, units, table.comments)
 
 
@@ -178,10 +180,8 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
         raise DeviceError(f"{where}: expected an array of numbers, found {getattr(array, 'dtype', 'something else')}.")
     sidecar = path.with_suffix(".json")
     facts = _read_sidecar(sidecar) if sidecar.exists() else {}
-    weights, activations = (
-        tuple(_width(bits, f"{sidecar}: {key!r}") for bits in facts.get(key, HAQ_WIDTHS))
-        for key in ("weight_bits", "activation_bits")
-    )
+    weights = [_width(bits, f"{sidecar}: 'weight_bits'") for bits in facts.get("weight_bits", HAQ_WIDTHS)]
+    activations = [_width(bits, f"{sidecar}: 'activation_bits'") for bits in facts.get("activation_bits", HAQ_WIDTHS)]
     metrics = facts.get("metrics", {"cycles": "cycles"})
     if array.ndim == 3 and len(metrics) == 1:
         array = array[None]
@@ -189,9 +189,9 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     count = array.shape[1] if layers is None and array.ndim == 4 else len(layers or ())
     expected = (len(metrics), count, len(weights), len(activations))
     if array.shape != expected:
-        advice = (
-            f"{sidecar.name} says so" if facts else "without a JSON file beside it HAQ's widths 1 to 8 are expected"
-        )
+        advice = f"{sidecar.name} says so"
+        if not facts:
+            advice = "without a JSON file of the same name HAQ's widths 1 to 8 are expected"
         raise DeviceError(
             f"{where}: the array has shape {array.shape}, expected {expected} for (metrics, layers, weight widths, "
             f"activation widths): {advice}."
@@ -200,7 +200,7 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     provenance = dict(facts.get("provenance", {}))
     if not facts:
         provenance = {"imported from": "HAQ, cycles at 1 to 8 bits"}
-    precisions = tuple(Precision(w, a) for w in weights for a in activations)
+    precisions = tuple(Precision(*pair) for pair in product(weights, activations))
     table = LookupTable(where, layers, precisions, dict(zip(metrics, values, strict=True)), metrics, provenance)
     return with_clock(table, facts.get("clock_mhz") if clock_mhz is None else clock_mhz)
 
@@ -239,8 +239,11 @@ def csv_text(table: LookupTable) -> str:
     for row in range(len(table)):
         name = table.layers[row] if table.layers is not None else str(row)
         for column, precision in enumerate(table.precisions):
-            numbers = (float(table.metrics[metric][row, column]) for metric in table.units)
-            writer.writerow([name, *precision, *(repr(n) if not n.is_integer() else str(int(n)) for n in numbers)])
+            cells = []
+            for metric in table.units:
+                number = float(table.metrics[metric][row, column])
+                cells.append(str(int(number)) if number.is_integer() else repr(number))
+            writer.writerow([name, *precision, *cells])
     return stream.getvalue()
 
 
@@ -250,13 +253,13 @@ def npy_files(table: LookupTable) -> tuple[bytes, dict[str, Any]]:
     Raises:
         DeviceError: If it lacks pairs of its widths, which an array has no place for.
     """
-    weights, activations = (sorted({p[i] for p in table.precisions}) for i in (0, 1))
+    weights, activations = precision_axes(table.precisions)
     if len(table.precisions) != len(weights) * len(activations):
         raise DeviceError(
             f"{table.where}: not every weight width goes with every activation width, which an array cannot say; "
             "write a .csv file."
         )
-    order = [table.precisions.index(Precision(w, a)) for w in weights for a in activations]
+    order = [table.precisions.index(Precision(*pair)) for pair in product(weights, activations)]
     shape = (len(table), len(weights), len(activations))
     stream = io.BytesIO()
     np.save(stream, np.stack([table.metrics[metric][:, order].reshape(shape) for metric in table.units]))

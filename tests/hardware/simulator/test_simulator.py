@@ -4,31 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from hardware_samples import EASY_YAML, RESNET18, RESNET20, SMALL
+from hardware_samples import EASY_YAML, RESNET18, RESNET20, SMALL, easy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import AllocationError, UnsupportedPrecisionError, WorkloadError
-from amed_env.hardware import (
-    SystolicBackend,
-    cost_table,
-    evaluate_cost,
-    load_device,
-    parse_device_config,
-)
+from amed_env.hardware import cost_table, evaluate_cost, load_device, parse_device_config
 from amed_env.hardware.simulator.simulator import mac_energy_by_bits
 from amed_env.problem.workload import KINDS
 
 SHIPPED = ["bitfusion", "bitfusion-published", "bit-serial", "edge-tpu-like", "eyeriss", "eyeriss-ws", "systolic-32"]
-
-
-def easy(*changes):
-    text = EASY_YAML
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    return SystolicBackend(parse_device_config(text))
 
 
 def cost_of(device, layer, weight_bits, activation_bits=None):

@@ -10,15 +10,7 @@ from hypothesis import strategies as st
 
 from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import BackendError, DeviceError, UnsupportedLayerError, UnsupportedPrecisionError
-from amed_env.hardware import (
-    build_table,
-    check_hardware,
-    cost_table,
-    csv_text,
-    evaluate_cost,
-    load_device,
-    load_table,
-)
+from amed_env.hardware import build_table, check_hardware, cost_table, csv_text, evaluate_cost, load_device, load_table
 from amed_env.hardware.tables.lookup_files import parse_csv
 
 TWO = Workload("two", (Layer("first", "conv", m=4, n=2, k=9), Layer("second", "linear", m=1, n=3, k=8)))
