@@ -23,7 +23,7 @@ def validate(
     """Measure every claim of result files again, and replay every run; ends with 1 unless all of it holds.
 
     It imports and runs the agents that the files name, and takes as long as the runs took. With --replay N a sample
-    is made again, and the counts of the others are believed. Ctrl-C ends it and says what was checked.
+    is made again, and the counts of the others are not verified. Ctrl-C ends it and says what was checked.
 
     [b]Example:[/b] amed bench validate runs/tiny/*.jsonl --workers 2
     """
