@@ -12,8 +12,6 @@ from amed_env.commands.listing import Row, show_rows
 from amed_env.commands.options import DeviceArgument, JsonOption, LayersOption, NetworkShapesOption
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import network_shapes
-from amed_env.hardware.check import CHECKS, conformance_workload, run_checks, warn_if_not_monotone
-from amed_env.hardware.costs import backend_capabilities
 from amed_env.problem.workload import KINDS
 
 if TYPE_CHECKING:
@@ -67,6 +65,8 @@ def show(device: DeviceArgument, as_json: JsonOption = False) -> None:
 def _facts(backend: HardwareBackend) -> dict[str, Any]:
     from pydantic import BaseModel
 
+    from amed_env.hardware.costs import backend_capabilities
+
     capabilities = backend_capabilities(backend)
     config = getattr(backend, "config", None)
     provenance = getattr(getattr(backend, "lookup", None), "provenance", None)
@@ -117,6 +117,8 @@ def check(
     """
     with Output(as_json) as output:
         from amed_env.hardware import load_device
+        from amed_env.hardware.check import CHECKS, conformance_workload, run_checks, warn_if_not_monotone
+        from amed_env.hardware.costs import backend_capabilities
 
         backend = load_device(device)
         given = None if network is None and layers is None else network_shapes(output, network, layers)

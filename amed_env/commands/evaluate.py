@@ -7,7 +7,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from amed_env.commands.costs import costs_of, relative_costs
 from amed_env.commands.options import (
     PROBLEM,
     ActivationBitsOption,
@@ -24,10 +23,8 @@ from amed_env.commands.options import (
 )
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import chosen_allocation, default_threads, load_task
-from amed_env.commands.progress import prepare
 from amed_env.commands.tables import quality_table, relative_table
 from amed_env.errors import InputError
-from amed_env.evaluation.quality import SPLITS
 from amed_env.tasks.make import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
@@ -80,6 +77,8 @@ def evaluate(options: EvaluateOptions) -> None:
     """
     with Output(options.as_json) as output:
         with output.status("starting"):
+            from amed_env.commands.costs import costs_of, relative_costs
+            from amed_env.commands.progress import prepare
             from amed_env.hardware import load_device
 
         split = options.split.value
@@ -133,6 +132,8 @@ def _trained(task: Task, options: EvaluateOptions) -> BitAllocation:
 
 
 def _quality(task: Task, allocation: BitAllocation, split: str) -> Quality:
+    from amed_env.evaluation.quality import SPLITS
+
     wanted = [known for known in SPLITS if split in (known, "all")]
     first, *others = (task.quality(allocation, known) for known in wanted)
     for other in others:

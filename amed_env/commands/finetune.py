@@ -32,7 +32,6 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.progress import prepare
 from amed_env.errors import AllocationError, AmedError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import pins_json
@@ -177,6 +176,7 @@ def finetune(options: FinetuneOptions) -> int:
     """
     with Output(options.as_json) as output:
         with output.status("starting"):
+            from amed_env.commands.progress import prepare
             from amed_env.commands.run_folder import RunFolder
             from amed_env.commands.training_run import run_training
             from amed_env.hardware import load_device

@@ -30,7 +30,6 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.progress import SearchProgress, prepare
 from amed_env.commands.tables import allocation_table, comparison_table, percent
 from amed_env.errors import AgentError, AmedError, BackendError, InputError
 from amed_env.problem.objective import parse_budgets
@@ -142,6 +141,7 @@ def search(options: SearchOptions) -> int:
     with Output(options.as_json) as output:
         with output.status("starting"):
             from amed_env.agents import make_agent
+            from amed_env.commands.progress import prepare
             from amed_env.commands.run_folder import RunFolder
             from amed_env.commands.search_settings import search_settings
             from amed_env.hardware import isolated, load_device
@@ -266,6 +266,8 @@ def _explore(
     agent: Agent,
     interrupts: Interrupts,
 ) -> SearchResult:
+    from amed_env.commands.progress import SearchProgress
+
     with SearchProgress(output.stderr, output.live, options.evaluations) as progress:
 
         def on_change(session: SearchSession) -> None:

@@ -25,7 +25,6 @@ from amed_env.commands.output import Output
 from amed_env.commands.parsing import check_network_or_layers, chosen_allocation, network_shapes
 from amed_env.commands.tables import compare_table, cost_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
-from amed_env.hardware.costs import evaluate_cost
 from amed_env.support.files import write_atomically
 from amed_env.tasks.make import DEFAULT_DEVICE
 
@@ -78,7 +77,7 @@ def simulate(options: SimulateOptions) -> None:
     with Output(options.as_json) as output:
         _check(options)
         with output.status("starting"):
-            from amed_env.hardware import load_device
+            from amed_env.hardware import evaluate_cost, load_device
 
         names = list(dict.fromkeys([*options.compare, *options.devices])) or [options.device]
         backends = [load_device(name) for name in names]
@@ -125,6 +124,8 @@ def _plot(path: Path, backend: HardwareBackend, workload: Workload, cost: Cost) 
 
 
 def _compare(output: Output, backends: list[HardwareBackend], workload: Workload, allocation: BitAllocation) -> None:
+    from amed_env.hardware import evaluate_cost
+
     costs: dict[str, Cost] = {}
     problems: dict[str, str] = {}
     for backend in backends:

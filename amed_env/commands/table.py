@@ -13,7 +13,6 @@ from amed_env.commands.options import DeviceOption, JsonOption, LayersOption, Ne
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import network_shapes, parse_bits
 from amed_env.errors import InputError, UnsupportedPrecisionError
-from amed_env.hardware.costs import backend_capabilities
 from amed_env.problem.allocation import Precision
 from amed_env.support.files import json_text, write_atomically
 from amed_env.tasks.make import DEFAULT_DEVICE
@@ -103,6 +102,8 @@ def table_precisions(
     Raises:
         UnsupportedPrecisionError: If there are none, or the device lacks a width that was asked for.
     """
+    from amed_env.hardware.costs import backend_capabilities
+
     capabilities = backend_capabilities(backend)
     kinds = {layer.kind: layer for layer in workload}
     common = set.intersection(*(set(capabilities.precisions(kind)) for kind in kinds))

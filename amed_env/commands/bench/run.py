@@ -13,7 +13,6 @@ from amed_env.commands.bench.options import WorkersOption
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.options import OUTPUT, JsonOption, cli_option
 from amed_env.commands.output import Output, keeping_on_disk_errors
-from amed_env.commands.progress import progress_bars
 from amed_env.errors import InputError
 
 if TYPE_CHECKING:
@@ -177,6 +176,7 @@ def _run(
     interrupts: Interrupts,
 ) -> int:
     from amed_env.bench.execution import Job, run_all
+    from amed_env.commands.progress import progress_bars
 
     missing = {file.path: file.missing(cells, options.seeds) for file in files}
     jobs = [
