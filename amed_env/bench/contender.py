@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
+from amed_env.agents.built_in import list_agents
 from amed_env.agents.protocol import Agent
-from amed_env.agents.registry import is_recipe, list_agents, make_agent
+from amed_env.agents.registry import is_recipe, make_agent
 from amed_env.bench.controls import CONTROL_PREFIX, make_control
 from amed_env.errors import AgentError
 

@@ -19,6 +19,7 @@ from amed_env.bench.limits import MOST_EVALUATIONS, MOST_SEEDS
 from amed_env.bench.suites import Cell
 from amed_env.errors import BenchFileError
 from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.support.typed_fields import faults_of
 
 FORMAT = "amed-bench-result"
 VERSION = 1
@@ -248,7 +249,7 @@ def sequence_digest(keys: Iterable[str]) -> str:
 
 def problems_of(error: ValidationError) -> list[str]:
     """What was wrong where, a text for each."""
-    return [one_line(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}") for e in error.errors(include_url=False)]
+    return list(map(one_line, faults_of(error)))
 
 
 def _content(path: Path) -> bytes:

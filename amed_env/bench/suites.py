@@ -8,21 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 
+from amed_env.bench.limits import Cells
 from amed_env.errors import AmedError, InputError, UnknownNameError
 from amed_env.tasks.catalogue import TABULAR_PREFIX, TASKS
 from amed_env.tasks.make import make_task
 from amed_env.tasks.task import Task
-
-
-class Cells(StrEnum):
-    """Which cells of a suite."""
-
-    HELD_OUT = "held-out"
-    DEVELOPMENT = "development"
 
 
 @dataclass(frozen=True)

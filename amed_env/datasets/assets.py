@@ -20,9 +20,23 @@ from safetensors.torch import save
 from amed_env.datasets import cifar10, fashion_mnist, keywords
 from amed_env.datasets.download import Download
 from amed_env.errors import DataError, DownloadError, NetworkError
-from amed_env.networks.mlperf_tiny import DS_CNN_WEIGHTS, RESNET8_WEIGHTS, pretrained_ds_cnn, pretrained_resnet8
-from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
+from amed_env.networks.mlperf_tiny import pretrained_ds_cnn, pretrained_resnet8
 from amed_env.networks.weights import read_weights, weights_digest
+from amed_env.support.data_files import (
+    CIFAR10_FILES,
+    CIFAR10_FOLDER,
+    CIFAR10_TEST_FILE,
+    CIFAR10_TRAIN_FILES,
+    DS_CNN_WEIGHTS,
+    FASHION_TEST_IMAGES,
+    FASHION_TEST_LABELS,
+    FASHION_TRAIN_IMAGES,
+    FASHION_TRAIN_LABELS,
+    KEYWORDS_FILE,
+    RESNET8_WEIGHTS,
+    RESNET20_WEIGHTS,
+    RESNET56_WEIGHTS,
+)
 from amed_env.support.files import write_atomically
 
 _LOG = logging.getLogger(__name__)
@@ -81,7 +95,7 @@ def _loads(load: Callable[[Path], object], folder: Path) -> bool:
 
 
 def _open_cifar10(folder: Path) -> None:
-    for name in (*cifar10.TRAIN_FILES, cifar10.TEST_FILE):
+    for name in (*CIFAR10_TRAIN_FILES, CIFAR10_TEST_FILE):
         cifar10.open_records(name, folder)
 
 
@@ -91,8 +105,8 @@ def _install_cifar10(archive: Path, folder: Path) -> None:
     Members are copied out as plain bytes under names that are known beforehand, so neither paths nor links
     nor modes of the archive matter. (Python 3.11.0 to 3.11.3 have no extraction filter.)
     """
-    missing = set(cifar10.FILES)
-    (folder / cifar10.FOLDER).mkdir(exist_ok=True)
+    missing = set(CIFAR10_FILES)
+    (folder / CIFAR10_FOLDER).mkdir(exist_ok=True)
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
@@ -150,7 +164,7 @@ def _install_checkpoint(name: str, checkpoint: Path, folder: Path) -> None:
 
 _CIFAR10 = Asset(
     title="CIFAR-10",
-    path=cifar10.FOLDER,
+    path=CIFAR10_FOLDER,
     source=Download(
         file="cifar-10-binary.tar.gz",
         home="https://www.cs.toronto.edu/~kriz/",
@@ -229,15 +243,15 @@ ASSETS: dict[str, tuple[Asset | Provided, ...]] = {
         _published_resnet("pretrained ResNet-56", RESNET56_WEIGHTS, "resnet56-4bfd9763.th", "sha256:4bfd9763"),
     ),
     "fashion-cnn": (
-        _fashion_file(fashion_mnist.TRAIN_IMAGES, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-        _fashion_file(fashion_mnist.TRAIN_LABELS, "25c81989df183df01b3e8a0aad5dffbe"),
-        _fashion_file(fashion_mnist.TEST_IMAGES, "bef4ecab320f06d8554ea6380940ec79"),
-        _fashion_file(fashion_mnist.TEST_LABELS, "bb300cfdad3c16e7a12a480ee83cd310"),
+        _fashion_file(FASHION_TRAIN_IMAGES, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        _fashion_file(FASHION_TRAIN_LABELS, "25c81989df183df01b3e8a0aad5dffbe"),
+        _fashion_file(FASHION_TEST_IMAGES, "bef4ecab320f06d8554ea6380940ec79"),
+        _fashion_file(FASHION_TEST_LABELS, "bb300cfdad3c16e7a12a480ee83cd310"),
     ),
     "kws-dscnn": (
         Provided(
             title="the keyword samples",
-            path=keywords.FILE,
+            path=KEYWORDS_FILE,
             origin="the 1,000 files of https://github.com/eembc/energyrunner, datasets/kws01, in the order of their "
             "y_labels.csv, as arrays x int8 (1000, 490), y uint8 (1000,), and the quantization scale and zero point "
             "of the benchmark's input",

@@ -17,13 +17,9 @@ import torch
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
+from amed_env.support.data_files import CIFAR10_FOLDER, CIFAR10_TEST_FILE, CIFAR10_TRAIN_FILES
 from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
-FOLDER = "cifar-10-batches-bin"
-TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-TEST_FILE = "test_batch.bin"
-FILES = tuple(f"{FOLDER}/{name}" for name in (*TRAIN_FILES, TEST_FILE))
-"""All files, relative to the data folder."""
 CLASSES = 10
 IMAGE_SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
@@ -64,7 +60,7 @@ def cifar10_splits(
     Raises:
         DataError: If a file is missing or damaged, or there are not as many training images.
     """
-    test_records = open_records(TEST_FILE, folder)
+    test_records = open_records(CIFAR10_TEST_FILE, folder)
     order = balanced_order(test_records[:, 0], _TEST_SALT)
     return Splits(
         calibration=cifar10_calibration(folder, calibration_samples, raw=raw),
@@ -122,7 +118,7 @@ cifar10_raw_training = partial(cifar10_training, raw=True)
 
 def _ordered_train_files(folder: Path | None) -> tuple[list[np.ndarray], np.ndarray]:
     """The records of all training files, and the fixed, class-balanced order of their images."""
-    files = [open_records(name, folder) for name in TRAIN_FILES]
+    files = [open_records(name, folder) for name in CIFAR10_TRAIN_FILES]
     labels = np.concatenate([records[:, 0] for records in files])
     return files, balanced_order(labels, _CALIBRATION_SALT)
 
@@ -138,7 +134,7 @@ def cifar10_test_file(folder: Path | None = None, *, raw: bool = False) -> Sampl
     Raises:
         DataError: If the file is missing or damaged.
     """
-    return _samples(np.asarray(open_records(TEST_FILE, folder)), "cifar10/test file", raw)
+    return _samples(np.asarray(open_records(CIFAR10_TEST_FILE, folder)), "cifar10/test file", raw)
 
 
 def open_records(name: str, folder: Path | None = None) -> np.ndarray:
@@ -154,9 +150,9 @@ def open_records(name: str, folder: Path | None = None) -> np.ndarray:
     Raises:
         DataError: If the file is missing, has the wrong size, or a label is not 0..9.
     """
-    path = data_path(f"{FOLDER}/{name}", folder)
+    path = data_path(f"{CIFAR10_FOLDER}/{name}", folder)
     expected = RECORD_BYTES * RECORDS_PER_FILE
-    cure = f"run `amed fetch cifar10-resnet20`, or set {DATA_DIR_VARIABLE} to the folder that holds {FOLDER}."
+    cure = f"run `amed fetch cifar10-resnet20`, or set {DATA_DIR_VARIABLE} to the folder that holds {CIFAR10_FOLDER}."
     try:
         size = path.stat().st_size
         if size != expected:

@@ -16,13 +16,15 @@ import torch
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
+from amed_env.support.data_files import (
+    FASHION_FOLDER,
+    FASHION_TEST_IMAGES,
+    FASHION_TEST_LABELS,
+    FASHION_TRAIN_IMAGES,
+    FASHION_TRAIN_LABELS,
+)
 from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
-FOLDER = "FashionMNIST/raw"
-TRAIN_IMAGES, TRAIN_LABELS = f"{FOLDER}/train-images-idx3-ubyte", f"{FOLDER}/train-labels-idx1-ubyte"
-TEST_IMAGES, TEST_LABELS = f"{FOLDER}/t10k-images-idx3-ubyte", f"{FOLDER}/t10k-labels-idx1-ubyte"
-FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-"""All files, relative to the data folder."""
 CLASSES = 10
 IMAGE_SHAPE = (1, 28, 28)
 RECORDS = {"train": 60_000, "test": 10_000}
@@ -119,7 +121,9 @@ def read_images(part: str, folder: Path | None = None) -> np.ndarray:
     """
     count, (_, height, width) = RECORDS[part], IMAGE_SHAPE
     header = _IMAGE_HEADER.pack(_IMAGE_MAGIC, count, height, width)
-    data = _read(TRAIN_IMAGES if part == "train" else TEST_IMAGES, header, count * height * width, folder)
+    data = _read(
+        FASHION_TRAIN_IMAGES if part == "train" else FASHION_TEST_IMAGES, header, count * height * width, folder
+    )
     return data.reshape(count, height, width)
 
 
@@ -129,7 +133,7 @@ def read_labels(part: str, folder: Path | None = None) -> np.ndarray:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    name, count = TRAIN_LABELS if part == "train" else TEST_LABELS, RECORDS[part]
+    name, count = FASHION_TRAIN_LABELS if part == "train" else FASHION_TEST_LABELS, RECORDS[part]
     labels = _read(name, _LABEL_HEADER.pack(_LABEL_MAGIC, count), count, folder)
     if int(labels.max()) >= CLASSES:
         raise DataError(f"Fashion-MNIST file {name} has a label {labels.max()}, expected 0 to 9: it is damaged.")
@@ -139,7 +143,7 @@ def read_labels(part: str, folder: Path | None = None) -> np.ndarray:
 def _read(name: str, header: bytes, size: int, folder: Path | None) -> np.ndarray:
     """The bytes behind a header that is known beforehand, as one row of uint8."""
     path = data_path(name, folder)
-    cure = f"run `amed fetch fashion-cnn`, or set {DATA_DIR_VARIABLE} to the folder that holds {FOLDER}."
+    cure = f"run `amed fetch fashion-cnn`, or set {DATA_DIR_VARIABLE} to the folder that holds {FASHION_FOLDER}."
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -16,10 +16,9 @@ import torch
 
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.errors import DataError
+from amed_env.support.data_files import KEYWORDS_FILE
 from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
-FILE = "kws_mlperf_tiny_1000.npz"
-"""The samples, relative to the data folder."""
 CLASSES = 12
 FEATURE_SHAPE = (1, 49, 10)
 SAMPLES = 1_000
@@ -66,7 +65,7 @@ def keyword_samples(folder: Path | None = None) -> Samples:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    path = data_path(FILE, folder)
+    path = data_path(KEYWORDS_FILE, folder)
     cure = f"`amed fetch kws-dscnn` says where it comes from; {DATA_DIR_VARIABLE} names the folder that holds it."
     try:
         with np.load(path, allow_pickle=False) as archive:

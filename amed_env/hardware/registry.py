@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from amed_env.errors import AmedError, DeviceError, InputError, PluginError, UnknownNameError
+from amed_env.errors import DeviceError, InputError, PluginError, UnknownNameError
 from amed_env.hardware.external.command import CommandBackend
 from amed_env.hardware.external.command_config import FORMAT as COMMAND_FORMAT
 from amed_env.hardware.external.command_config import command_of_text, parse_command_config
 from amed_env.hardware.external.isolation import isolated
-from amed_env.hardware.external.measured import OnnxRuntimeCpu
 from amed_env.hardware.files.config import (
     DeviceConfig,
     ProcessorConfig,
@@ -22,26 +20,16 @@ from amed_env.hardware.files.config import (
     parse_device_config,
 )
 from amed_env.hardware.files.device_files import FILE_SUFFIXES, TABLE_SUFFIXES
-from amed_env.hardware.files.extends import shipped_files
 from amed_env.hardware.files.yaml_faults import validated
 from amed_env.hardware.files.yaml_lines import YamlDocument, read_text
+from amed_env.hardware.names import BUILT_IN, DEVICES, device_names, shipped_files
 from amed_env.hardware.protocol import HardwareBackend, changed_copy
-from amed_env.hardware.simulator.chained import ChainedBackend
 from amed_env.hardware.simulator.processors import ProcessorBackend, ProxyBackend
 from amed_env.hardware.simulator.simulator import SystolicBackend
 from amed_env.hardware.tables.lookup_files import FORMAT as TABLE_FORMAT
 from amed_env.hardware.tables.lookup_files import TableConfig, load_table
 from amed_env.hardware.tables.lookup_table import TableBackend
-from amed_env.support.registry import Registry, call_into_plugin, import_object
-
-GROUP = "amed_env.hardware"
-"""Entry-point group in which a distribution announces its devices."""
-
-DEVICES: Registry[Any] = Registry("device", group=GROUP)
-"""Devices registered in this process, and plug-ins; the shipped files are not among them."""
-
-BUILT_IN: dict[str, type[HardwareBackend]] = {device.name: device for device in (ChainedBackend, OnnxRuntimeCpu)}
-"""Devices of this package that are classes and no files."""
+from amed_env.support.registry import call_into_plugin, import_object
 
 B = TypeVar("B", bound=type[HardwareBackend])
 COMMAND_PREFIX = "command:"
@@ -49,23 +37,6 @@ _HINT = (
     "A device file ends in .yaml, .yml, .csv or .npy; a class is written package.module:Class, a program "
     "'command: ./program --option'."
 )
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """A device in the listing.
-
-    Attributes:
-        name: Its name.
-        description: One line, empty if it could not be loaded.
-        source: Where it comes from: `file` or `built-in` of this package, `registered` or `plug-in`.
-        error: Why it cannot be used, or None.
-    """
-
-    name: str
-    description: str
-    source: str
-    error: str | None = None
 
 
 def register_hardware(name: str) -> Callable[[B], B]:
@@ -139,7 +110,8 @@ def _load(spec: object) -> HardwareBackend:
         text = shipped[spec].read_text(encoding="utf-8")
         return make_backend(parse_device_config(text, where=shipped[spec].name))
     if spec in BUILT_IN:
-        return BUILT_IN[spec]()
+        module, _, name = BUILT_IN[spec].path.partition(":")
+        return getattr(importlib.import_module(module), name)()  # type: ignore[no-any-return]
     if spec in DEVICES:
         return _instantiate(DEVICES.get(spec), f"device {spec!r}", spec)
     raise UnknownNameError("device", spec, device_names(), hint=_HINT)
@@ -158,35 +130,6 @@ def make_backend(config: DeviceConfig) -> HardwareBackend:
     if isinstance(config, ProxyConfig):
         return ProxyBackend(config)
     raise DeviceError(f"device {config.name!r}: no simulator belongs to the kind {config.kind!r}.")
-
-
-def device_names() -> list[str]:
-    """Names of all devices, sorted; nothing is parsed or imported for it."""
-    return sorted({*shipped_files(), *BUILT_IN, *DEVICES.names()})
-
-
-def list_devices() -> dict[str, DeviceInfo]:
-    """All devices by name, each loaded; one that cannot be loaded is listed with its error."""
-    shipped = shipped_files()
-    plug_ins = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
-    listing = {}
-    for name in device_names():
-        # The order in which a name is looked up: a plug-in cannot take the name of a shipped device.
-        if name in shipped:
-            source = "file"
-        elif name in BUILT_IN:
-            source = "built-in"
-        else:
-            source = "plug-in" if name in plug_ins else "registered"
-        try:
-            device = load_device(name)
-            description = getattr(device, "description", None) or (type(device).__doc__ or "").strip()
-            listing[name] = DeviceInfo(name, str(description).partition("\n")[0], source)
-        except AmedError as error:
-            listing[name] = DeviceInfo(name, "", source, str(error))
-        except Exception as error:  # one broken plug-in must not hide the others
-            listing[name] = DeviceInfo(name, "", source, f"{type(error).__name__}: {error}")
-    return listing
 
 
 def _instantiate(candidate: object, what: str, name: str | None) -> HardwareBackend:

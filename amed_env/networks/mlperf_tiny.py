@@ -15,10 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from amed_env.networks.weights import load_fetched
+from amed_env.support.data_files import DS_CNN_WEIGHTS, RESNET8_WEIGHTS
 
-RESNET8_WEIGHTS = "weights/mlperftiny_ic_resnet8.safetensors"
-DS_CNN_WEIGHTS = "weights/mlperftiny_kws_dscnn.safetensors"
-"""Trained weights, relative to the data folder."""
 RESNET8_NAMES = (
     "stem",
     "block1.conv1",

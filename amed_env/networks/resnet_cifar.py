@@ -14,11 +14,7 @@ from torch.nn import functional as F
 
 from amed_env.errors import NetworkError
 from amed_env.networks.weights import load_fetched, load_weights
-
-RESNET20_WEIGHTS = "weights/cifar10_resnet20.safetensors"
-"""The pretrained weights, relative to the data folder."""
-RESNET56_WEIGHTS = "weights/cifar10_resnet56.safetensors"
-"""The same of ResNet-56."""
+from amed_env.support.data_files import RESNET20_WEIGHTS, RESNET56_WEIGHTS
 
 _WIDTHS = (16, 32, 64)
 

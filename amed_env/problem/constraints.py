@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from amed_env.problem.objective import TOLERANCE
 
@@ -84,6 +83,9 @@ def cheapest_choices(
     Returns:
         int64 of shape (L,), or None if nothing meets the limits.
     """
+    # Takes longer to import than all of the package; a search within one limit does without.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     layers, choices = objective.shape
     one_each = LinearConstraint(np.kron(np.eye(layers), np.ones(choices)), 1, 1)
     finite = np.isfinite(limits)

@@ -20,7 +20,7 @@ from amed_env.datasets.assets import ASSETS
 from amed_env.datasets.fetch import fetch
 from amed_env.errors import DownloadError, UnknownNameError
 from amed_env.networks import ds_cnn, load_weights, resnet8, resnet20, resnet56, weights_digest
-from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
+from amed_env.support.data_files import FASHION_FILES, RESNET20_WEIGHTS, RESNET56_WEIGHTS
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 CHECKPOINT = "resnet20-12fca82f.th"
@@ -337,7 +337,7 @@ def test_fashion_mnist_is_unpacked_and_read_back(server, patience, tmp_path, mon
     monkeypatch.setattr(fashion_mnist, "RECORDS", {"train": 30, "test": 20})
     rng = np.random.default_rng(0)
     content = {}
-    for name in fashion_mnist.FILES:
+    for name in FASHION_FILES:
         count = 30 if "train" in name else 20
         shape = (count, 28, 28) if "images" in name else (count,)
         content[name] = idx(rng.integers(0, 10, shape, dtype=np.uint8))

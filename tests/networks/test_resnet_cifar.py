@@ -8,7 +8,7 @@ from amed_env.datasets.assets import DIGESTS
 from amed_env.datasets.cifar10 import cifar10_test_file
 from amed_env.errors import NetworkError
 from amed_env.networks import CifarResNet, pretrained_resnet20, pretrained_resnet56, resnet20, weights_digest
-from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
+from amed_env.support.data_files import RESNET20_WEIGHTS, RESNET56_WEIGHTS
 
 
 def quantizable(network):

@@ -47,7 +47,7 @@ class YamlDocument:
                 raise DeviceError(f"{where}: the file is empty; a {noun} is a YAML mapping.")
             self._root: yaml.Node = root
             self._check(root, set())
-            data = yaml.safe_load(text)
+            data = yaml.SafeLoader("").construct_document(root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = f", line {mark.line + 1}" if mark else ""
