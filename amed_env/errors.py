@@ -126,6 +126,10 @@ class PluginError(AmedError):
     """A plug-in could not be imported, or is not what its entry point promises."""
 
 
+class WorkerDiedError(AmedError):
+    """A worker process died twice over the same part of the work, the second time with nothing else to do."""
+
+
 class RenderModeError(InputError, TypeError):
     """An environment cannot be drawn in a way; a `TypeError` too, after which stable-baselines3 goes on without it."""
 

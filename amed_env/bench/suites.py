@@ -178,7 +178,9 @@ def cell_task(cell: Cell) -> Task:
 
 @lru_cache(maxsize=64)
 def _task_on(task: str, device: str) -> Task:
-    return make_task(task, device=device)
+    made = make_task(task, device=device)
+    _ = made.predicted_loss  # so that the copies of all cells have it
+    return made
 
 
 def is_tabular(name: str) -> bool:
@@ -202,11 +204,13 @@ def usable_tasks(suite: Suite, tasks: Iterable[str] | None = None) -> tuple[list
         InputError: If none can.
     """
     chosen = list(dict.fromkeys(cell.task for cell in suite.cells(tasks=tasks)))
-    missing = {task: reason for task in chosen if (reason := missing_task(task)) is not None}
+    missing: dict[str, str] = {}
+    for task in chosen:
+        reason = missing_task(task)
+        if reason is not None:
+            missing[task] = reason
     usable = [task for task in chosen if task not in missing]
     if not usable:
-        raise InputError(
-            f"no task of suite {suite.name} can be used here: "
-            f"{'; '.join(f'{task}: {reason}' for task, reason in missing.items())}."
-        )
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in missing.items())
+        raise InputError(f"no task of suite {suite.name} can be used here: {reasons}.")
     return usable, missing

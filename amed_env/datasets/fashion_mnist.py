@@ -29,6 +29,7 @@ CLASSES = 10
 IMAGE_SHAPE = (1, 28, 28)
 RECORDS = {"train": 60_000, "test": 10_000}
 
+# Validation images chose the hyperparameters of the network, so neither search nor test may use them.
 VALIDATION_SAMPLES = 6_000
 SEARCH_SAMPLES = 2_000
 CALIBRATION_SAMPLES = 4_096

@@ -22,6 +22,7 @@ from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 CLASSES = 12
 FEATURE_SHAPE = (1, 49, 10)
 SAMPLES = 1_000
+# Only the 1,000 official samples are at hand in a form that needs no audio processing.
 CALIBRATION_SAMPLES = 200
 SEARCH_SAMPLES = 400
 

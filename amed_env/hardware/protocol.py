@@ -55,8 +55,21 @@ class Capabilities:
         cls, bits: Sequence[int], metrics: Mapping[str, str], *, deterministic: bool = True, additive: bool = True
     ) -> Capabilities:
         """Capabilities of a device that treats every kind of layer, weights and activations alike."""
-        widths: dict[str, tuple[int, ...]] = {kind: tuple(bits) for kind in KINDS}
-        return cls(widths, dict(widths), dict(metrics), deterministic, additive)
+        return cls.same_for_kinds(KINDS, bits, bits, metrics, deterministic=deterministic, additive=additive)
+
+    @classmethod
+    def same_for_kinds(
+        cls,
+        kinds: Iterable[str],
+        weight_bits: Sequence[int],
+        activation_bits: Sequence[int],
+        metrics: Mapping[str, str],
+        **options: Any,
+    ) -> Capabilities:
+        """Capabilities of a device that treats some kinds of layers alike; options are the further attributes."""
+        kinds = tuple(kinds)
+        weights, activations = dict.fromkeys(kinds, tuple(weight_bits)), dict.fromkeys(kinds, tuple(activation_bits))
+        return cls(weights, activations, dict(metrics), **options)
 
     def require(self, layer: Layer, precision: Precision, device: str) -> None:
         """Check that a layer can run at a precision.

@@ -24,6 +24,7 @@ class TiedDevice(HardwareBackend):
 
     def __init__(self, device: HardwareBackend, ties: Ties) -> None:
         self.device, self.ties = device, ties
+        # No retries here: `evaluate_cost` makes those of the device behind, and every layer more would multiply them.
         self.name, self.timeout_s, self.retries = device.name, device.timeout_s, 0
 
     def capabilities(self) -> Capabilities:

@@ -41,6 +41,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Zeros before and after an axis in TensorFlow's "same" convolution, which gives ceil(size / stride) outputs."""
     outputs = -(-size // stride)
     total = max(0, (outputs - 1) * stride + kernel - size)
+    # The odd row goes below and to the right, as TensorFlow pads.
     return total // 2, total - total // 2
 
 

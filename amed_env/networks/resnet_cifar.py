@@ -47,6 +47,7 @@ class BasicBlock(nn.Module):
         shortcut = x
         if self.stride != 1:
             shortcut = shortcut[:, :, :: self.stride, :: self.stride]
+        # Option A of He et al., as published: the shortcut has no weights, so there is no layer to quantize.
         if self.padding:
             shortcut = F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
         return F.relu(out + shortcut)

@@ -81,6 +81,7 @@ class BitAllocation(Mapping[str, Precision]):
                 check_bits(activation_bits, f"layer {name!r}, activations"),
             )
         self._precisions = checked
+        # Once: allocations are the keys of every cache, and a search looks up the same ones again and again.
         self._hash = hash(tuple(checked.items()))
 
     @classmethod
@@ -209,6 +210,7 @@ class BitAllocation(Mapping[str, Precision]):
         """
 
         def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            # Python's JSON keeps the last of equal keys and says nothing.
             twice = repeated(key for key, _ in pairs)
             if twice:
                 raise AllocationError(f"{path}: {', '.join(map(repr, twice))} is repeated.")

@@ -65,6 +65,7 @@ class Layer:
             raise WorkloadError(f"layer {self.name!r}: kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}.")
         for name in ("m", "n", "k", "groups"):
             self._check_size(name)
+        # Without the true counts the im2col sizes: exact for matrix products, an upper bound for convolutions.
         defaults = {
             "input_elements": self.m * self.k * self.groups,
             "weight_elements": self.n * self.k * self.groups,

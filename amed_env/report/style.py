@@ -17,7 +17,7 @@ DARK, MIDDLE, LIGHT, ACCENT = "#12355b", "#4d8fc4", "#b9bec5", "#c8451b"
 """Ink of what matters, of its neighbours, of the background, and of the one thing to look at."""
 DOTS = "#a3aab4"
 """Ink of small marks of the background."""
-_DOTS_PER_INCH = 150
+DOTS_PER_INCH = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -57,7 +57,7 @@ def png(figure: Figure) -> bytes:
 def picture(figure: Figure, form: str) -> bytes:
     """The figure as a file of a format that matplotlib knows: `png`, `svg`, `pdf`."""
     stream = io.BytesIO()
-    figure.savefig(stream, format=form, dpi=_DOTS_PER_INCH)
+    figure.savefig(stream, format=form, dpi=DOTS_PER_INCH)
     return stream.getvalue()
 
 

@@ -42,7 +42,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         try:
             stream.write(data)
             stream.flush()
+            # On the disk before it is renamed, or a power cut could leave an empty file under the name.
             os.fsync(stream.fileno())
+            # Temporary files are private; this one gets the permissions of any other file of the user.
             os.fchmod(stream.fileno(), 0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:

@@ -109,6 +109,7 @@ def import_object(path: str, kind: str) -> Any:
     module_name, separator, attribute = path.partition(":")
     if not separator or not module_name or not attribute:
         raise InputError(f"{path!r} is no import path of a {kind}; write it as package.module:name.")
+    # Programs that are installed as scripts do not have the current folder on the path.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import pytest
 
-from amed_env.bench.leaderboard import leaderboard_text
+from amed_env.bench.leaderboard import rank
 from amed_env.bench.suites import SUITES, BudgetedDevice, CellGrid, Cells, Suite, cell_task
 from amed_env.bench.validation import validate
 from amed_env.commands.bench.run import BenchOptions, bench
@@ -34,7 +34,7 @@ def test_results_on_a_network_hold_and_edited_ones_do_not(evaluated, tmp_path, c
     assert rows["greedy"]["mean_accuracy"] == run["improvements"][-1]["accuracy"]
     assert validate(path, None).valid
     with pytest.raises(InputError, match="has no table, so nobody knows the regret"):
-        leaderboard_text([validate(path, 0)])
+        rank([validate(path, 0)])
 
     run["improvements"][-1]["correct"] += 1
     path.write_text(f"{json.dumps(header)}\n{json.dumps(run)}\n")

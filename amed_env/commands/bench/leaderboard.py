@@ -41,7 +41,7 @@ def leaderboard(
     replays = parse_replays(replay)
     with Output(as_json) as output:
         with output.status("starting"):
-            from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
+            from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text, rank
             from amed_env.commands.bench.verdicts import files_of, show_verdict, verdict_json, verdicts_of
 
         files = files_of([results])
@@ -55,9 +55,10 @@ def leaderboard(
         if interrupted:
             output.document({"leaderboard": None, "files": entries})
             raise typer.Exit(interrupted)
-        write_atomically(out, leaderboard_text(verdicts))
+        board = rank(verdicts)
+        write_atomically(out, leaderboard_text(board))
         if figures is not None:
-            write_atomically(figures, json.dumps(leaderboard_figures(verdicts), indent=1, sort_keys=True) + "\n")
+            write_atomically(figures, json.dumps(leaderboard_figures(board), indent=1, sort_keys=True) + "\n")
         output.show(f"{out}: {_summary(verdicts)}")
         output.document({"leaderboard": str(out), "files": entries})
     raise typer.Exit(0 if all(verdict.valid for verdict in verdicts) else 1)

@@ -148,14 +148,12 @@ def bench(suite_name: str, options: BenchOptions) -> int:
 
 def _contenders(options: BenchOptions) -> list[Contender]:
     """Those that were asked for after those that are always there; each is made once, to find errors at once."""
-    from amed_env.bench.contender import Contender, recipe_digest
+    from amed_env.bench.contender import Contender
 
     listed = [name.strip() for text in options.agents for name in text.split(",")]
     if "" in listed:
         raise InputError("--agents has an empty name; write names with commas, for example greedy,dqn.")
-    contenders = [
-        Contender(spec, recipe=recipe_digest(spec)) for spec in dict.fromkeys([*ALWAYS, *listed, *options.agent])
-    ]
+    contenders = [Contender(spec) for spec in dict.fromkeys([*ALWAYS, *listed, *options.agent])]
     stems: dict[str, str] = {}
     for contender in contenders:
         contender.make()

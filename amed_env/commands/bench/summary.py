@@ -7,10 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
+from amed_env.bench.curves import CHECKPOINTS, agent_runs
 from amed_env.bench.result_file import ResultFile
 from amed_env.bench.run_statistics import interquartile_mean
-from amed_env.bench.scores import AFTER, regrets
 from amed_env.bench.suites import Cell, Suite, is_tabular
+from amed_env.bench.truth import cell_truth
 from amed_env.commands.output import Output
 
 
@@ -29,16 +30,18 @@ def show_summary(
     rows = []
     tabular = all(is_tabular(cell.task) for cell in cells)
     last = results[0].header.evaluations
-    moments = sorted({k for k in AFTER if k < last} | {last})
+    moments = sorted({k for k in CHECKPOINTS if k < last} | {last})
     if tabular and complete:
         rows.append({"agent": "optimum", "regret": dict.fromkeys(map(str, moments), 0.0), "seconds": 0.0, "errors": 0})
     for result in results:
         row: dict[str, Any] = {"agent": result.header.agent}
         if tabular and complete:
-            row["regret"] = {str(after): float(interquartile_mean(regrets(result, cells, after))) for after in moments}
+            runs = agent_runs(result, [cell_truth(cell) for cell in cells])
+            regrets = map(interquartile_mean, runs.regrets_after(moments))
+            row["regret"] = {str(after): float(regret) for after, regret in zip(moments, regrets, strict=True)}
         elif complete:
-            best = [run.best_after(last) for run in result.runs]
-            row["mean_accuracy"] = sum(0.0 if found is None else found.accuracy for found in best) / len(best)
+            best = [run.improvements[-1].accuracy if run.improvements else 0.0 for run in result.runs]
+            row["mean_accuracy"] = sum(best) / len(best)
         row["seconds"] = sum(run.seconds for run in result.runs)
         row["errors"] = sum(run.note is not None for run in result.runs)
         rows.append(row)

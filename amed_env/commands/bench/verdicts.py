@@ -44,7 +44,7 @@ def verdicts_of(
                 bars.update(bar, completed=done, total=total)
                 interrupts.check()
 
-            verdicts.append(validate(path, replays, workers=workers, isolated=True, on_progress=follow))
+            verdicts.append(validate(path, replays, workers=workers, on_progress=follow))
             bars.remove_task(bar)
             if verdicts[-1].interrupted:
                 break

@@ -61,14 +61,13 @@ class CommandBackend(HardwareBackend):
 
     def capabilities(self) -> Capabilities:
         """What the configuration declares; the program is not asked."""
-        weights, activations = self.config.widths
-        kinds = self.config.kinds or KINDS
-        return Capabilities(
-            dict.fromkeys(kinds, weights),
-            dict.fromkeys(kinds, activations),
-            dict(self.metrics),
-            self.config.deterministic,
-            self.config.additive,
+        config = self.config
+        return Capabilities.same_for_kinds(
+            config.kinds or KINDS,
+            *config.widths,
+            self.metrics,
+            deterministic=config.deterministic,
+            additive=config.additive,
         )
 
     def keep_answers(self, store: AnswerStore | None) -> None:

@@ -65,6 +65,7 @@ class SystolicConfig(DeviceConfig):
         if self.dram.bandwidth_bits_per_cycle is not None:
             return self.dram.bandwidth_bits_per_cycle
         assert self.dram.bandwidth_gb_per_s is not None  # the section's validator saw to it
+        # GB are 10^9 bytes of 8 bits, as vendors of memory count.
         return self.dram.bandwidth_gb_per_s * 8e9 / (self.array.clock_mhz * 1e6)
 
 

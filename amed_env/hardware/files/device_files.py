@@ -18,6 +18,7 @@ def device_file_digest(path: Path) -> str:
     Raises:
         DeviceError: If one cannot be read.
     """
+    # Depth first, each file once: a file that is extended twice changes nothing, a circle ends.
     digest, seen, waiting = hashlib.sha256(), set[Path](), [path]
     while waiting:
         current = waiting.pop()

@@ -47,6 +47,7 @@ def _resolved(document: YamlDocument, chain: tuple[str, ...], check: Callable[[s
     base = base_document.data
     if _KEY in base:
         base = _resolved(base_document, (*chain, where), check)
+    # The base must be in order by itself, so that its faults are reported with its own file and lines.
     check(text, where)
     changes = {key: value for key, value in document.data.items() if key != _KEY}
     return _merged(base, changes, Path(document.where).name)

@@ -94,11 +94,7 @@ class SystolicBackend(HardwareBackend):
     def capabilities(self) -> Capabilities:
         """All kinds of layers at the widths of the device file; deterministic and additive."""
         precision = self.config.precision
-        return Capabilities(
-            weight_bits=dict.fromkeys(KINDS, precision.weight_bits),
-            activation_bits=dict.fromkeys(KINDS, precision.activation_bits),
-            metrics=dict(self.metrics),
-        )
+        return Capabilities.same_for_kinds(KINDS, precision.weight_bits, precision.activation_bits, self.metrics)
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Cost of one layer at one precision."""

@@ -165,12 +165,13 @@ def gemm_sram_accesses(
     """
     m, n, k, rows, cols = _checked_inputs(m, n, k, rows, cols, dataflow)
     # The stationary tensor moves once; another one moves again for every fold that does not lie along it.
-    once = np.ones_like(m)
-    ifmap_moves, weight_moves, ofmap_moves = {
-        "os": (ceil_divide(n, cols), ceil_divide(m, rows), once),
-        "ws": (ceil_divide(n, cols), once, ceil_divide(k, rows)),
-        "is": (once, ceil_divide(m, cols), ceil_divide(k, rows)),
-    }[dataflow]
+    ifmap_moves = weight_moves = ofmap_moves = np.ones_like(m)
+    if dataflow != "is":
+        ifmap_moves = ceil_divide(n, cols)
+    if dataflow != "ws":
+        weight_moves = ceil_divide(m, rows if dataflow == "os" else cols)
+    if dataflow != "os":
+        ofmap_moves = ceil_divide(k, rows)
     return SramAccesses(
         checked_product("activation reads", ifmap_moves, m, k),
         checked_product("weight reads", weight_moves, k, n),

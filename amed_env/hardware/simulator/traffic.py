@@ -254,6 +254,7 @@ def _cheapest(stack: tuple[FloatArray, FloatArray, FloatArray], others: Iterator
     least = np.asarray(inputs[0] + rest[0])
     chosen = np.zeros(least.shape, dtype=np.int8)
     total, better = np.empty_like(least), np.empty(least.shape, dtype=np.bool_)
+    # In place, one order after the other, so that no array of all orders is made.
     for place in range(1, len(rest)):
         np.add(inputs[place], rest[place], out=total)
         np.less(total, least, out=better)

@@ -31,7 +31,9 @@ from amed_env.support.text import CsvTable, first_few, read_csv
 
 FORMAT = "amed-table/1"
 KEY_COLUMNS = ("layer", "w_bits", "a_bits")
+# HAQ's tables (Wang et al., CVPR 2019) have cycles of every layer at 1 to 8 bits of weights and of activations.
 HAQ_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
+# AMED's tables have one column a width, since it ties the widths of weights and activations.
 _AMED_COLUMN = re.compile(r"latency_(\d+)")
 _SIDECAR_KEYS = {"format", "layers", "weight_bits", "activation_bits", "metrics", "clock_mhz", "provenance"}
 
@@ -183,6 +185,7 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     weights = [_width(bits, f"{sidecar}: 'weight_bits'") for bits in facts.get("weight_bits", HAQ_WIDTHS)]
     activations = [_width(bits, f"{sidecar}: 'activation_bits'") for bits in facts.get("activation_bits", HAQ_WIDTHS)]
     metrics = facts.get("metrics", {"cycles": "cycles"})
+    # HAQ's arrays have no axis of metrics.
     if array.ndim == 3 and len(metrics) == 1:
         array = array[None]
     layers = tuple(facts["layers"]) if "layers" in facts else None

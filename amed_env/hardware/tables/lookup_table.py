@@ -127,13 +127,8 @@ class TableBackend(HardwareBackend):
 
     def capabilities(self) -> Capabilities:
         """Every kind of layer at the precisions of the table, and at those between them if that was asked for."""
-        pairs = None if self._is_grid else dict.fromkeys(KINDS, tuple(tuple(p) for p in self._offered))
-        return Capabilities(
-            dict.fromkeys(KINDS, self._weights),
-            dict.fromkeys(KINDS, self._activations),
-            dict(self.metrics),
-            pairs=pairs,  # type: ignore[arg-type]  # a Precision is a pair
-        )
+        pairs = None if self._is_grid else dict.fromkeys(KINDS, tuple(tuple(pair) for pair in self._offered))
+        return Capabilities.same_for_kinds(KINDS, self._weights, self._activations, self.metrics, pairs=pairs)
 
     def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
         """Cost of the table's network.

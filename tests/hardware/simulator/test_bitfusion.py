@@ -1,6 +1,7 @@
 """`bitfusion-published` against what the simulator of Bit Fusion published: 110 layers on five configurations."""
 
 import csv
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ def published():
     return [{key: value if key in TEXT else int(value) for key, value in row.items()} for row in rows]
 
 
+@cache
 def device(cols, bandwidth):
     """The published configurations: buffers grow with the columns."""
     config = load_device("bitfusion-published").config

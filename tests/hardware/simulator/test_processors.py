@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hardware_samples import MLPERF_TINY, RESNET20, SMALL
+from hardware_samples import MLPERF_TINY, RESNET20, SMALL, known_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -149,7 +149,7 @@ def test_proxies_are_what_they_are_named_after():
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.sampled_from(["mpic", "gap8", "cortex-m4", "bops", "memory"]))
 def test_evaluate_equals_the_table_to_the_last_bit(data, name):
-    device = load_device(name)
+    device = known_device(name)
     widths = st.sampled_from([2, 3, 4, 8])
     chosen = {layer.name: (data.draw(widths), data.draw(widths)) for layer in RESNET20}
     allocation = BitAllocation(chosen)

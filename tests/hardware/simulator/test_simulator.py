@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hardware_samples import EASY_YAML, RESNET18, RESNET20, SMALL, easy
+from hardware_samples import EASY_YAML, RESNET18, RESNET20, SMALL, easy, known_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,7 +135,7 @@ layers = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(layers, min_size=1, max_size=6), st.data(), st.sampled_from(SHIPPED))
 def test_evaluate_equals_the_table_to_the_last_bit(drawn, data, name):
-    device = load_device(name)
+    device = known_device(name)
     workload = Workload("w", tuple(Layer(**{**vars(layer), "name": f"l{i}"}) for i, layer in enumerate(drawn)))
     chosen = {layer.name: (data.draw(widths), data.draw(widths)) for layer in workload}
     allocation = BitAllocation(chosen)
