@@ -101,7 +101,7 @@ install() {
         $$pip "torch==$$version" >"$$log" 2>&1 || return 1
     fi
     echo "setup: installing amed-env with all that it needs"
-    $$pip --editable '.[dev,browser,search]' >"$$log" 2>&1 || return 1
+    $$pip --editable '.[dev,search]' >"$$log" 2>&1 || return 1
     $(BIN)/python -c 'import gymnasium, torch' >"$$log" 2>&1
 }
 

@@ -3,14 +3,14 @@
 `import amed_env` registers the environments with Gymnasium; torch is imported only when something needs it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amed_env import envs as envs  # registers the environments
 from amed_env._version import __version__
 from amed_env.errors import AmedError
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Layer, Workload
+from amed_env.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from amed_env.agents import Agent, SearchResult, SearchSession, make_agent, register_agent
@@ -60,8 +60,4 @@ __all__ = [
     "trace",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'amed_env' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+__getattr__ = lazy_names(__name__, _LAZY)

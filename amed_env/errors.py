@@ -9,6 +9,15 @@ import difflib
 from collections.abc import Iterable
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known names, or all of them."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if nearest:
+        return f"did you mean {' or '.join(map(repr, nearest))}?"
+    return f"known: {', '.join(known) or 'none'}."
+
+
 class AmedError(Exception):
     """Root of all errors raised on purpose by `amed_env`."""
 
@@ -33,12 +42,8 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known, self.hint = kind, name, sorted(known), hint
-        self.nearest = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
-        if self.nearest:
-            advice = f"did you mean {' or '.join(repr(n) for n in self.nearest)}?"
-        else:
-            advice = f"known: {', '.join(self.known) or 'none'}."
-        super().__init__(" ".join(part for part in (f"unknown {kind} {name!r};", advice, hint) if part))
+        advice = did_you_mean(name, self.known)
+        super().__init__(f"unknown {kind} {name!r}; {advice} {hint}".rstrip())
 
     def __reduce__(self) -> tuple[object, ...]:
         return UnknownNameError, (self.kind, self.name, self.known, self.hint)
@@ -119,6 +124,10 @@ class DownloadError(AmedError):
 
 class PluginError(AmedError):
     """A plug-in could not be imported, or is not what its entry point promises."""
+
+
+class WorkerDiedError(AmedError):
+    """A worker process died twice over the same part of the work, the second time with nothing else to do."""
 
 
 class RenderModeError(InputError, TypeError):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from amed_env.agents.protocol import check_options
 from amed_env.errors import AgentError
+from amed_env.support.typed_fields import faults_of
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -30,11 +31,7 @@ def parse_agent_options(agent: str, model: type[M], given: Mapping[str, Any]) ->
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
-        faults = [
-            f"option {'.'.join(map(str, fault['loc'])) or 'values'} is {fault['input']!r}: {fault['msg']}"
-            for fault in error.errors(include_url=False)
-        ]
-        raise AgentError(f"agent {agent!r}: {'; '.join(faults)}.") from error
+        raise AgentError(f"agent {agent!r}: {'; '.join(faults_of(error))}.") from error
 
 
 def import_optional(module: str, agent: str, distribution: str) -> Any:

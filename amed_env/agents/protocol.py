@@ -14,12 +14,6 @@ from amed_env.evaluation.store import TrialStore
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.tasks.task import Task, search_split_only
 
-DEVELOPMENT_CELLS = (
-    "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
-    "digits-cnn on bops latency=0.55, edge-tpu-like memory=0.7, systolic-32 energy=0.4",
-)
-"""What `benchmarks/tune_agents.py` chooses values on: development cells of the suite `tiny`."""
-
 
 class Agent(abc.ABC):
     """Solves a task within a number of evaluations. Subclass it and write `explore`.

@@ -1,176 +1,18 @@
-"""Agents by name: the ones of this package, registered classes, and plug-ins of other distributions."""
+"""Agents are registered, and made from what a user calls them: a name, an import path, a recipe or a class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from amed_env.agents.built_in import AGENTS, BUILT_IN, agent_names
 from amed_env.agents.protocol import Agent
 from amed_env.agents.recipe import RECIPE_SUFFIXES, load_recipe
-from amed_env.errors import AgentError, AmedError
-from amed_env.support.registry import Registry, import_object
-
-GROUP = "amed_env.agents"
-"""Entry-point group in which a distribution announces its agents."""
+from amed_env.errors import AgentError, AmedError, UnknownNameError
+from amed_env.support.registry import import_object
 
 A = TypeVar("A", bound=type[Agent])
-
-
-@dataclass(frozen=True)
-class _BuiltIn:
-    """A built-in agent, described without importing it: learners bring torch. A test compares with the class."""
-
-    path: str
-    family: str
-    needs: str
-    description: str
-
-
-_BUILT_IN = {
-    "maskable-ppo": _BuiltIn(
-        "amed_env.agents.learners.learners:MaskablePPOAgent",
-        "learner",
-        "sensitivities",
-        "PPO with forbidden actions masked (sb3-contrib); warm start on predicted loss",
-    ),
-    "ppo": _BuiltIn(
-        "amed_env.agents.learners.learners:PPOAgent",
-        "learner",
-        "sensitivities",
-        "PPO (stable-baselines3); forbidden actions are clamped",
-    ),
-    "a2c": _BuiltIn(
-        "amed_env.agents.learners.learners:A2CAgent",
-        "learner",
-        "sensitivities",
-        "A2C (stable-baselines3) with a masked policy",
-    ),
-    "dqn": _BuiltIn(
-        "amed_env.agents.learners.learners:DQNAgent",
-        "learner",
-        "sensitivities, tied widths",
-        "DQN (stable-baselines3), behaviour and target masked",
-    ),
-    "qr-dqn": _BuiltIn(
-        "amed_env.agents.learners.learners:QRDQNAgent",
-        "learner",
-        "sensitivities, tied widths",
-        "QR-DQN (sb3-contrib), behaviour and target masked",
-    ),
-    "ddpg": _BuiltIn(
-        "amed_env.agents.learners.continuous:DDPGAgent",
-        "learner",
-        "sensitivities",
-        "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
-    ),
-    "td3": _BuiltIn(
-        "amed_env.agents.learners.continuous:TD3Agent",
-        "learner",
-        "sensitivities",
-        "TD3 (stable-baselines3), continuous actions as ddpg",
-    ),
-    "sac": _BuiltIn(
-        "amed_env.agents.learners.continuous:SACAgent",
-        "learner",
-        "sensitivities",
-        "SAC (stable-baselines3), continuous actions as ddpg",
-    ),
-    "model-ppo": _BuiltIn(
-        "amed_env.agents.learners.model_based:ModelPPOAgent",
-        "learner",
-        "sensitivities",
-        "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
-    ),
-    "policy": _BuiltIn(
-        "amed_env.agents.policy.agent:PolicyAgent",
-        "learner",
-        "sensitivities, a budget",
-        "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples",
-    ),
-    "uniform": _BuiltIn(
-        "amed_env.agents.searchers.baselines:UniformAgent",
-        "search",
-        "",
-        "every uniform width that meets the budget",
-    ),
-    "random": _BuiltIn(
-        "amed_env.agents.searchers.baselines:RandomAgent",
-        "search",
-        "",
-        "random allocations that meet the budget",
-    ),
-    "greedy": _BuiltIn(
-        "amed_env.agents.searchers.baselines:GreedyAgent",
-        "search",
-        "sensitivities",
-        "single-layer KL sensitivity, best gain per cost until the budget is met",
-    ),
-    "amed": _BuiltIn(
-        "amed_env.agents.walks.amed:AmedAgent",
-        "search",
-        "",
-        "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)",
-    ),
-    "amed-released": _BuiltIn(
-        "amed_env.agents.walks.amed_released:AmedReleasedAgent",
-        "search",
-        "",
-        "the faults of AMED's released code, for comparison with amed only",
-    ),
-    "milp": _BuiltIn(
-        "amed_env.agents.searchers.milp:MilpAgent",
-        "search",
-        "sensitivities",
-        "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
-    ),
-    "pairwise": _BuiltIn(
-        "amed_env.agents.searchers.pairwise:PairwiseAgent",
-        "search",
-        "sensitivities",
-        "optimum of a proxy with terms of pairs of layers (CLADO); trials correct the terms",
-    ),
-    "local": _BuiltIn(
-        "amed_env.agents.searchers.local:LocalAgent",
-        "search",
-        "sensitivities",
-        "best improvement from the proxy's optimum, with restarts",
-    ),
-    "annealing": _BuiltIn(
-        "amed_env.agents.searchers.annealing:AnnealingAgent",
-        "search",
-        "sensitivities",
-        "simulated annealing within the budget",
-    ),
-    "evolution": _BuiltIn(
-        "amed_env.agents.searchers.evolution:EvolutionAgent",
-        "search",
-        "sensitivities, amed-env[search]",
-        "NSGA-II (pymoo) on error and cost, started near the budget",
-    ),
-    "tpe": _BuiltIn(
-        "amed_env.agents.searchers.tpe:TPEAgent",
-        "search",
-        "sensitivities, amed-env[search]",
-        "tree-structured Parzen estimator (optuna), started near the budget",
-    ),
-}
-
-AGENTS: Registry[Any] = Registry("agent", group=GROUP)
-"""Agents registered in this process, and plug-ins; the built-in ones are imported only when asked for."""
-
-
-@dataclass(frozen=True)
-class AgentInfo:
-    """An agent in the listing; `error` says why it cannot be used, or is None."""
-
-    name: str
-    family: str
-    needs: str
-    description: str
-    source: str
-    error: str | None = None
 
 
 def register_agent(name: str) -> Callable[[A], A]:
@@ -184,17 +26,12 @@ def register_agent(name: str) -> Callable[[A], A]:
     def decorator(decorated: A) -> A:
         if not (isinstance(decorated, type) and issubclass(decorated, Agent)):
             raise AgentError(f"agent {name!r}: {decorated!r} is no subclass of amed_env.Agent.")
-        if name in _BUILT_IN:
+        if name in BUILT_IN:
             raise AgentError(f"an agent named {name!r} is part of amed_env; choose another name.")
         AGENTS.register(name, decorated)
         return decorated
 
     return decorator
-
-
-def agent_names() -> list[str]:
-    """Names of all agents; nothing is imported for it."""
-    return sorted({*_BUILT_IN, *AGENTS.names()})
 
 
 def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
@@ -215,14 +52,12 @@ def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
     found: Any = spec
     if isinstance(spec, str):
         name = spec
-        if spec in _BUILT_IN:
-            found = import_object(_BUILT_IN[spec].path, "agent class")
+        if spec in BUILT_IN:
+            found = import_object(BUILT_IN[spec].path, "agent class")
         elif ":" in spec:
             found = import_object(spec, "agent class")
         else:
             if spec not in AGENTS:
-                from amed_env.errors import UnknownNameError
-
                 raise UnknownNameError("agent", spec, agent_names(), "A class is written package.module:Class.")
             found = AGENTS.get(spec)
     if isinstance(found, Agent):
@@ -271,21 +106,3 @@ def _from_recipe(path: str, options: dict[str, Any]) -> Agent:
 def _is_algorithm(found: type) -> bool:
     """Whether a class is an algorithm of stable-baselines3, told without importing the library."""
     return any(parent.__module__ == "stable_baselines3.common.base_class" for parent in found.__mro__)
-
-
-def list_agents() -> dict[str, AgentInfo]:
-    """All agents by name; a plug-in that cannot be imported is listed with its error and hides no other."""
-    listing = {}
-    for name in agent_names():
-        if name in _BUILT_IN:
-            agent = _BUILT_IN[name]
-            listing[name] = AgentInfo(name, agent.family, agent.needs, agent.description, "built in")
-            continue
-        try:
-            found = AGENTS.get(name)
-            lines = (getattr(found, "description", "") or found.__doc__ or "").strip().splitlines()
-            family, needs = getattr(found, "family", "search"), str(getattr(found, "needs", ""))
-            listing[name] = AgentInfo(name, family, needs, lines[0] if lines else "", "plug-in")
-        except (Exception, SystemExit) as error:
-            listing[name] = AgentInfo(name, "", "", "", "plug-in", str(error))
-    return listing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from sklearn.isotonic import isotonic_regression
 
 from amed_env.bench.curves import AgentRuns, Comparison
 from amed_env.bench.estimates import (
     Curves,
     Profile,
-    beats_all,
-    curves_of,
     curves_range,
     final_regret,
     optimum_on_test,
-    profiles_of,
     regret_on_test,
+    stacked,
 )
 from amed_env.bench.marks import GROUPS, REGRET_TICKS, Mark, evaluation_ticks, marks_of, regret_range, spread, unspread
 from amed_env.bench.run_statistics import Estimate, interquartile_mean
@@ -30,32 +28,30 @@ from amed_env.report.style import ACCENT, DARK, new_figure, tidy
 
 _GRID = "#e6e8eb"
 _BAND = 0.16  # opacity
+_PANEL = 4.2  # width in inches: three of them are as wide as a page, and their letters as high as its text
 _LEAST_WIDTH = 5.0  # inches; the title of a narrower picture would be a column of words
 _LINE_POINTS = 9.5  # height of a label in points
 
 
 def draw_regret(
-    comparison: Comparison, groups: Sequence[str] = tuple(GROUPS), curves: Mapping[str, Curves] | None = None
+    comparison: Comparison, curves: Curves, cells: str = "all cells", groups: Sequence[str] = tuple(GROUPS)
 ) -> Figure:
-    """Regret after every number of evaluations: a row for all cells and each task, a column for each kind of agent.
+    """Regret after every number of evaluations, a panel for each kind of agent.
 
     Args:
         comparison: The agents.
-        groups: Kinds of agents, of which those without any agent are left out; `random` is in every column.
-        curves: The curves of each of `Comparison.scopes`; None to compute them.
+        curves: Their curves.
+        cells: Which cells these are, for the titles.
+        groups: Kinds of agents, of which those without any agent are left out; `random` is in every panel.
     """
-    scopes = comparison.scopes()
-    curves = {scope: curves_of(of_scope) for scope, of_scope in scopes.items()} if curves is None else curves
     shown = [group for group in groups if comparison.panel(group)]
-    figure = new_figure(4.6 * len(shown) + 0.6, 3.5 * len(scopes) + 0.5)
-    grid = figure.subplots(len(scopes), len(shown), sharex=True, sharey="row", squeeze=False)
-    for axes_row, (scope, of_scope) in zip(grid, scopes.items(), strict=True):
-        for axes, group in zip(axes_row, shown, strict=True):
-            _draw_curves(axes, of_scope, of_scope.panel(group), curves[scope])
-            axes.set_title(f"{GROUPS[group]}, {scope or 'all cells'}", loc="left", fontsize=10, color=DARK)
-        axes_row[0].set_ylabel("regret (accuracy points)")
-    for axes in grid[-1]:
+    figure = new_figure(_PANEL * len(shown) + 0.6, 4.0)
+    row = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, group in zip(row, shown, strict=True):
+        _draw_curves(axes, comparison, comparison.panel(group), curves)
+        axes.set_title(f"{GROUPS[group]}, {cells}", loc="left", fontsize=10, color=DARK)
         axes.set_xlabel("distinct evaluations")
+    row[0].set_ylabel("regret (accuracy points)")
     _head(figure, comparison, "Regret on the search split: interquartile mean, 95 % bootstrap interval")
     return figure
 
@@ -64,8 +60,8 @@ def _draw_curves(axes: Axes, comparison: Comparison, agents: Sequence[AgentRuns]
     marks = marks_of(comparison)
     for agent in agents:
         curve, mark = curves[agent.name], marks[agent.name]
-        axes.fill_between(*curve.band_outline(), color=mark.on(), alpha=_BAND, linewidth=0)
-        axes.step(curve.after, curve.value, where="post", color=mark.on(), linestyle=mark.line, linewidth=1.7)
+        axes.fill_between(*curve.band_outline(), color=mark.colour, alpha=_BAND, linewidth=0)
+        axes.step(curve.after, curve.value, where="post", color=mark.colour, linestyle=mark.line, linewidth=1.7)
     axes.set_xscale("log")
     axes.set_xlim(1, comparison.evaluations)
     axes.xaxis.set_major_locator(FixedLocator(evaluation_ticks(comparison.evaluations)))
@@ -101,23 +97,32 @@ def _forward(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def _label_ends(axes: Axes, labels: Sequence[tuple[str, float, Mark]]) -> None:
-    """Names at the right end of curves, moved apart where they would overlap."""
+    """Names to the right of curves, moved apart where they would overlap, each joined to the end of its curve."""
     height_points = 3.5 * 72 * 0.78
     low, high = _forward(axes.get_ylim())
     unit = (high - low) / height_points * _LINE_POINTS
     ordered = sorted(labels, key=lambda label: label[1])
     wanted = _forward([end for _, end, _ in ordered])
-    for (name, _, mark), position in zip(ordered, apart(wanted, unit, float(low)), strict=True):
+    for (name, end, mark), position in zip(ordered, apart(wanted, unit, float(low)), strict=True):
         axes.annotate(
             name.removeprefix("control/"),
-            (1.0, float(unspread(position))),
+            (1.0, end),
             xycoords=("axes fraction", "data"),
-            xytext=(5, 0),
-            textcoords="offset points",
+            xytext=(1.08, float(unspread(position))),
+            textcoords=("axes fraction", "data"),
             va="center",
             fontsize=8,
-            color=mark.on(),
+            color=mark.colour,
             annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": mark.colour,
+                "linestyle": mark.line,
+                "linewidth": 1.2,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0.0, 0.5),
+            },
         )
 
 
@@ -129,28 +134,17 @@ def apart(positions: npt.ArrayLike, distance: float, lowest: float) -> npt.NDArr
         distance: Least distance of neighbours.
         lowest: No position goes below this.
     """
-    wanted = np.asarray(positions, dtype=np.float64)
-    steps = distance * np.arange(len(wanted))
-    level = wanted - steps
-    # Pool neighbours whose order is violated: the least-squares answer under the constraint.
-    blocks: list[list[float]] = []
-    for value in level:
-        blocks.append([float(value), 1.0])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            mean, count = blocks.pop()
-            blocks[-1] = [
-                (blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count),
-                blocks[-1][1] + count,
-            ]
-    fitted = np.concatenate([np.full(int(count), mean) for mean, count in blocks]) if blocks else level
-    return np.asarray(np.maximum(fitted, lowest) + steps)
+    steps = distance * np.arange(np.size(positions))
+    wanted = np.asarray(positions, dtype=np.float64) - steps
+    # With the steps taken off, "at least so far apart" is "rising": least squares under that is isotonic regression.
+    rising = isotonic_regression(wanted) if len(wanted) else wanted
+    return np.asarray(np.maximum(rising, lowest) + steps)
 
 
-def draw_profiles(comparison: Comparison, profiles: Mapping[str, Profile] | None = None) -> Figure:
+def draw_profiles(comparison: Comparison, profiles: Mapping[str, Profile]) -> Figure:
     """Which part of the runs has at most a regret, for every regret; a panel for each kind of agent."""
-    profiles = profiles_of(comparison) if profiles is None else profiles
     shown = [group for group in GROUPS if comparison.panel(group)]
-    figure = new_figure(4.4 * len(shown) + 0.6, 4.4)
+    figure = new_figure(_PANEL * len(shown) + 0.6, 4.4)
     grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     marks = marks_of(comparison)
     top = max(float(agent.final.max()) for agent in comparison.agents)
@@ -160,12 +154,12 @@ def draw_profiles(comparison: Comparison, profiles: Mapping[str, Profile] | None
             thresholds, share = profiles[agent.name].up_to(edge)
             mark = marks[agent.name]
             low, high = 100 * share.low, 100 * share.high
-            axes.fill_between(thresholds, low, high, step="post", color=mark.on(), alpha=_BAND, linewidth=0)
+            axes.fill_between(thresholds, low, high, step="post", color=mark.colour, alpha=_BAND, linewidth=0)
             axes.step(
                 thresholds,
                 100 * share.value,
                 where="post",
-                color=mark.on(),
+                color=mark.colour,
                 linestyle=mark.line,
                 linewidth=1.7,
                 label=agent.name.removeprefix("control/"),
@@ -182,10 +176,9 @@ def draw_profiles(comparison: Comparison, profiles: Mapping[str, Profile] | None
     return figure
 
 
-def draw_improvement(comparison: Comparison, pairs: Estimate | None = None) -> Figure:
+def draw_improvement(comparison: Comparison, pairs: Estimate) -> Figure:
     """Probability that the agent of a row has less regret than that of a column, as a matrix."""
     agents = comparison.agents
-    pairs = beats_all(agents) if pairs is None else pairs
     count = len(agents)
     figure = new_figure(max(_LEAST_WIDTH, 3.2 + 0.52 * count), 2.6 + 0.46 * count)
     axes = figure.subplots()
@@ -223,20 +216,21 @@ def draw_splits(comparison: Comparison) -> Figure:
     figure = new_figure(8.4, 1.9 + 0.34 * len(agents))
     axes = figure.subplots()
     rows = np.arange(len(agents))
-    series: list[tuple[str, list[Estimate], dict[str, Any]]] = [
-        ("search split", [final_regret(agent) for agent in agents], {"marker": "o", "color": DARK}),
-        ("test split", [regret_on_test(agent) for agent in agents], {"marker": "D", "color": ACCENT}),
-    ]
-    for number, (label, estimates, look) in enumerate(series):
-        value, low, high = (np.array([getattr(e, part) for e in estimates]) for part in ("value", "low", "high"))
-        shift = 0.14 - 0.28 * number
-        axes.hlines(rows + shift, low, high, color=look["color"], linewidth=1.6)
-        axes.plot(value, rows + shift, linestyle="none", markersize=5.5, label=label, **look)
-    floor = float(interquartile_mean(optimum_on_test(comparison)[None]))
+    on_search = stacked([final_regret(agent) for agent in agents])
+    on_test = stacked([regret_on_test(agent) for agent in agents])
+    for label, regret, shift, marker, colour in (
+        ("search split", on_search, 0.14, "o", DARK),
+        ("test split", on_test, -0.14, "D", ACCENT),
+    ):
+        axes.hlines(rows + shift, regret.low, regret.high, color=colour, linewidth=1.6)
+        axes.plot(
+            regret.value, rows + shift, linestyle="none", markersize=5.5, label=label, marker=marker, color=colour
+        )
+    floor = float(interquartile_mean(optimum_on_test(comparison.truths)[None]))
     axes.axvline(
         floor, color=ACCENT, linestyle=(0, (2, 2)), linewidth=1.1, label="optimum of the search split, on test"
     )
-    _regret_scale(axes, "x", max(float(e.high) for _, estimates, _ in series for e in estimates))
+    _regret_scale(axes, "x", float(max(on_search.high.max(), on_test.high.max())))
     axes.set_yticks(rows, [agent.name for agent in agents], fontsize=8.5)
     axes.set_xlabel("regret at the end (accuracy points), to the optimum of the same split")
     axes.grid(axis="x", color=_GRID, linewidth=0.7)

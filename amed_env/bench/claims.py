@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import isclose
 
-from amed_env.bench.result_file import Improvement, Run, sequence_digest
-from amed_env.bench.running import LONGEST_NOTE, relative_costs
+import numpy as np
+
+from amed_env.bench.result_file import Improvement, Run
+from amed_env.bench.running import relative_costs
 from amed_env.bench.suites import cell_task
 from amed_env.errors import AllocationError, AmedError
 from amed_env.problem.allocation import BitAllocation
@@ -22,7 +24,8 @@ def run_problems(run: Run, evaluations: int) -> Iterator[str]:
         run: A run in a cell that there is.
         evaluations: Distinct evaluations that it had.
     """
-    yield from _count_problems(run, evaluations)
+    if run.evaluations > evaluations:
+        yield f"it took {run.evaluations} evaluations, {evaluations} are allowed."
     task = cell_task(run.cell)
     before: Improvement | None = None
     for position, claim in enumerate(run.improvements, 1):
@@ -32,30 +35,6 @@ def run_problems(run: Run, evaluations: int) -> Iterator[str]:
         except AmedError as error:
             yield f"improvement {position}: it cannot be measured: {error}"
         before = claim
-    yield from _sequence_problems(run, task)
-
-
-def _count_problems(run: Run, evaluations: int) -> Iterator[str]:
-    if run.evaluations > evaluations:
-        yield f"it took {run.evaluations} evaluations, {evaluations} are allowed."
-    if run.faults and not run.evaluations and run.note is None:
-        yield f"{run.faults} evaluations failed, but none was made."
-    if run.note is not None and not 0 < len(run.note) <= LONGEST_NOTE:
-        yield f"its note has {len(run.note)} characters; the error that ends a run has 1 to {LONGEST_NOTE}."
-
-
-def _sequence_problems(run: Run, task: Task) -> Iterator[str]:
-    """What the digest of the evaluated allocations gives away: whether it is of any, and of a known few."""
-    empty = run.sequence == sequence_digest(())
-    if run.evaluations == 0 and not empty:
-        yield "its sequence is of some allocations, but none was evaluated."
-    if empty and (run.faults < run.evaluations or run.improvements):
-        yield f"its sequence is of no allocation, but {run.evaluations} were evaluated."
-    if run.improvements and len(run.improvements) == run.evaluations and not run.faults:
-        found = [_allocation(task, claim.choices) for claim in run.improvements]
-        keys = [allocation.key() for allocation in found if isinstance(allocation, BitAllocation)]
-        if len(keys) == len(found) and run.sequence != sequence_digest(keys):
-            yield "its sequence is not that of its improvements, though every evaluation was one."
 
 
 def _claim_problems(task: Task, claim: Improvement, before: Improvement | None, evaluations: int) -> Iterator[str]:
@@ -66,15 +45,12 @@ def _claim_problems(task: Task, claim: Improvement, before: Improvement | None, 
     if before is not None and (claim.correct, -claim.loss) <= (before.correct, -before.loss):
         yield "it is no better than the one before."
     allocation = _allocation(task, claim.choices)
-    if isinstance(allocation, str):
-        yield allocation
-        return
-    layers = allocation.to_json()["layers"]
-    if claim.allocation is not None and claim.allocation != layers:
+    if claim.allocation is not None and claim.allocation != allocation.to_json()["layers"]:
         yield "its allocation is not that of its choices."
     quality = task.quality(allocation)
-    true = (quality.correct, quality.loss, 100.0 * quality.accuracy)
-    for name, claimed, measured in zip(("correct", "loss", "accuracy"), _claimed(claim), true, strict=True):
+    true = {"correct": quality.correct, "loss": quality.loss, "accuracy": 100.0 * quality.accuracy}
+    for name, measured in true.items():
+        claimed = getattr(claim, name)
         if claimed != measured:
             yield f"{name} is claimed to be {claimed}, measured {measured}."
     costs = task.total_costs(allocation)
@@ -89,21 +65,20 @@ def _claim_problems(task: Task, claim: Improvement, before: Improvement | None, 
         yield f"it is not feasible: {used} exceeds {', '.join(map(str, task.budgets))}."
 
 
-def _claimed(claim: Improvement) -> tuple[int, float, float]:
-    return claim.correct, claim.loss, claim.accuracy
+def _allocation(task: Task, choices: str) -> BitAllocation:
+    """The allocation of choices.
 
-
-def _allocation(task: Task, choices: str) -> BitAllocation | str:
-    """The allocation of choices, or what is wrong with them."""
+    Raises:
+        AllocationError: If they are none of the task's.
+    """
     layers, precisions = len(task.workload), len(task.precisions)
     if len(choices) != layers:
-        return f"{len(choices)} choices are given for {layers} layers."
+        raise AllocationError(f"{len(choices)} choices are given for {layers} layers.")
     numbers = [int(choice) for choice in choices]
     if max(numbers) >= precisions:
-        return f"choice {max(numbers)} is none of the {precisions} precisions."
-    allocation = task.allocation(numbers)
-    try:
-        task.choices(allocation)
-    except AllocationError as error:
-        return str(error)
-    return allocation
+        raise AllocationError(f"choice {max(numbers)} is none of the {precisions} precisions.")
+    barred = np.flatnonzero(~task.choosable[np.arange(layers), numbers])
+    if barred.size:
+        layer = int(barred[0])
+        raise AllocationError(f"layer {task.workload.layer_names[layer]!r} may not have choice {numbers[layer]}.")
+    return task.allocation(numbers)

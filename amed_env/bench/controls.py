@@ -1,9 +1,9 @@
-"""Negative controls: agents that are told something wrong, and must therefore do as badly as random ones or worse.
+"""Negative controls: agents that get a wrong signal on purpose, and must therefore do as badly as random ones or worse.
 
 A control that does well means that the benchmark, or the agent, uses what it should not. Claims are always measured
-with the true quality: only what the agent sees is changed.
+with the true quality: only what the agent sees is distorted.
 
-* `control/AGENT-shuffled`: every predicted loss stands at a random place, so sensitivities say nothing.
+* `control/AGENT-shuffled`: predicted losses are permuted over layers and widths, so sensitivities say nothing.
 * `control/AGENT-inverted`: the agent sees the wrong samples in place of the correct ones and low losses for high ones,
   so that it looks for the worst allocation.
 """
@@ -38,76 +38,77 @@ _NEARLY_SURE = 1 - 1e-12  # the inverse of a loss of 0 would be infinite
 FloatArray = npt.NDArray[np.float64]
 
 
-class _Lie(abc.ABC):
-    """How what an agent is told differs from the truth."""
+class _Distortion(abc.ABC):
+    """How what an agent sees differs from the truth."""
 
     @abc.abstractmethod
     def losses(self, losses: FloatArray) -> FloatArray:
-        """Predicted losses or other sensitivities (L, P) as they are told."""
+        """Predicted losses or other sensitivities (L, P) as the agent sees them."""
 
     @abc.abstractmethod
     def pairs(self, divergences: FloatArray) -> FloatArray:
-        """Divergences of pairs (L, P, L, P) as they are told; they stay symmetric, and 0 within a layer."""
+        """Divergences of pairs (L, P, L, P) as the agent sees them; they stay symmetric, and 0 within a layer."""
 
     @abc.abstractmethod
     def quality(self, quality: Quality) -> Quality:
-        """A quality as it is told."""
+        """A quality as the agent sees it."""
 
 
-class _Told(DelegatingEvaluator):
+class _DistortingEvaluator(DelegatingEvaluator):
     """The evaluator that a control sees."""
 
-    def __init__(self, inner: Evaluator, lie: _Lie) -> None:
+    def __init__(self, inner: Evaluator, distortion: _Distortion) -> None:
         super().__init__(inner)
-        self._lie = lie
+        self._distortion = distortion
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
         """See `Evaluator.evaluate`."""
-        return self._lie.quality(super().evaluate(allocation, split))
+        return self._distortion.quality(super().evaluate(allocation, split))
 
     def predicted_loss(self, precisions: Sequence[Precision]) -> FloatArray:
         """See `Evaluator.predicted_loss`."""
-        return self._lie.losses(super().predicted_loss(precisions))
+        return self._distortion.losses(super().predicted_loss(precisions))
 
     def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> FloatArray:
         """See `Evaluator.sensitivity`."""
-        return self._lie.losses(super().sensitivity(measure, precisions))
+        return self._distortion.losses(super().sensitivity(measure, precisions))
 
     def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> FloatArray:
         """See `Evaluator.pair_divergences`."""
-        return self._lie.pairs(super().pair_divergences(precisions, reach))
+        return self._distortion.pairs(super().pair_divergences(precisions, reach))
 
 
-class _ToldSession:
+class _DistortingSession:
     """A session whose task and answers are changed; what it counts and records is the true session's."""
 
-    def __init__(self, inner: SearchSession, task: Task, lie: _Lie) -> None:
-        self._inner, self.task, self._lie = inner, task, lie
-        self._told: list[Trial] = []
+    def __init__(self, inner: SearchSession, task: Task, distortion: _Distortion) -> None:
+        self._inner, self.task, self._distortion = inner, task, distortion
+        self._distorted_trials: list[Trial] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     @property
     def trials(self) -> list[Trial]:
-        """Those of the session, as they are told."""
-        self._told += [self._tell(trial) for trial in self._inner.trials[len(self._told) :]]
-        return self._told
+        """Those of the session, as the agent sees them."""
+        new = self._inner.trials[len(self._distorted_trials) :]
+        self._distorted_trials += map(self._distorted, new)
+        return self._distorted_trials
 
     def evaluate(self, allocation: BitAllocation) -> Trial:
         """See `SearchSession.evaluate`."""
-        return self._tell(self._inner.evaluate(allocation))
+        return self._distorted(self._inner.evaluate(allocation))
 
     def best(self) -> Trial | None:
         """The trial that seems best to the control."""
         return best_trial([trial for trial in self.trials if self._inner.task.feasible(trial.costs)])
 
-    def _tell(self, trial: Trial) -> Trial:
-        return Trial(trial.allocation, self._lie.quality(trial.quality), trial.costs, trial.seconds)
+    def _distorted(self, trial: Trial) -> Trial:
+        return Trial(trial.allocation, self._distortion.quality(trial.quality), trial.costs, trial.seconds)
 
 
 class _Control(Agent, abc.ABC):
-    """An agent that is told something wrong.
+    """An agent that gets a wrong signal.
 
     Args:
         agent: The agent.
@@ -119,20 +120,20 @@ class _Control(Agent, abc.ABC):
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
-        lie = self.lie(session.seed)
+        distortion = self.distortion(session.seed)
         task = copy.copy(session.task)
-        task.evaluator = _Told(session.task.evaluator, lie)
+        task.evaluator = _DistortingEvaluator(session.task.evaluator, distortion)
         for name in ("predicted_loss", "float_quality"):
             task.__dict__.pop(name, None)  # what the true task remembers of its evaluator
         self.agent.folder = self.folder
-        self.agent.explore(cast(SearchSession, _ToldSession(session, task, lie)))
+        self.agent.explore(cast(SearchSession, _DistortingSession(session, task, distortion)))
 
     @abc.abstractmethod
-    def lie(self, seed: int) -> _Lie:
-        """What the agent is told in a search with this seed."""
+    def distortion(self, seed: int) -> _Distortion:
+        """What the agent sees in a search with this seed."""
 
 
-class _Shuffled(_Lie):
+class _Shuffled(_Distortion):
     def __init__(self, seed: int) -> None:
         self._seed = _SHUFFLE_SEED, seed
 
@@ -141,12 +142,13 @@ class _Shuffled(_Lie):
         return losses.reshape(-1)[self._order(losses.size)].reshape(losses.shape)
 
     def pairs(self, divergences: FloatArray) -> FloatArray:
-        """Those of the layers and widths whose losses are told."""
+        """Permuted like the losses of their layers and widths."""
         layers, choices, *_ = divergences.shape
         order = self._order(layers * choices)
-        told = divergences.reshape(len(order), -1)[np.ix_(order, order)].reshape(divergences.shape)
-        told[np.arange(layers), :, np.arange(layers), :] = 0.0
-        return told
+        square = divergences.reshape(len(order), len(order))
+        permuted = square[np.ix_(order, order)].reshape(divergences.shape)
+        permuted[np.arange(layers), :, np.arange(layers), :] = 0.0
+        return permuted
 
     def quality(self, quality: Quality) -> Quality:
         """The true one."""
@@ -156,7 +158,7 @@ class _Shuffled(_Lie):
         return np.random.default_rng(self._seed).permutation(size)
 
 
-class _Inverted(_Lie):
+class _Inverted(_Distortion):
     def losses(self, losses: FloatArray) -> FloatArray:
         """What is missing from the largest of the losses."""
         return np.asarray(losses.max() - losses)
@@ -172,22 +174,22 @@ class _Inverted(_Lie):
 
 
 class ShuffledSensitivities(_Control):
-    """An agent that is told the predicted losses of other layers and widths."""
+    """An agent that sees the predicted losses of other layers and widths."""
 
     description = "negative control: sensitivities are shuffled over layers and widths"
 
-    def lie(self, seed: int) -> _Lie:
-        """See `_Control.lie`."""
+    def distortion(self, seed: int) -> _Distortion:
+        """See `_Control.distortion`."""
         return _Shuffled(seed)
 
 
 class InvertedQuality(_Control):
-    """An agent that is told the inverse: what is wrong is right, and what is harmful is harmless."""
+    """An agent that sees the inverse: what is wrong is right, and what is harmful is harmless."""
 
     description = "negative control: the search sees the inverse of quality and sensitivities"
 
-    def lie(self, seed: int) -> _Lie:
-        """See `_Control.lie`."""
+    def distortion(self, seed: int) -> _Distortion:
+        """See `_Control.distortion`."""
         return _Inverted()
 
 

@@ -5,7 +5,6 @@ Accuracies are looked up in the tables and never taken from a file.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +14,17 @@ import numpy.typing as npt
 
 from amed_env.bench.result_file import SUFFIX, Header, ResultFile, Run, read_result, require_different_agents
 from amed_env.bench.run_statistics import interquartile_mean
-from amed_env.bench.scores import AFTER
 from amed_env.bench.suites import Cell, is_tabular, task_digest
 from amed_env.bench.truth import NOTHING, CellTruth, FloatArray, IntArray, cell_truth
 from amed_env.errors import AmedError, BenchFileError, InputError
 
-CHECKPOINTS = AFTER
+CHECKPOINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 """Evaluations after which tables show the regret."""
 CONTROL_PREFIX = "control/"
 REFERENCE = "random"
-"""The agent beside which everything is shown."""
+"""The agent that every panel shows for comparison."""
 _POINTS_PER_DECADE = 24
+"""Intervals of a curve of 500 evaluations are computed about 60 times: closer than the eye can tell on three panels."""
 _SHARED = ("suite", "cells", "evaluations")
 """What files must have in common to be compared."""
 
@@ -207,10 +206,10 @@ def read_folder(folder: Path) -> list[ResultFile]:
     require_different_agents(files)
     for file in files:
         for field in _SHARED:
-            found, expected = getattr(file.header, field), getattr(first.header, field)
-            if found != expected:
+            own, expected = getattr(file.header, field), getattr(first.header, field)
+            if own != expected:
                 raise BenchFileError(
-                    f"{file.path} has {field} {found!r}, {first.path} has {expected!r}; only runs of the same cells "
+                    f"{file.path} has {field} {own!r}, {first.path} has {expected!r}; only runs of the same cells "
                     "with the same number of evaluations can be compared, so keep them in different folders."
                 )
     return files
@@ -240,17 +239,16 @@ def compare(files: Sequence[ResultFile]) -> Comparison:
     points = points_up_to(files[0].header.evaluations)
     agents = []
     for file in files:
-        missing = len(cells) * file.header.seeds - len({run.key for run in file.runs if run.cell in set(cells)})
+        expected = len(cells) * file.header.seeds
+        missing = expected - sum(run.cell in cells for run in file.runs)
         if missing:
-            left_out[file.header.agent] = f"{missing} of {len(cells) * file.header.seeds} runs are missing"
+            left_out[file.header.agent] = f"{missing} of {expected} runs are missing"
             continue
         _check_tables(file, truths)
-        agents.append(_agent_runs(file, truths))
+        agents.append(agent_runs(file, truths))
     if not agents:
-        raise BenchFileError(
-            "no agent has finished: "
-            f"{'; '.join(f'{name}: {why}' for name, why in left_out.items())}. Continue the benchmark with --resume."
-        )
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise BenchFileError(f"no agent has finished: {reasons}. Continue the benchmark with --resume.")
     agents.sort(key=lambda agent: (float(interquartile_mean(agent.final)), float(agent.final.mean()), agent.name))
     header = files[0].header
     return Comparison(header.suite, header.cells, header.evaluations, points, truths, tuple(agents), left_out)
@@ -265,32 +263,31 @@ def _check_tables(file: ResultFile, truths: Iterable[CellTruth]) -> None:
             )
 
 
-def _agent_runs(file: ResultFile, truths: Sequence[CellTruth]) -> AgentRuns:
+def agent_runs(file: ResultFile, truths: Sequence[CellTruth]) -> AgentRuns:
+    """The runs of a file on some cells, with their regrets from the tables.
+
+    Raises:
+        BenchFileError: If a run is missing, or the file claims what cannot be.
+    """
     by_key: dict[tuple[Cell, int], Run] = {run.key: run for run in file.runs}
     seeds = range(file.header.seeds)
     shape = (len(seeds), len(truths))
     rows = np.full(shape, NOTHING, dtype=np.int64)
-    final, test_regrets = np.empty(shape), np.empty(shape)
-    steps = []
+    final, test_regrets, seconds = np.empty(shape), np.empty(shape), np.empty(shape)
+    evaluations = np.empty(shape, dtype=np.int64)
+    steps, notes = [], 0
     for column, truth in enumerate(truths):
         runs = [_run_of(file, by_key, truth.cell, seed) for seed in seeds]
-        after, of_seeds, found = _improvements(file, truth, runs)
-        rows[of_seeds, column] = found  # the last one of each run remains
+        after, of_seeds, improved = _improvements(file, truth, runs)
+        rows[of_seeds, column] = improved  # the last one of each run remains
         final[:, column] = truth.regret(rows[:, column])
         test_regrets[:, column] = truth.regret(rows[:, column], "test")
-        steps.append(Steps(after, of_seeds, np.full_like(after, column), truth.regret(found)))
-    grid = [[by_key[truth.cell, seed] for truth in truths] for seed in seeds]
-    return AgentRuns(
-        file.header,
-        rows,
-        _ordered(steps),
-        np.array([float(truth.regret(NOTHING)) for truth in truths]),
-        final,
-        test_regrets,
-        np.array([[run.evaluations for run in line] for line in grid], dtype=np.int64),
-        np.array([[run.seconds for run in line] for line in grid], dtype=np.float64),
-        Counter(run.note is not None for line in grid for run in line)[True],
-    )
+        steps.append(Steps(after, of_seeds, np.full_like(after, column), truth.regret(improved)))
+        evaluations[:, column] = [run.evaluations for run in runs]
+        seconds[:, column] = [run.seconds for run in runs]
+        notes += sum(run.note is not None for run in runs)
+    first = np.array([float(truth.regret(NOTHING)) for truth in truths])
+    return AgentRuns(file.header, rows, _ordered(steps), first, final, test_regrets, evaluations, seconds, notes)
 
 
 def _ordered(steps: Sequence[Steps]) -> Steps:

@@ -13,17 +13,17 @@ import numpy as np
 
 from amed_env.bench.curves import REFERENCE, AgentRuns, Comparison
 from amed_env.bench.run_statistics import (
+    RESAMPLES,
     Estimate,
     bootstrap,
     improvement,
     interquartile_mean,
-    performance_profile_band,
+    performance_profile,
 )
-from amed_env.bench.truth import FloatArray, IntArray
+from amed_env.bench.truth import CellTruth, FloatArray, IntArray
 
-RESAMPLES = 2_000
 _PAIR_RESAMPLES = 400
-"""Of the intervals of every pair of agents, of which there are many."""
+"""Of the intervals of every pair of agents, of which 23 agents have 253, and which tell only on which side 50 % is."""
 _CURVE_POINTS = 1_000
 """Most points of a curve: more than a picture has across, so that nobody sees where some are left out."""
 _THRESHOLDS = 240
@@ -33,6 +33,7 @@ _EXACT_THRESHOLDS = 180
 _DECIMALS = 6
 """Of regrets in profiles; they are differences of whole samples, so what is nearer is equal."""
 _ROUNDING = 1e-9
+"""Of a threshold in accuracy points, so that a run that has exactly that regret counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ def regret_curve(agent: AgentRuns, points: IntArray) -> Curve:
     value = np.array([float(interquartile_mean(regrets)) for regrets in agent.regrets_after(moments)])
     changes = np.diff(value, prepend=np.inf) != 0
     changes[-1] = True
-    return Curve(moments[changes], value[changes], points, _stacked(regret_at(agent, points)))
+    return Curve(moments[changes], value[changes], points, stacked(regret_at(agent, points)))
 
 
 def curves_of(comparison: Comparison) -> Curves:
@@ -117,22 +118,22 @@ def curves_range(curves: Curves) -> tuple[float, float]:
 
 def regret_at(agent: AgentRuns, evaluations: Sequence[int] | IntArray) -> list[Estimate]:
     """Interquartile mean of the regret after some numbers of evaluations, which rise."""
-    return [bootstrap(regrets, resamples=RESAMPLES) for regrets in agent.regrets_after(evaluations)]
+    return [bootstrap(regrets) for regrets in agent.regrets_after(evaluations)]
 
 
 def final_regret(agent: AgentRuns) -> Estimate:
     """Interquartile mean of the regret at the end."""
-    return bootstrap(agent.final, resamples=RESAMPLES)
+    return bootstrap(agent.final)
 
 
 def regret_on_test(agent: AgentRuns) -> Estimate:
     """Interquartile mean of the regret on the test split of what was best on the search split."""
-    return bootstrap(agent.test_regrets, resamples=RESAMPLES)
+    return bootstrap(agent.test_regrets)
 
 
 def change_on_test(agent: AgentRuns) -> Estimate:
     """Interquartile mean over runs of the regret on the test split minus that on the search split."""
-    return bootstrap(agent.test_regrets - agent.final, resamples=RESAMPLES)
+    return bootstrap(agent.test_regrets - agent.final)
 
 
 def profile(agent: AgentRuns) -> Profile:
@@ -145,8 +146,8 @@ def profile(agent: AgentRuns) -> Profile:
     if len(thresholds) > _THRESHOLDS:
         larger = np.linspace(_EXACT_THRESHOLDS, len(thresholds) - 1, _THRESHOLDS - _EXACT_THRESHOLDS).astype(np.int64)
         thresholds = thresholds[[*range(_EXACT_THRESHOLDS), *larger]]
-    levels = (-thresholds - _ROUNDING).tolist()  # the profile counts what is more than a level
-    return Profile(thresholds, performance_profile_band(-final, levels, resamples=RESAMPLES))
+    levels = -thresholds - _ROUNDING  # the profile counts what is more than a level
+    return Profile(thresholds, bootstrap(-final, lambda scores: performance_profile(scores, levels)))
 
 
 def profiles_of(comparison: Comparison) -> dict[str, Profile]:
@@ -165,15 +166,15 @@ def beats_all(agents: Sequence[AgentRuns]) -> Estimate:
     value, low, high = (np.full((count, count), 0.5) for _ in range(3))
     for row in range(count):
         for column in range(row + 1, count):
-            found = beats(agents[row], agents[column], _PAIR_RESAMPLES)
-            value[row, column], low[row, column], high[row, column] = found.value, found.low, found.high
-            value[column, row], low[column, row], high[column, row] = 1 - found.value, 1 - found.high, 1 - found.low
+            pair = beats(agents[row], agents[column], _PAIR_RESAMPLES)
+            value[row, column], low[row, column], high[row, column] = pair.value, pair.low, pair.high
+            value[column, row], low[column, row], high[column, row] = 1 - pair.value, 1 - pair.high, 1 - pair.low
     return Estimate(value, low, high, 0.95)
 
 
-def optimum_on_test(comparison: Comparison) -> FloatArray:
+def optimum_on_test(truths: Sequence[CellTruth]) -> FloatArray:
     """Regret on the test split of the allocation that is best on the search split, in accuracy points: float64 (T,)."""
-    return np.array([float(truth.regret(truth.optimum, "test")) for truth in comparison.truths])
+    return np.array([float(truth.regret(truth.optimum, "test")) for truth in truths])
 
 
 def control_verdict(control: AgentRuns, comparison: Comparison) -> tuple[Estimate | None, str]:
@@ -185,13 +186,19 @@ def control_verdict(control: AgentRuns, comparison: Comparison) -> tuple[Estimat
     reference = comparison.find(REFERENCE)
     if reference is None:
         return None, f"not known: {REFERENCE} is not among the agents"
-    found = beats(control, reference)
-    if found.low > 0.5:
-        return found, "better than random: the benchmark leaks, or the control is none"
-    return found, "worse than random, as it must be" if found.high < 0.5 else "as bad as random, as it must be"
+    probability = beats(control, reference)
+    if probability.low > 0.5:
+        return probability, "better than random: the benchmark leaks, or the control is none"
+    if probability.high < 0.5:
+        return probability, "worse than random, as it must be"
+    return probability, "as bad as random, as it must be"
 
 
-def _stacked(estimates: Sequence[Estimate]) -> Estimate:
-    parts = ([getattr(estimate, name) for estimate in estimates] for name in ("value", "low", "high"))
-    value, low, high = (np.array(part) for part in parts)
-    return Estimate(value, low, high, estimates[0].confidence)
+def stacked(estimates: Sequence[Estimate]) -> Estimate:
+    """Estimates of the same kind in one, with a new first axis."""
+    return Estimate(
+        np.array([estimate.value for estimate in estimates]),
+        np.array([estimate.low for estimate in estimates]),
+        np.array([estimate.high for estimate in estimates]),
+        estimates[0].confidence,
+    )

@@ -15,13 +15,13 @@ from matplotlib.ticker import MaxNLocator
 
 from amed_env.bench.charts import headline
 from amed_env.bench.curves import AgentRuns, Comparison
-from amed_env.bench.marks import marks_of
+from amed_env.bench.marks import SOLID, marks_of
 from amed_env.bench.truth import NOTHING, CellTruth, FloatArray
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.report.style import ACCENT, DARK, metric_title, new_figure, tidy
 from amed_env.tasks.ground_truth import all_costs, pareto_front
 
-_FIELDS = (110, 64)  # at most, of cost and of accuracy
+_FIELDS = (110, 64)  # at most, of cost and of accuracy: each a few pixels wide and high
 _ROOM = 0.06  # of the height, above the best and below the worst that is shown
 _LEAST_HEIGHT = 2.0  # accuracy points
 _DENSITY = LinearSegmentedColormap.from_list("density", ["#eef1f5", "#c3ccd8", "#7f8fa6"])
@@ -171,14 +171,14 @@ def _draw_trade(axes: Axes, comparison: Comparison, trade: Trade) -> None:
         label = "_" if number else "budget"  # one of them in the legend
         axes.axvline(budget, color=ACCENT, linewidth=0.9, linestyle=(0, (2, 3)), zorder=2, label=label)
     for name, mark in marks_of(comparison).items():
-        filled = mark.line == "-"
+        filled = mark.line == SOLID
         axes.plot(
             *trade.found[name].T,
             linestyle="none",
             marker=mark.marker,
             markersize=6.5,
-            markerfacecolor=mark.on() if filled else "white",
-            markeredgecolor="white" if filled else mark.on(),
+            markerfacecolor=mark.colour if filled else "white",
+            markeredgecolor="white" if filled else mark.colour,
             markeredgewidth=0.7 if filled else 1.4,
             label=name,
             zorder=4,

@@ -1,8 +1,8 @@
-"""How agents look in every picture of the benchmark: colours of Okabe and Ito, told apart by colour-blind people.
+"""How agents look in every picture of the benchmark, and the scale that regrets are drawn on.
 
-There are more agents than such colours. Agents of different kinds stand in panels of their own, so a colour may come
-once in each; where kinds meet, the shape of the mark tells them apart. Where one kind has more agents than colours,
-dashes and hollow marks do.
+Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart. There are more agents than such
+colours. Agents of different kinds have panels of their own, so each panel may use a colour once; where kinds meet, the
+shape of the mark tells them apart. Where one kind has more agents than colours, dashes and hollow marks do.
 """
 
 from __future__ import annotations
@@ -14,59 +14,49 @@ import numpy.typing as npt
 
 from amed_env.bench.curves import REFERENCE, Comparison
 
-LIGHT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b3518f", "#c98500", "#2f8fc9")
-"""Blue, vermilion, green, purple, orange, sky blue; the last three darker than theirs, to be seen on white."""
-DARK_COLOURS = ("#4aa8e0", "#f0803c", "#2ec49a", "#e39ac4", "#f0b840", "#8fd0f7")
-"""The same hues on a dark ground."""
-REFERENCE_COLOUR = -1
-"""Number of the colour of `random`: grey."""
-GREYS = ("#6b7280", "#9aa3af")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b3518f", "#c98500", "#2f8fc9")
+"""Blue, vermilion, green, purple, orange, sky blue; the last three darker than the originals, to be seen on white."""
+GREY = "#6b7280"
+"""Of `random`, which every panel shows."""
 GROUPS = {"learner": "learners", "search": "searchers", "control": "negative controls"}
 """Kinds of agents, and what they are called."""
-_SHAPES = {"learner": ("o", "circle"), "search": ("s", "square"), "control": ("X", "x")}
-_DASHES = (("-", "solid"), ((0, (6, 2)), "dash"), ((0, (2, 1.5)), "dot"))
+_SHAPES = {"learner": "o", "search": "s", "control": "X"}
+SOLID = "-"
+_DASHES = (SOLID, (0, (6, 2)), (0, (2, 1.5)))
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The look of an agent.
+    """The look of an agent in matplotlib's terms.
 
     Attributes:
-        colour: Number of its colour, or `REFERENCE_COLOUR`.
-        marker: Shape for matplotlib.
-        symbol: The same shape for plotly.
-        line: Dashes for matplotlib.
-        dash: The same dashes for plotly.
+        colour: Hexadecimal.
+        marker: Shape.
+        line: Dashes.
     """
 
-    colour: int
+    colour: str
     marker: str
-    symbol: str
     line: object
-    dash: str
-
-    def on(self, dark: bool = False) -> str:
-        """The colour (hexadecimal) on a light or dark ground."""
-        if self.colour == REFERENCE_COLOUR:
-            return GREYS[dark]
-        return (DARK_COLOURS if dark else LIGHT_COLOURS)[self.colour]
 
 
 def marks_of(comparison: Comparison) -> dict[str, Mark]:
     """The look of every agent by its name; it does not depend on how well agents did."""
     marks = {}
-    for group, (marker, symbol) in _SHAPES.items():
+    for group, shape in _SHAPES.items():
         names = sorted(agent.name for agent in comparison.group(group) if agent.name != REFERENCE)
         for number, name in enumerate(names):
-            line, dash = _DASHES[number // len(LIGHT_COLOURS) % len(_DASHES)]
-            marks[name] = Mark(number % len(LIGHT_COLOURS), marker, symbol, line, dash)
+            turn, colour = divmod(number, len(COLOURS))
+            marks[name] = Mark(COLOURS[colour], shape, _DASHES[turn % len(_DASHES)])
     if comparison.find(REFERENCE) is not None:
-        marks[REFERENCE] = Mark(REFERENCE_COLOUR, "D", "diamond", (0, (4, 2)), "dash")
+        marks[REFERENCE] = Mark(GREY, "D", (0, (4, 2)))
     return marks
 
 
 LINEAR_BELOW = 0.1
-"""Accuracy points below which the scale of regrets is about linear, so that it has a zero."""
+"""Accuracy points below which the scale of regrets is about linear, so that it has a zero.
+
+A tenth of a point is two samples of the largest search split: less than that tells agents apart by chance."""
 REGRET_TICKS = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 

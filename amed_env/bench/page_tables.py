@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from amed_env.bench.curves import AgentRuns, Comparison
 from amed_env.bench.estimates import (
-    beats_all,
+    Curves,
     change_on_test,
     control_verdict,
     final_regret,
     optimum_on_test,
-    regret_at,
     regret_on_test,
 )
-from amed_env.bench.marks import marks_of
+from amed_env.bench.fronts import Trade
 from amed_env.bench.run_statistics import Estimate, interquartile_mean
 
 Table = dict[str, Any]
@@ -24,10 +24,14 @@ NOT_KNOWN = "–"
 _EXACT = "exact optimum"
 
 
-def regret_table(comparison: Comparison) -> Table:
-    """Regret of every agent after the numbers of evaluations that tables show."""
+def regret_table(comparison: Comparison, curves: Curves) -> Table:
+    """Regret of every agent after the numbers of evaluations that tables show, which are among those of its curve."""
     checkpoints = comparison.checkpoints()
-    rows = [_row(agent, [_estimate(found) for found in regret_at(agent, checkpoints)]) for agent in comparison.agents]
+    columns = np.searchsorted(comparison.points, checkpoints)
+    rows = []
+    for agent in comparison.agents:
+        band = curves[agent.name].band
+        rows.append(_row(agent, [_cell(band.value[i], band.low[i], band.high[i]) for i in columns]))
     zero = _named(_EXACT, [_plain("0")] * len(checkpoints))
     return {"heads": ["agent", *map(str, checkpoints)], "rows": [zero, *rows]}
 
@@ -74,15 +78,15 @@ def split_table(comparison: Comparison) -> Table:
 
 def floor_text(comparison: Comparison) -> str:
     """Interquartile mean of the test regret of the optimum of the search split, in points."""
-    return f"{float(interquartile_mean(optimum_on_test(comparison)[None])):.2f}"
+    return f"{float(interquartile_mean(optimum_on_test(comparison.truths)[None])):.2f}"
 
 
 def control_table(comparison: Comparison) -> Table:
     """Negative controls beside random search."""
     rows = []
     for agent in comparison.group("control"):
-        found, verdict = control_verdict(agent, comparison)
-        chance = _plain(NOT_KNOWN) if found is None else _percent(found)
+        probability, verdict = control_verdict(agent, comparison)
+        chance = _plain(NOT_KNOWN) if probability is None else _percent(probability)
         rows.append(_row(agent, [_estimate(final_regret(agent)), chance, _text(verdict)]))
     reference = comparison.find("random")
     if rows and reference is not None:
@@ -93,7 +97,7 @@ def control_table(comparison: Comparison) -> Table:
 def cell_table(comparison: Comparison) -> Table:
     """What is true about each cell."""
     rows = []
-    for truth, change in zip(comparison.truths, optimum_on_test(comparison), strict=True):
+    for truth, change in zip(comparison.truths, optimum_on_test(comparison.truths), strict=True):
         correct = truth.correct("search")
         samples = truth.table.float_quality["search"].samples
         numbers = [100 * correct.max() / samples, 100 * correct.min() / samples]
@@ -119,53 +123,30 @@ def agent_table(comparison: Comparison) -> Table:
     return {"heads": heads, "rows": rows}
 
 
-def matrix(comparison: Comparison, pairs: Estimate | None = None) -> list[dict[str, Any]]:
-    """Rows of the matrix of probabilities of improvement."""
+def pair_table(comparison: Comparison, pairs: Estimate) -> Table:
+    """Probability in percent that the agent of a row has less regret than that of a column."""
     agents = comparison.agents
-    pairs = beats_all(agents) if pairs is None else pairs
     rows = []
     for number, agent in enumerate(agents):
-        cells: list[dict[str, Any] | None] = []
+        cells = []
         for other in range(len(agents)):
-            if other == number:
-                cells.append(None)
-                continue
-            value, low, high = (float(part[number, other]) for part in (pairs.value, pairs.low, pairs.high))
-            cells.append(
-                {
-                    "value": f"{100 * value:.0f}",
-                    "sure": low > 0.5 or high < 0.5,
-                    "side": "win" if value > 0.5 else "lose",
-                    "strength": round(130 * abs(value - 0.5)),
-                    "title": f"{agent.name} beats {agents[other].name}: {100 * value:.1f} % "
-                    f"({100 * low:.1f} to {100 * high:.1f})",
-                }
-            )
-        rows.append({"name": agent.name, "cells": cells})
-    return rows
+            value, low, high = (100 * float(part[number, other]) for part in (pairs.value, pairs.low, pairs.high))
+            cells.append(_plain("") if other == number else _plain(f"{value:.0f}", f"{low:.1f} to {high:.1f}"))
+        rows.append(_row(agent, cells))
+    return {"heads": ["row beats column", *(agent.name for agent in agents)], "rows": rows}
 
 
-_SWATCHES = {
-    "circle": '<circle cx="7" cy="7" r="5.5"{style}/>',
-    "square": '<rect x="2" y="2" width="10" height="10"{style}/>',
-    "x": '<path d="M2 4 4 2 7 5 10 2 12 4 9 7 12 10 10 12 7 9 4 12 2 10 5 7z"{style}/>',
-    "diamond": '<path d="M7 1 13 7 7 13 1 7z"{style}/>',
-}
-
-
-def legend(comparison: Comparison) -> list[dict[str, str]]:
-    """Names of the agents with their marks, as SVG."""
-    items = []
-    for name, mark in marks_of(comparison).items():
-        variable = "reference" if mark.colour < 0 else f"agent{mark.colour}"
-        style = f' fill="var(--{variable})"'
-        if mark.dash != "solid":
-            style = f' fill="none" stroke-width="2" stroke="var(--{variable})"'
-        shape = _SWATCHES[mark.symbol].format(style=style)
-        items.append({"name": name, "swatch": f'<svg viewBox="0 0 14 14" aria-hidden="true">{shape}</svg>'})
-    line = '<path d="M0 11h5V4h9" fill="none" stroke-width="2" stroke="var(--ink)"/>'
-    items.append({"name": "true front", "swatch": f'<svg viewBox="0 0 14 14" aria-hidden="true">{line}</svg>'})
-    return items
+def front_table(trade: Trade) -> Table:
+    """Accuracy in percent, and relative cost, of what every agent's run of the median accuracy found."""
+    rows = []
+    for name, finds in trade.found.items():
+        cells = [
+            _plain(f"{accuracy:.2f}", f"cost {cost:.3f}") if np.isfinite(accuracy) else _plain(NOT_KNOWN)
+            for cost, accuracy in finds
+        ]
+        rows.append(_named(name, cells))
+    budgets = [f"budget {budget:g}" for budget in trade.budgets]
+    return {"title": f"{trade.task} on {trade.device}", "heads": ["agent", *budgets], "rows": rows}
 
 
 def _row(agent: AgentRuns, cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -184,9 +165,13 @@ def _text(value: str) -> dict[str, Any]:
     return _plain(value, text=True)
 
 
-def _estimate(found: Estimate, signed: bool = False) -> dict[str, Any]:
-    value, low, high = (_points(float(part), signed) for part in (found.value, found.low, found.high))
-    return _plain(value, f"{low} to {high}")
+def _estimate(estimate: Estimate, signed: bool = False) -> dict[str, Any]:
+    return _cell(estimate.value, estimate.low, estimate.high, signed)
+
+
+def _cell(value: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, signed: bool = False) -> dict[str, Any]:
+    texts = [_points(float(np.asarray(number)), signed) for number in (value, low, high)]
+    return _plain(texts[0], f"{texts[1]} to {texts[2]}")
 
 
 def _points(number: float, signed: bool = False) -> str:
@@ -197,6 +182,6 @@ def _points(number: float, signed: bool = False) -> str:
     return f"{number:+.2f}" if signed else text
 
 
-def _percent(found: Estimate) -> dict[str, Any]:
-    value, low, high = (f"{100 * float(part):.0f}" for part in (found.value, found.low, found.high))
+def _percent(estimate: Estimate) -> dict[str, Any]:
+    value, low, high = (f"{100 * float(part):.0f}" for part in (estimate.value, estimate.low, estimate.high))
     return _plain(f"{value} %", f"{low} to {high}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +19,12 @@ from amed_env.bench.limits import MOST_EVALUATIONS, MOST_SEEDS
 from amed_env.bench.suites import Cell
 from amed_env.errors import BenchFileError
 from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.support.typed_fields import faults_of
 
 FORMAT = "amed-bench-result"
 VERSION = 1
 SUFFIX = ".jsonl"
 _MOST_PROBLEMS = 3  # that a message lists
-_UNSEEN = (
-    "Cc",
-    "Cf",
-    "Cs",
-    "Zl",
-    "Zp",
-)  # Unicode categories: control, format, surrogates, ends of lines and paragraphs
 
 
 def _known_budgets(values: dict[str, float]) -> dict[str, float]:
@@ -42,16 +35,9 @@ def _known_budgets(values: dict[str, float]) -> dict[str, float]:
 
 
 def one_line(text: str) -> str:
-    """A text without ends of lines and characters that nobody sees, as a header has it."""
-    visible = (" " if unicodedata.category(character) in _UNSEEN else character for character in text)
-    return " ".join("".join(visible).split())
-
-
-def _visible(text: str) -> str:
-    unseen = next((character for character in text if unicodedata.category(character) in _UNSEEN), None)
-    if unseen is not None:
-        raise ValueError(f"it has the character U+{ord(unseen):04X}, which nobody sees; write it in one line of text")
-    return text
+    """A text in one line of printable characters, so that it cannot break a terminal or a table."""
+    printable = (character if character.isprintable() else " " for character in text)
+    return " ".join("".join(printable).split())
 
 
 class _Strict(BaseModel):
@@ -61,8 +47,8 @@ class _Strict(BaseModel):
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Line = Annotated[str, AfterValidator(_visible)]
-Name = Annotated[Line, Field(min_length=1)]
+Line = Annotated[str, AfterValidator(one_line)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(one_line)]
 Factors = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1), AfterValidator(_known_budgets)]
 
 
@@ -127,15 +113,6 @@ class Run(_Strict):
         """Cell and seed, which no two runs of a file share."""
         return self.cell, self.seed
 
-    def best_after(self, evaluations: int) -> Improvement | None:
-        """The best trial within the first so many evaluations, or None."""
-        reached = [improvement for improvement in self.improvements if improvement.evaluation <= evaluations]
-        return reached[-1] if reached else None
-
-    def without_time(self) -> Run:
-        """The same run, but for its duration: what a replay must give again."""
-        return self.model_copy(update={"seconds": 0.0})
-
 
 class Header(_Strict):
     """The first line of a file.
@@ -148,7 +125,7 @@ class Header(_Strict):
         options: Options of the agent.
         family: `learner` or `search`.
         description: One line.
-        recipe: SHA-256 (hex) of the recipe, or of the module of the class, that makes the agent; None of others.
+        recipe: SHA-256 (hex) of the agent's recipe or module, which older versions wrote; nothing depends on it.
         evaluations: Distinct evaluations that each run had.
         seeds: Number of seeds, which are 0, 1, 2 …
         saw: What the agent was tuned on; empty for nothing.
@@ -272,13 +249,11 @@ def sequence_digest(keys: Iterable[str]) -> str:
 
 def problems_of(error: ValidationError) -> list[str]:
     """What was wrong where, a text for each."""
-    return [one_line(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}") for e in error.errors(include_url=False)]
+    return list(map(one_line, faults_of(error)))
 
 
 def _content(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise BenchFileError(f"{path} is no file; name a file of results.")
         return path.read_bytes()
     except OSError as error:
         raise BenchFileError(f"cannot read the results {path}: {error.strerror}.") from error
@@ -294,22 +269,12 @@ def _lines(content: bytes, path: Path) -> list[str]:
 
 def _parsed(model: type[M], line: str, path: Path, number: int) -> M:
     where = f"{path}, line {number}"
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise BenchFileError(f"{where}: {', '.join(map(repr, repeated))} stands there more than once.")
-        return dict(pairs)
-
     try:
-        json.loads(line, object_pairs_hook=unique)
         return model.model_validate_json(line)
     except ValidationError as error:
-        found = problems_of(error)
-        more = f" (and {len(found) - _MOST_PROBLEMS} more)" if len(found) > _MOST_PROBLEMS else ""
+        problems = problems_of(error)
+        more = f" (and {len(problems) - _MOST_PROBLEMS} more)" if len(problems) > _MOST_PROBLEMS else ""
         raise BenchFileError(
-            f"{where} is no {model.__name__.lower()} of {FORMAT} {VERSION}: {'; '.join(found[:_MOST_PROBLEMS])}{more}."
+            f"{where} is no {model.__name__.lower()} of {FORMAT} {VERSION}: "
+            f"{'; '.join(problems[:_MOST_PROBLEMS])}{more}."
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise BenchFileError(f"{where} is no JSON: {error}.") from error

@@ -47,7 +47,6 @@ def make_header(
             agent=contender.name,
             spec=contender.spec,
             options=dict(contender.options),
-            recipe=described.recipe,
             family=described.family,
             description=described.text,
             evaluations=evaluations,
@@ -139,21 +138,16 @@ class AgentFile:
 
     def _check_same(self, before: ResultFile) -> None:
         old, new = before.header.model_dump(), self.header.model_dump()
-        differing = [name for name in new if name not in ("made", "machine") and old[name] != new[name]]
-        if old["recipe"] is None:  # files made before it stood there
-            differing = [name for name in differing if name != "recipe"]
+        # Date and machine change nothing; digests of recipes are in older files only.
+        compared = [name for name in new if name not in ("made", "machine", "recipe")]
+        differing = [name for name in compared if old[name] != new[name]]
         if differing:
-            changes = "; ".join(self._change(name, old[name], new[name]) for name in differing)
+            changes = "; ".join(f"{name} (there {old[name]!r}, now {new[name]!r})" for name in differing)
             raise RunFolderError(
                 f"{self.path} holds runs of other settings: {changes}. Give the same ones to continue it, or choose "
                 "another folder with --out."
             )
         self.header = before.header
-
-    def _change(self, name: str, old: object, new: object) -> str:
-        if name == "recipe":
-            return f"the contents of {self.header.spec} have changed since"
-        return f"{name} (there {old!r}, now {new!r})"
 
     def add(self, run: Run) -> None:
         """Write a finished run.

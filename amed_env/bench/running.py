@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import traceback
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
 
 from amed_env.agents.session import SearchSession
-from amed_env.bench.contender import LIBRARIES, Contender
-from amed_env.bench.counting import Questions, counted
+from amed_env.bench.contender import Contender
+from amed_env.bench.counting import counted
 from amed_env.bench.result_file import Improvement, Run, one_line, sequence_digest
 from amed_env.bench.suites import Cell, cell_task
 from amed_env.evaluation.store import Trial
-from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.support.threads import torch_threads
 from amed_env.tasks.task import Task
@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 LONGEST_NOTE = 500
 """Characters of an error in a run."""
-_told: set[tuple[str, str]] = set()
+LIBRARIES = {"site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}"}
+"""Folders, of which one is in the path of code that is installed."""
+_logged: set[tuple[str, str]] = set()
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # of objects, which differ from process to process
 
@@ -44,22 +46,21 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
         The run, or None if Ctrl-C ended it.
 
     Raises:
-        AmedError: If the task of the cell cannot be made, or the recipe was changed meanwhile.
+        AmedError: If the task of the cell cannot be made.
     """
-    contender.require_recipe()
-    task, questions = counted(cell_task(cell))
-    record = _Record(questions)
+    task, asked = counted(cell_task(cell))
+    record = _Record()
     note = None
     started = perf_counter()
-    with torch_threads(1):
+    with torch_threads(1):  # sums of floats, and so the way of a learner, depend on the number of threads
         try:
             result = contender.make().search(task, evaluations, seed, on_change=record.follow)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit, or what extensions raise: it costs this run and no other
             note = _note(f"{type(error).__name__}: {error}{_place_of(error)}")
-            level = logging.DEBUG if (contender.name, note) in _told else logging.WARNING  # once, not 360 times
-            _told.add((contender.name, note))
+            level = logging.DEBUG if (contender.name, note) in _logged else logging.WARNING  # once, not 360 times
+            _logged.add((contender.name, note))
             logger.log(level, "%s, seed %d, %s: %s", contender.name, seed, cell, note)
         else:
             if result.interrupted:
@@ -67,41 +68,51 @@ def run_once(contender: Contender, cell: Cell, seed: int, evaluations: int) -> R
             record.faults = len(result.faults)
             if result.gave_up:
                 note = _note(f"gave up: {result.faults[-1] if result.faults else 'too many faults in a row'}")
-    record.look()
-    foul = None
-    if record.beside:
-        foul = (
-            f"{record.beside} qualities were asked for past session.evaluate, where they are not counted; an "
-            "environment within an agent needs measure=session.evaluate"
-        )
-    elif len(questions) > evaluations:
-        foul = f"{len(questions)} qualities were asked for, of which {evaluations} are allowed"
-    if foul is not None:
-        return failed_run(cell, seed, foul, round(perf_counter() - started, 3))
+    seconds = round(perf_counter() - started, 3)
+    miscounted = _miscounted(len(asked), record.evaluations, evaluations)
+    if miscounted is not None:
+        return failed_run(cell, seed, miscounted, seconds)
     return Run(
         task=cell.task,
         device=cell.device,
         budget=dict(cell.budget),
         seed=seed,
         evaluations=record.evaluations,
-        # Of a task that the agent had no hand on.
-        improvements=improvements(cell_task(cell), zip(record.numbers, record.trials, strict=True)),
+        improvements=improvements(task, zip(record.numbers, record.trials, strict=True)),
         sequence=sequence_digest(trial.allocation.key() for trial in record.trials),
         faults=record.faults,
-        seconds=round(perf_counter() - started, 3),
+        seconds=seconds,
         note=note,
     )
 
 
+def _miscounted(asked: int, counted_by_session: int, allowed: int) -> str | None:
+    """Why the number of evaluations disqualifies a run, or None.
+
+    Args:
+        asked: Distinct allocations whose quality the evaluator was asked for.
+        counted_by_session: Those that went through the session; some of them may have failed before the evaluator.
+        allowed: How many may be evaluated.
+    """
+    if asked > counted_by_session:
+        return (
+            f"{asked - counted_by_session} qualities were asked for past session.evaluate, where they are not counted; "
+            "an environment within an agent needs measure=session.evaluate"
+        )
+    if counted_by_session > allowed:
+        return f"{counted_by_session} qualities were asked for, of which {allowed} are allowed"
+    return None
+
+
 def _place_of(error: BaseException) -> str:
-    """Where the agent's own code was when it failed; nothing if none but this package and libraries was."""
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not Path(frame.filename).is_relative_to(_PACKAGE) and not LIBRARIES & set(Path(frame.filename).parts)
-    ]
-    own = [frame for frame in own if Path(frame.filename).is_file()]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    """Where the agent's own code was when it failed; nothing if only this package and libraries were involved."""
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        installed = path.is_relative_to(_PACKAGE) or LIBRARIES & set(path.parts)
+        if path.is_file() and not installed:
+            place = f" ({path.name}, line {frame.lineno})"
+    return place
 
 
 def _note(text: str) -> str:
@@ -110,38 +121,19 @@ def _note(text: str) -> str:
 
 
 class _Record:
-    """What a session did, also if the agent breaks in the middle of it.
+    """What a session did, also if the agent breaks in the middle of it."""
 
-    Whenever the session tells of something new, all that its evaluator was asked must be known to the session. So
-    nothing can be asked for beforehand and told to the session later, in a better order.
-
-    Args:
-        questions: What the evaluator of the session's task was asked.
-    """
-
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self) -> None:
         self.trials: list[Trial] = []
         self.numbers: list[int] = []  # of the evaluation that each trial is; those that failed count too
         self.evaluations = self.faults = 0
-        self.beside = 0  # qualities that were asked for past the session, or before it
-        self._questions = questions
-        self._looked_at = 0
-        self._known: Set[BitAllocation] = set()
 
     def follow(self, session: SearchSession) -> None:
         """Take over what is new."""
         self.evaluations, self.faults = session.evaluations, len(session.faults)
-        self._known = session.asked
-        self.look()
         if len(session.trials) > len(self.trials):
             self.trials.append(session.trials[-1])
             self.numbers.append(session.evaluations)
-
-    def look(self) -> None:
-        """Count what the evaluator was asked since the last look and the session does not know."""
-        new = self._questions.after(self._looked_at)
-        self._looked_at += len(new)
-        self.beside += sum(allocation not in self._known for allocation in new)
 
 
 def failed_run(cell: Cell, seed: int, note: str, seconds: float = 0.0) -> Run:
@@ -167,14 +159,14 @@ def improvements(task: Task, trials: Iterable[tuple[int, Trial]]) -> tuple[Impro
         task: The task.
         trials: Trials in order, each with the number of its evaluation.
     """
-    found: list[Improvement] = []
-    best: tuple[int, float] | None = None
+    better: list[Improvement] = []
+    best = (-1, 0.0)  # worse than any trial
     for number, trial in trials:
         score = (trial.quality.correct, -trial.quality.loss)
-        if (best is None or score > best) and task.feasible(trial.costs):
+        if score > best and task.feasible(trial.costs):
             best = score
-            found.append(improvement(task, trial, number))
-    return tuple(found)
+            better.append(improvement(task, trial, number))
+    return tuple(better)
 
 
 def improvement(task: Task, trial: Trial, number: int) -> Improvement:

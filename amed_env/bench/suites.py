@@ -8,21 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 
+from amed_env.bench.limits import Cells
 from amed_env.errors import AmedError, InputError, UnknownNameError
 from amed_env.tasks.catalogue import TABULAR_PREFIX, TASKS
 from amed_env.tasks.make import make_task
 from amed_env.tasks.task import Task
-
-
-class Cells(StrEnum):
-    """Which cells of a suite."""
-
-    HELD_OUT = "held-out"
-    DEVELOPMENT = "development"
 
 
 @dataclass(frozen=True)
@@ -185,7 +178,9 @@ def cell_task(cell: Cell) -> Task:
 
 @lru_cache(maxsize=64)
 def _task_on(task: str, device: str) -> Task:
-    return make_task(task, device=device)
+    made = make_task(task, device=device)
+    _ = made.predicted_loss  # so that the copies of all cells have it
+    return made
 
 
 def is_tabular(name: str) -> bool:
@@ -209,11 +204,13 @@ def usable_tasks(suite: Suite, tasks: Iterable[str] | None = None) -> tuple[list
         InputError: If none can.
     """
     chosen = list(dict.fromkeys(cell.task for cell in suite.cells(tasks=tasks)))
-    missing = {task: reason for task in chosen if (reason := missing_task(task)) is not None}
+    missing: dict[str, str] = {}
+    for task in chosen:
+        reason = missing_task(task)
+        if reason is not None:
+            missing[task] = reason
     usable = [task for task in chosen if task not in missing]
     if not usable:
-        raise InputError(
-            f"no task of suite {suite.name} can be used here: "
-            f"{'; '.join(f'{task}: {reason}' for task, reason in missing.items())}."
-        )
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in missing.items())
+        raise InputError(f"no task of suite {suite.name} can be used here: {reasons}.")
     return usable, missing

@@ -62,6 +62,10 @@ class CellTruth:
         """Correct samples of the feasible allocations: int64 (feasible rows,)."""
         return self.table.correct[split][self.feasible].astype(np.int64)
 
+    def best_accuracy(self, split: Split = "search") -> float:
+        """Accuracy in percent of the best feasible allocation on a split."""
+        return float(100.0 * self.correct(split).max() / self._samples(split))
+
     def accuracy(self, rows: npt.ArrayLike, split: Split = "search") -> FloatArray:
         """Accuracies of rows, in percent."""
         return np.asarray(100.0 * self.table.correct[split][np.asarray(rows)] / self._samples(split))

@@ -1,28 +1,25 @@
-"""Checks whatever a file of results claims: against the tables, and by running it again.
+"""Checks what a file of results claims: against the tables, and by running it again.
 
 What the tables know (accuracy, cost, feasibility, order) is checked for every claim. What only a replay can tell (that
 the search really took so many evaluations, in that order, and missed nothing) is checked for all runs, or for a sample
-of them that nobody can foresee.
+of them. What the header says of the agent is taken as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from secrets import SystemRandom
 from typing import NamedTuple
 
 from amed_env.bench.claims import run_problems
 from amed_env.bench.contender import Contender
-from amed_env.bench.execution import Job, run_all
+from amed_env.bench.execution import PROCESS_DIED, Job, run_all
 from amed_env.bench.result_file import ResultFile, Run, read_result
 from amed_env.bench.suites import Cell, Cells, Suite, cell_task, find_suite, missing_task, task_digest
 from amed_env.errors import AmedError
 from amed_env.support.machine import versions
-
-MakeRuns = Callable[[Iterable[Job]], Iterator[tuple[Job, Run]]]
 
 MOST_PROBLEMS = 10
 """Problems after which a file is not looked at any further."""
@@ -39,7 +36,7 @@ class Verdict:
 
     Attributes:
         path: The file.
-        result: What it holds, with the description that its agent gives of itself here; None if it cannot be read.
+        result: What it holds; None if it cannot be read.
         problems: What does not hold; with any, the file is refused.
         unchecked: What could not be checked here, and why; with any, the file is not validated.
         remarks: What is not as it was, but decides nothing.
@@ -84,7 +81,6 @@ def validate(
     replays: int | None = None,
     *,
     workers: int = 1,
-    isolated: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
     """Check a file. Ctrl-C ends it with what was found so far, and `interrupted`.
@@ -93,21 +89,20 @@ def validate(
 
     Args:
         path: The file.
-        replays: Runs that are made again, drawn by the system's source of randomness; None for all.
+        replays: Runs that are made again, drawn by chance; None for all.
         workers: Processes for the replays.
-        isolated: Whether replays are made in another process also with one worker.
         on_progress: Called after each replay with their number so far, and the number that there will be.
     """
     verdict = Verdict(Path(path))
     try:
-        _check(verdict, replays, partial(run_all, workers=workers, isolated=isolated), on_progress)
+        _check(verdict, replays, workers, on_progress)
     except KeyboardInterrupt:
         verdict.interrupted = True
         verdict.unchecked.append("the check was interrupted.")
     return verdict
 
 
-def _check(verdict: Verdict, replays: int | None, make_runs: MakeRuns, on_progress: Callable[[int, int], None]) -> None:
+def _check(verdict: Verdict, replays: int | None, workers: int, on_progress: Callable[[int, int], None]) -> None:
     try:
         verdict.result = result = read_result(verdict.path)
         suite = find_suite(result.header.suite)
@@ -125,15 +120,13 @@ def _check(verdict: Verdict, replays: int | None, make_runs: MakeRuns, on_progre
         if len(verdict.problems) >= MOST_PROBLEMS:
             verdict.problems.append(_MORE)
             return
-        for problem in run_problems(run, result.header.evaluations) if run.cell in known else ():
+        if run.cell not in known:  # which was said already
+            continue
+        for problem in run_problems(run, result.header.evaluations):
             verdict.problems.append(f"line {number}, seed {run.seed} of {run.cell}: {problem}")
         verdict.claims += len(run.improvements)
-    if contender is None or verdict.problems:
-        return
-    try:
-        _replay(verdict, result, contender, replays, make_runs, on_progress)
-    except AmedError as error:  # of a recipe that was changed just now
-        verdict.unchecked.append(f"the replay could not go on: {error}")
+    if contender is not None and not verdict.problems:
+        _replay(verdict, result, contender, replays, workers, on_progress)
 
 
 def _check_tables(verdict: Verdict, result: ResultFile, suite: Suite) -> None:
@@ -157,29 +150,20 @@ def _check_tables(verdict: Verdict, result: ResultFile, suite: Suite) -> None:
 
 
 def _check_agent(verdict: Verdict, result: ResultFile) -> Contender | None:
-    """Compare what the header says of the agent with what the agent says; returns what replays, if it is here."""
+    """The agent that replays, or None if it is not here."""
     header = result.header
-    contender = Contender(header.spec, header.options, header.recipe)
+    contender = Contender(header.spec, header.options)
     if contender.name != header.agent:
         verdict.problems.append(f"the agent is called {header.agent!r}, but {header.spec!r} is {contender.name!r}.")
         return None
+    differing = _differing_versions(result)
+    if differing:
+        verdict.remarks.append(f"it was made with other versions: {differing}.")
     try:
-        contender.require_recipe()
-        here = contender.describe()
+        contender.make()
     except AmedError as error:
         verdict.unchecked.append(f"no run can be replayed, as the agent cannot be made here: {error}")
         return None
-    if header.recipe is None and here.recipe is not None:
-        verdict.remarks.append(f"its header has no digest of {header.spec}, so what that was then is not known.")
-    others = _other_versions(result)
-    if others:
-        verdict.remarks.append(f"it was made with other versions: {_versions_apart(result)}.")
-    for name, claimed, found in (("family", header.family, here.family), ("saw", header.saw, here.saw)):
-        if claimed != found:
-            verdict.problems.append(f"{name} is claimed to be {claimed!r}, the agent says {found!r}{others}.")
-    if header.description != here.text:
-        verdict.remarks.append(f"it describes the agent as {header.description!r}, the agent itself as {here.text!r}.")
-        verdict.result = replace(result, header=header.model_copy(update={"description": here.text}))
     return contender
 
 
@@ -201,23 +185,23 @@ def _replay(
     result: ResultFile,
     contender: Contender,
     replays: int | None,
-    make_runs: MakeRuns,
+    workers: int,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    # No function of the file: who forges one would change it until the sample is of the true runs. In another order
-    # than they were made, as an agent that remembers earlier runs would come out the same in theirs.
-    count = len(result.runs) if replays is None else min(replays, len(result.runs))
-    chosen = SystemRandom().sample(result.runs, count)
+    chosen = list(result.runs)
+    if replays is not None and replays < len(chosen):
+        chosen = random.sample(chosen, replays)  # another one each time, so that repeated checks see more of a file
     claimed: dict[tuple[Cell, int], Run] = {run.key: run for run in chosen}
     jobs = [Job(contender, run.cell, run.seed, result.header.evaluations) for run in chosen]
-    for done, (job, run) in enumerate(make_runs(jobs), 1):
+    differing = _differing_versions(result)
+    versions_note = f" (versions differ: {differing})" if differing else ""
+    died_before = any(run.note == PROCESS_DIED for run in chosen)
+    for done, (job, run) in enumerate(run_all(jobs, workers, own_process=died_before), 1):
         difference = _difference(claimed[job.cell, job.seed], run)
         if difference is None:
             verdict.replayed += 1
         else:
-            verdict.problems.append(
-                f"seed {job.seed} of {job.cell} does not replay: {difference.text}{_other_versions(result)}."
-            )
+            verdict.problems.append(f"seed {job.seed} of {job.cell} does not replay: {difference.text}{versions_note}.")
             rounded = difference.of_the_search and result.header.family == "learner"
             if rounded and _OTHER_PROCESSOR not in verdict.remarks:
                 verdict.remarks.append(_OTHER_PROCESSOR)
@@ -249,12 +233,7 @@ def _difference(claimed: Run, made: Run) -> _Difference | None:
     return None
 
 
-def _other_versions(result: ResultFile) -> str:
-    differing = _versions_apart(result)
-    return f" (versions differ: {differing})" if differing else ""
-
-
-def _versions_apart(result: ResultFile) -> str:
+def _differing_versions(result: ResultFile) -> str:
     here = versions()
     return "; ".join(
         f"{name} {made} there, {here.get(name, 'none')} here"

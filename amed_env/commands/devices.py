@@ -1,41 +1,72 @@
-"""`amed devices show` and `amed devices check`: one device in detail, and whether it keeps its promises."""
+"""`amed devices`: the devices that there are, one in detail, and whether it keeps its promises."""
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from pydantic import BaseModel
+import typer
 from rich.table import Table
 
+from amed_env.commands.listing import Row, show_rows
+from amed_env.commands.options import DeviceArgument, JsonOption, LayersOption, NetworkShapesOption
 from amed_env.commands.output import Output
 from amed_env.commands.parsing import network_shapes
-from amed_env.hardware import HardwareBackend, load_device
-from amed_env.hardware.check import CHECKS, conformance_workload, run_checks, warn_if_not_monotone
-from amed_env.hardware.costs import backend_capabilities
 from amed_env.problem.workload import KINDS
 
+if TYPE_CHECKING:
+    from amed_env.hardware import HardwareBackend
 
-def show(output: Output, spec: str) -> None:
-    """Print a device; see `amed devices show --help`."""
-    backend = load_device(spec)
-    facts = _facts(backend)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name in ("name", "description", "metrics", "deterministic", "additive", "timeout_s", "retries"):
-        table.add_row(name, _text(facts[name]))
-    for kind, precisions in facts["precisions"].items():
-        table.add_row(kind, _text(precisions))
-    output.show(table)
-    if facts["config"] is not None:
-        output.show("", yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True, width=110).rstrip())
-    output.document(facts)
+
+def devices(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the devices: shipped, registered, and of plug-ins; show and check one.
+
+    [b]Examples:[/b] amed devices      amed devices show bitfusion      amed devices check my_device.yaml
+    """
+    if context.invoked_subcommand is None:
+        with Output(as_json) as output:
+            show_rows(output, "devices", _device_rows())
+
+
+def _device_rows() -> list[Row]:
+    """Every device with `name`, `description`, `source`, and `problem` or None."""
+    from amed_env.hardware import list_devices
+
+    return [
+        {"name": i.name, "description": i.description, "source": i.source, "problem": i.error}
+        for i in list_devices().values()
+    ]
+
+
+def show(device: DeviceArgument, as_json: JsonOption = False) -> None:
+    """Show what a device can run, what it reports, and its constants with their sources.
+
+    [b]Example:[/b] amed devices show eyeriss-ws
+    """
+    with Output(as_json) as output:
+        import yaml
+
+        from amed_env.hardware import load_device
+
+        facts = _facts(load_device(device))
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
+        for name in ("name", "description", "metrics", "deterministic", "additive", "timeout_s", "retries"):
+            table.add_row(name, _text(facts[name]))
+        for kind, precisions in facts["precisions"].items():
+            table.add_row(kind, _text(precisions))
+        output.show(table)
+        if facts["config"] is not None:
+            output.show("", yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True, width=110).rstrip())
+        output.document(facts)
 
 
 def _facts(backend: HardwareBackend) -> dict[str, Any]:
+    from pydantic import BaseModel
+
+    from amed_env.hardware.costs import backend_capabilities
+
     capabilities = backend_capabilities(backend)
     config = getattr(backend, "config", None)
     provenance = getattr(getattr(backend, "lookup", None), "provenance", None)
@@ -70,32 +101,45 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def check(output: Output, spec: str, network: str | None, layers: Path | None) -> int:
-    """Check a device; see `amed devices check --help`.
+def check(
+    device: DeviceArgument,
+    network: NetworkShapesOption = None,
+    layers: LayersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a device keeps its promises; ends with 1 if it breaks one.
 
-    Returns:
-        The exit code: 0 if it keeps all promises, 1 otherwise.
+    [b]Examples:[/b]
+
+    amed devices check my_device.yaml
+
+    amed devices check my_module:MyNpu --network digits-cnn
     """
-    backend = load_device(spec)
-    given = None if network is None and layers is None else network_shapes(output, network, layers)
-    workload = conformance_workload(backend, given)
-    with output.status(f"checking {backend.name}"):
-        passed, failed = run_checks(backend, workload)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        if not failed:
-            warn_if_not_monotone(backend, backend_capabilities(backend), workload)
-    for name in CHECKS:
-        output.show(f"FAILED  {name}: {failed[name]}" if name in failed else f"ok      {name}")
-    for warning in caught:
-        output.warn(str(warning.message))
-    output.document(
-        {
-            "device": backend.name,
-            "network": workload.name,
-            "passed": list(passed),
-            "failed": failed,
-            "warnings": [str(warning.message) for warning in caught],
-        }
-    )
-    return 1 if failed else 0
+    with Output(as_json) as output:
+        from amed_env.hardware import load_device
+        from amed_env.hardware.check import CHECKS, conformance_workload, run_checks, warn_if_not_monotone
+        from amed_env.hardware.costs import backend_capabilities
+
+        backend = load_device(device)
+        given = None if network is None and layers is None else network_shapes(output, network, layers)
+        workload = conformance_workload(backend, given)
+        with output.status(f"checking {backend.name}"):
+            passed, failed = run_checks(backend, workload)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if not failed:
+                warn_if_not_monotone(backend, backend_capabilities(backend), workload)
+        for name in CHECKS:
+            output.show(f"FAILED  {name}: {failed[name]}" if name in failed else f"ok      {name}")
+        for warning in caught:
+            output.warn(str(warning.message))
+        output.document(
+            {
+                "device": backend.name,
+                "network": workload.name,
+                "passed": list(passed),
+                "failed": failed,
+                "warnings": [str(warning.message) for warning in caught],
+            }
+        )
+    raise typer.Exit(1 if failed else 0)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
-
-from rich.progress import TextColumn
+from typing import TYPE_CHECKING, Annotated, Any
 
 from amed_env.commands.interrupts import Interrupts
-from amed_env.commands.output import Output, describe_disk_error, is_disk_error
+from amed_env.commands.options import (
+    MACHINE,
+    OUTPUT,
+    PROBLEM,
+    ActivationBitsOption,
+    AllocationOption,
+    DeviceOption,
+    JsonOption,
+    PinOption,
+    TaskArgument,
+    ThreadsOption,
+    cli_option,
+)
+from amed_env.commands.output import Output, keeping_on_disk_errors
 from amed_env.commands.parsing import (
     check_complete,
     chosen_allocation,
@@ -19,117 +32,229 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.preparing import prepare
-from amed_env.commands.progress import progress_bars
-from amed_env.commands.run_folder import RunFolder
-from amed_env.commands.tables import number, percent, relative_table, table_of
-from amed_env.datasets.training import TrainingData
-from amed_env.errors import AllocationError, AmedError, DataError, InputError, UnsupportedPrecisionError
-from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.evaluation.quality import SPLITS
-from amed_env.hardware import load_device
+from amed_env.errors import AllocationError, AmedError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
-from amed_env.problem.objective import BUDGET_METRICS, REFERENCE_BITS
 from amed_env.problem.pins import pins_json
-from amed_env.support.files import json_text, write_atomically
-from amed_env.support.threads import torch_threads
 from amed_env.tasks.catalogue import TASKS, named_network
-from amed_env.tasks.task import Task
-from amed_env.training.checkpoint import write_trained
-from amed_env.training.curve import CurveLog
-from amed_env.training.finetuning import Finetuning
-from amed_env.training.settings import TrainingSettings
-from amed_env.training.walk import TrainingWalk
+from amed_env.tasks.make import DEFAULT_DEVICE
 
-RESULT_FORMAT = "amed-finetuned/1"
+if TYPE_CHECKING:
+    from amed_env.datasets.training import TrainingData
+    from amed_env.tasks.task import Task
+    from amed_env.training.settings import TrainingSettings
+    from amed_env.training.walk import TrainingWalk
+
 KIND = "training"
+TRAINING, WALK = "Training", "Walk"
 
 
-@dataclass(frozen=True)
-class FinetuneRequest:
-    """The arguments of `amed finetune`, as they were given."""
+class Optimizer(StrEnum):
+    """What makes the steps."""
 
-    task: str
-    out: Path
-    settings: dict[str, Any]
-    allocation: Path | None = None
-    bits: str | None = None
-    activation_bits: int | None = None
-    pins: list[str] = field(default_factory=list)
-    resume: bool = False
-    device: str = "bitfusion"
-    recipe: str | None = None
-    threads: int | None = None
-    compute: str | None = None
-    walk: bool = False
-    walk_epochs: int = 3
-    walk_every: int = 20
-    budgets: list[str] = field(default_factory=list)
-    options: list[str] = field(default_factory=list)
+    ADAM = "adam"
+    SGD = "sgd"
 
 
-def finetune(output: Output, request: FinetuneRequest) -> int:
-    """Train, and write the folder.
+class BatchNorm(StrEnum):
+    """Whether convolutions are followed by a batch norm while they are trained."""
 
-    Returns:
-        The exit code: 0, or 128 + the signal that ended it.
+    FOLDED = "folded"
+    INSERTED = "inserted"
+
+
+DEFAULT_RATES = {Optimizer.ADAM: 0.01, Optimizer.SGD: 0.02}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """What `amed finetune` is asked for; lists and limits are given as on the command line."""
+
+    task: TaskArgument
+    allocation: AllocationOption = None
+    bits: Annotated[
+        str | None,
+        cli_option(
+            PROBLEM, "The same width everywhere; with --walk the widths to choose from.", "--bits", metavar="N|LIST"
+        ),
+    ] = None
+    activation_bits: ActivationBitsOption = None
+    pin: PinOption = field(default_factory=list)
+    recipe: Annotated[
+        str | None,
+        cli_option(PROBLEM, "Where training starts; as in [b]amed evaluate[/b].", "--recipe", metavar="NAME"),
+    ] = None
+    epochs: Annotated[
+        int,
+        cli_option(TRAINING, "Passes over the training images, the walk among them.", "--epochs", min=1, metavar="N"),
+    ] = 10
+    batch_size: Annotated[int, cli_option(TRAINING, "Images of a step.", "--batch-size", min=1, metavar="N")] = 128
+    learning_rate: Annotated[
+        float | None,
+        cli_option(
+            TRAINING,
+            "At the start; it falls along a cosine. With adam a part of a tensor's own size (0.01 by default), "
+            "with sgd absolute (0.02).",
+            "--learning-rate",
+            metavar="RATE",
+        ),
+    ] = None
+    optimizer: Annotated[Optimizer, cli_option(TRAINING, "What makes the steps.", "--optimizer")] = Optimizer.ADAM
+    weight_decay: Annotated[float, cli_option(TRAINING, "Of the weights.", "--weight-decay", metavar="RATE")] = 1e-4
+    distill: Annotated[
+        float,
+        cli_option(
+            TRAINING,
+            "Part of the loss that compares class probabilities with the float network's.",
+            "--distill",
+            min=0.0,
+            max=1.0,
+            metavar="PART",
+        ),
+    ] = 0.0
+    temperature: Annotated[
+        float, cli_option(TRAINING, "What these probabilities are softened by.", "--temperature", metavar="T")
+    ] = 2.0
+    per_tensor: Annotated[
+        bool,
+        cli_option(TRAINING, "One step size for all weights of a layer, not one an output channel.", "--per-tensor"),
+    ] = False
+    batch_norm: Annotated[
+        BatchNorm,
+        cli_option(
+            TRAINING,
+            "Train the weights with batch norms folded, or follow convolutions with a new one meanwhile.",
+            "--batch-norm",
+        ),
+    ] = BatchNorm.FOLDED
+    patience: Annotated[
+        int | None,
+        cli_option(TRAINING, "Stop after N epochs without a better validation.", "--patience", min=1, metavar="N"),
+    ] = None
+    seed: Annotated[int, cli_option(TRAINING, "Random seed.", "--seed", "-s", min=0, max=2**31 - 1, metavar="S")] = 0
+    walk: Annotated[
+        bool, cli_option(WALK, "Let AMED's walk choose the allocation while the network is trained.", "--walk")
+    ] = False
+    budget: Annotated[
+        list[str],
+        cli_option(WALK, "With --walk: a limit, as in [b]amed search[/b].", "--budget", "-b", metavar="NAME=VALUE"),
+    ] = field(default_factory=list)
+    option: Annotated[
+        list[str],
+        cli_option(WALK, "With --walk: an option of the agent amed (pin_ends=true).", "--option", metavar="KEY=VALUE"),
+    ] = field(default_factory=list)
+    walk_epochs: Annotated[
+        int, cli_option(WALK, "First epochs, in which it walks.", "--walk-epochs", min=1, metavar="N")
+    ] = 3
+    walk_every: Annotated[
+        int, cli_option(WALK, "Steps of training between two moves.", "--walk-every", min=1, metavar="N")
+    ] = 20
+    device: DeviceOption = DEFAULT_DEVICE
+    out: Annotated[Path, cli_option(OUTPUT, "Folder for everything that is trained.", "--out", "-o", metavar="DIR")]
+    resume: Annotated[bool, cli_option(OUTPUT, "Continue the training in --out.", "--resume")] = False
+    as_json: JsonOption = False
+    compute: Annotated[
+        str | None,
+        cli_option(MACHINE, "Where torch computes: cpu, or cuda where there is one.", "--compute", metavar="DEVICE"),
+    ] = None
+    threads: ThreadsOption = None
+
+
+def finetune(options: FinetuneOptions) -> int:
+    """Train a network for an allocation (quantization-aware, learned step sizes), from its post-training state on.
+
+    It trains on the training set alone, and keeps the epoch that is best on a part of it that is held out.
+
+    Ctrl-C keeps a checkpoint; --resume continues it, whatever stopped the training.
+
+    [b]Examples:[/b]
+
+    amed finetune digits-cnn --allocation runs/digits/allocation.json --epochs 20 --out runs/tuned
+
+    amed finetune cifar10-resnet20 --bits 3 --pin first=8 --pin last=8 --distill 0.5 --out runs/three
+
+    amed finetune digits-cnn --walk --budget latency=0.4 --epochs 30 --walk-epochs 15 --walk-every 3 --out runs/walk
     """
-    settings = TrainingSettings.of(request.settings)
-    _check_choice(request, settings)
-    options = parse_options(request.options)
-    backend = load_device(request.device)
-    training_data = _training_data(request.task)
-    try:
-        with RunFolder(request.out, resume=request.resume, kind=KIND) as folder, Interrupts() as interrupts:
-            with output.status(f"preparing {request.task}") as say:
+    with Output(options.as_json) as output:
+        with output.status("starting"):
+            from amed_env.commands.progress import prepare
+            from amed_env.commands.run_folder import RunFolder
+            from amed_env.commands.training_run import run_training
+            from amed_env.hardware import load_device
+            from amed_env.support.threads import torch_threads
+
+        settings = _training_settings(options)
+        _check_choice(options)
+        walk_options = parse_options(options.option)
+        backend = load_device(options.device)
+        training_data = _training_data(options.task)
+        with (
+            keeping_on_disk_errors(f"What was trained up to the last checkpoint is kept in {options.out}"),
+            RunFolder(options.out, resume=options.resume, kind=KIND) as folder,
+            Interrupts() as interrupts,
+        ):
+            with output.status(f"preparing {options.task}") as say:
                 task = load_task(
-                    request.task,
+                    options.task,
                     None,
                     device=backend,
-                    bits=None if request.bits is None or not request.walk else parse_bits(request.bits),
-                    activation_bits=request.activation_bits if request.walk else None,
-                    budget=request.budgets,
-                    pin=request.pins if request.walk else None,
-                    threads=request.threads or default_threads(),
-                    recipe=request.recipe,
-                    evaluation_device=request.compute or _default_compute(),
+                    bits=None if options.bits is None or not options.walk else parse_bits(options.bits),
+                    activation_bits=options.activation_bits if options.walk else None,
+                    budget=options.budget,
+                    pin=options.pin if options.walk else None,
+                    threads=options.threads or default_threads(),
+                    recipe=options.recipe,
+                    evaluation_device=options.compute or _default_compute(),
                 )
-                if request.walk:
+                if options.walk:
                     prepare(task, say)
-                target = _target(request, task, settings, options)
+                target = _target(options, task, settings, walk_options)
                 prepare(task, say)
                 say("reading the training set")
                 data = training_data()
-            with torch_threads(task.evaluator.threads):  # type: ignore[attr-defined]
-                folder.record(_settings(request, task, settings, target, options), sys.argv)
-                return _run(output, request, folder.path, task, data, settings, target, interrupts)
-    except OSError as error:
-        if not is_disk_error(error):
-            raise
-        raise AmedError(
-            f"{describe_disk_error(error)}. What was trained up to the last checkpoint is kept in {request.out}; "
-            "continue with --resume."
-        ) from error
+            with torch_threads(task.evaluator.network_evaluator().threads):
+                folder.record(_settings(options, task, settings, target, walk_options), sys.argv)
+                return run_training(output, folder.path, task, data, settings, target, interrupts)
 
 
-def _check_choice(request: FinetuneRequest, settings: TrainingSettings) -> None:
+def _training_settings(options: FinetuneOptions) -> TrainingSettings:
+    from amed_env.training.settings import TrainingSettings
+
+    rate = DEFAULT_RATES[options.optimizer] if options.learning_rate is None else options.learning_rate
+    return TrainingSettings.of(
+        {
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "learning_rate": rate,
+            "optimizer": options.optimizer.value,
+            "weight_decay": options.weight_decay,
+            "distill": options.distill,
+            "temperature": options.temperature,
+            "per_channel": not options.per_tensor,
+            "batch_norm": options.batch_norm.value,
+            "patience": options.patience,
+            "seed": options.seed,
+        }
+    )
+
+
+def _check_choice(options: FinetuneOptions) -> None:
     """Check that an allocation or a walk is asked for, and not both.
 
     Raises:
         InputError: If not.
     """
-    if request.walk and request.allocation is not None:
+    if options.walk and options.allocation is not None:
         raise InputError("--walk finds the allocation itself; leave --allocation out.")
-    if request.walk and request.walk_epochs >= settings.epochs:
+    if options.walk and options.walk_epochs >= options.epochs:
         raise InputError(
-            f"a walk of {request.walk_epochs} epochs leaves none of {settings.epochs} for what it chooses; give more "
+            f"a walk of {options.walk_epochs} epochs leaves none of {options.epochs} for what it chooses; give more "
             "epochs, or fewer with --walk-epochs."
         )
-    if not request.walk and (request.budgets or request.options):
+    if not options.walk and (options.budget or options.option):
         raise InputError("--budget and --option belong to --walk; an allocation costs what it costs.")
 
 
-def _training_data(task: str) -> Any:
+def _training_data(task: str) -> Callable[[], TrainingData]:
     """What loads the training set of a task.
 
     Raises:
@@ -162,24 +287,26 @@ def _default_compute() -> str:
 
 
 def _target(
-    request: FinetuneRequest, task: Task, settings: TrainingSettings, options: dict[str, Any]
+    options: FinetuneOptions, task: Task, settings: TrainingSettings, walk_options: dict[str, Any]
 ) -> BitAllocation | TrainingWalk:
-    if request.walk:
+    from amed_env.training.walk import TrainingWalk
+
+    if options.walk:
         if not task.budgets:
             raise InputError("--walk needs a --budget, for example latency=0.5; without one it would stay at 8 bits.")
-        return TrainingWalk(task, request.walk_epochs, request.walk_every, settings.seed, options)
-    if request.bits is not None and not request.bits.isdecimal():
-        raise AllocationError(f"--bits {request.bits!r}: give one width, for example 3; a list belongs to --walk.")
-    bits = None if request.bits is None else int(request.bits)
-    return chosen_allocation(task.workload, request.allocation, bits, request.activation_bits, request.pins)
+        return TrainingWalk(task, options.walk_epochs, options.walk_every, settings.seed, walk_options)
+    if options.bits is not None and not options.bits.isdecimal():
+        raise AllocationError(f"--bits {options.bits!r}: give one width, for example 3; a list belongs to --walk.")
+    bits = None if options.bits is None else int(options.bits)
+    return chosen_allocation(task.workload, options.allocation, bits, options.activation_bits, options.pin)
 
 
 def _settings(
-    request: FinetuneRequest,
+    options: FinetuneOptions,
     task: Task,
     settings: TrainingSettings,
     target: BitAllocation | TrainingWalk,
-    options: dict[str, Any],
+    walk_options: dict[str, Any],
 ) -> dict[str, Any]:
     """What determines the training, resolved; see `RunFolder.record`."""
     chosen: dict[str, Any]
@@ -187,7 +314,7 @@ def _settings(
         chosen = {"allocation": target.key()}
     else:
         chosen = {
-            "walk": {"epochs": target.epochs, "every": target.every, "options": options},
+            "walk": {"epochs": target.epochs, "every": target.every, "options": walk_options},
             "bits": list(task.free_bits),
             "activation_bits": task.activation_bits,
             "pins": pins_json(target.task.pins),
@@ -196,150 +323,8 @@ def _settings(
         }
     return {
         "command": "finetune",
-        "network": request.task,
+        "network": options.task,
         **chosen,
         **settings.model_dump(),
         "fingerprint": task.evaluator.fingerprint,
     }
-
-
-def _run(
-    output: Output,
-    request: FinetuneRequest,
-    folder: Path,
-    task: Task,
-    data: TrainingData,
-    settings: TrainingSettings,
-    target: BitAllocation | TrainingWalk,
-    interrupts: Interrupts,
-) -> int:
-    evaluator = task.evaluator
-    assert isinstance(evaluator, PostTrainingEvaluator)
-    finetuning = Finetuning(evaluator, data, target, settings, folder)
-    trainer = finetuning.trainer
-    if trainer.step:
-        output.note(f"continuing after step {trainer.step} of {trainer.steps}.")
-    try:
-        with CurveLog(folder, trainer.step) as curve, _Bar(output, finetuning) as bar:
-
-            def on_change(_: Finetuning) -> None:
-                curve.update(finetuning)
-                bar.update()
-                interrupts.check()
-
-            finetuning.run(on_change, interrupts.held)
-        with output.status("evaluating on the search and the test split"):
-            document = _document(request, task, finetuning)
-    except KeyboardInterrupt:
-        output.note(
-            f"interrupted after step {trainer.step} of {trainer.steps}; continue with --resume. The checkpoint is in "
-            f"{folder}."
-        )
-        return interrupts.exit_code or 130
-    with interrupts.held():
-        written = write_trained(folder, evaluator, finetuning.allocation)
-        write_atomically(folder / "result.json", json_text(document))
-        written.append(folder / "result.json")
-    _show(output, task, finetuning, document, written)
-    return 0
-
-
-class _Bar:
-    """The progress of a training: a bar on a terminal, a line an epoch elsewhere."""
-
-    def __init__(self, output: Output, finetuning: Finetuning) -> None:
-        self._output, self._finetuning = output, finetuning
-        self._shown = len(finetuning.history)
-        self._bars = progress_bars(output.stderr, output.live, TextColumn("{task.fields[figures]}"))
-        self._task = self._bars.add_task("training", total=finetuning.trainer.steps, figures="")
-
-    def __enter__(self) -> _Bar:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def update(self) -> None:
-        """Show where training is."""
-        finetuning, trainer = self._finetuning, self._finetuning.trainer
-        figures = f"loss {trainer.progress.mean_loss:.4f}" if trainer.progress.samples else ""
-        if finetuning.history:
-            figures += f"  validation {percent(finetuning.history[-1].validation.accuracy)}"
-        self._bars.update(
-            self._task,
-            completed=trainer.step,
-            description="walking" if finetuning.walking else "training",
-            figures=figures,
-        )
-        for epoch in finetuning.history[self._shown :]:
-            trained = "" if epoch.training_loss is None else f"training loss {epoch.training_loss:.4f}, "
-            validated = f"validation {percent(epoch.validation.accuracy)} (loss {epoch.validation.loss:.4f})"
-            self._output.note(
-                f"epoch {epoch.epoch} of {finetuning.settings.epochs}: {trained}{validated}, {epoch.seconds:.0f} s"
-            )
-        self._shown = len(finetuning.history)
-
-
-def _document(request: FinetuneRequest, task: Task, finetuning: Finetuning) -> dict[str, Any]:
-    allocation = finetuning.allocation
-    costs, relative = _costs(task, allocation)
-    best = finetuning.best
-    return {
-        "format": RESULT_FORMAT,
-        "network": task.network,
-        "allocation": allocation.to_json(task.network),
-        "mean_weight_bits": _mean_weight_bits(task, allocation),
-        "settings": finetuning.settings.model_dump(),
-        "epochs": finetuning.history[-1].epoch,
-        "best_epoch": best.epoch,
-        "best_validation": best.validation.to_json(),
-        "stopped_early": finetuning.stopped_early,
-        "seconds": finetuning.seconds,
-        **finetuning.report(),
-        "device": task.device,
-        "costs": costs or None,
-        "relative_costs": relative or None,
-        "walk": None if finetuning.walk is None else {"moves": finetuning.walk.moves, "every": finetuning.walk.every},
-        "history": [epoch.to_json() for epoch in finetuning.history],
-    }
-
-
-def _mean_weight_bits(task: Task, allocation: BitAllocation) -> float:
-    """Bits of a weight in the mean over all weights."""
-    elements = {layer.name: layer.weight_elements for layer in task.workload}
-    total = sum(elements[name] * precision.weight_bits for name, precision in allocation.items())
-    return total / sum(elements.values())
-
-
-def _costs(task: Task, allocation: BitAllocation) -> tuple[dict[str, float], dict[str, float]]:
-    """Costs on the task's device and their factors of uniform 8 bit; nothing where the device lacks a width."""
-    try:
-        costs = dict(task.cost(allocation).metrics)
-        reference = dict(task.cost(task.workload.uniform(REFERENCE_BITS)).metrics)
-    except UnsupportedPrecisionError:
-        return {}, {}
-    names = {name: metric for name, metric in BUDGET_METRICS.items() if metric in costs and reference.get(metric)}
-    return costs, {name: costs[metric] / reference[metric] for name, metric in names.items()}
-
-
-def _show(output: Output, task: Task, finetuning: Finetuning, document: dict[str, Any], written: list[Path]) -> None:
-    table = table_of(f"{task.network}, {number(document['mean_weight_bits'])} bits a weight in the mean")
-    table.add_column("")
-    for split in SPLITS:
-        table.add_column(f"{split} accuracy", justify="right")
-    names = {"float": "float", "before": "post-training", "after": "fine-tuned"}
-    for name, title in names.items():
-        cells = [percent(document[name][split]["accuracy"]) for split in SPLITS]
-        table.add_row(title, *cells, style="bold" if name == "after" else None)
-    ended = "; stopped early" if finetuning.stopped_early else ""
-    best = finetuning.best
-    output.show(table)
-    if document["costs"]:
-        output.show(relative_table(document["costs"], document["relative_costs"]))
-    output.show(
-        f"best: epoch {best.epoch} of {document['epochs']}, {percent(best.validation.accuracy)} on the validation "
-        f"split ({finetuning.seconds:.0f} s of training{ended}).",
-        *(f"wrote {path}" for path in written),
-    )
-    output.document({**document, "files": [str(path) for path in written]})

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from amed_env.commands.options import JsonOption, NetworkOption, OptionalTaskArgument
 from amed_env.commands.output import Output
-from amed_env.commands.parsing import one_of
+from amed_env.commands.parsing import check_task_or_network
 from amed_env.commands.tables import MISSING, number, table_of
+from amed_env.tasks.catalogue import TABULAR_PREFIX, named_network
+from amed_env.tasks.make import example_of, imported_parts
 
 if TYPE_CHECKING:
     import torch
@@ -38,31 +41,38 @@ class Call:
     signed: bool | None
 
 
-def inspect(output: Output, task: str | None, network: str | None) -> None:
-    """Print a network's layers; see `amed inspect --help`."""
-    one_of(task, network)
-    with output.status(f"tracing {task or network}"):
-        traced, inputs, are_samples = _trace_task(task) if task is not None else _trace_own(network or "")
-        calls = observe(traced, inputs, are_samples)
-        in_float = without_integer_kernel(traced, inputs)
-    signs, arithmetic = _signs_text(are_samples), _arithmetic_text(in_float, len(traced.workload))
-    output.show(_layer_table(traced, calls), signs, *_float_tables(traced), *arithmetic)
-    output.document(
-        {
-            "network": traced.workload.name,
-            "macs": traced.workload.macs,
-            "weights": traced.workload.weight_elements,
-            "signs_from_samples": len(inputs) if are_samples else None,
-            "layers": [_layer_json(layer, calls[layer.name]) for layer in traced.workload],
-            "kept_float": [asdict(kept) for kept in traced.kept_float],
-            "without_integer_kernel": in_float,
-        }
-    )
+def inspect(task: OptionalTaskArgument = None, network: NetworkOption = None, as_json: JsonOption = False) -> None:
+    """List the layers of a network, with shapes and work: what is quantized, and what stays in float and why.
+
+    [b]Examples:[/b]
+
+    amed inspect cifar10-resnet20
+
+    amed inspect --network my_package.nets:make --json
+    """
+    with Output(as_json) as output:
+        check_task_or_network(task, network)
+        with output.status(f"tracing {task or network}"):
+            traced, inputs, are_samples = _trace_task(task) if task is not None else _trace_own(network or "")
+            calls = observe(traced, inputs, are_samples)
+            in_float = without_integer_kernel(traced, inputs)
+        signs, arithmetic = _signs_text(are_samples), _arithmetic_text(in_float, len(traced.workload))
+        output.show(_layer_table(traced, calls), signs, *_float_tables(traced), *arithmetic)
+        output.document(
+            {
+                "network": traced.workload.name,
+                "macs": traced.workload.macs,
+                "weights": traced.workload.weight_elements,
+                "signs_from_samples": len(inputs) if are_samples else None,
+                "layers": [_layer_json(layer, calls[layer.name]) for layer in traced.workload],
+                "kept_float": [asdict(kept) for kept in traced.kept_float],
+                "without_integer_kernel": in_float,
+            }
+        )
 
 
 def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     """A named network, trained and with samples where both are at hand; of a table the network behind it."""
-    from amed_env.tasks.catalogue import TABULAR_PREFIX, named_network
     from amed_env.tracing.trace import trace
 
     entry = named_network(name)
@@ -76,7 +86,6 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
 
 def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     from amed_env.datasets.forms import as_samples
-    from amed_env.tasks.make import example_of, imported_parts
     from amed_env.tracing.trace import trace
 
     parts = imported_parts(path)

@@ -1,4 +1,4 @@
-"""`amed tasks`, `amed devices`, `amed agents`: what there is, and what is missing or broken."""
+"""The table of `amed tasks`, `amed devices` and `amed agents`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amed_env.commands.output import Output
+from amed_env.commands.tables import MISSING
 
 Row = dict[str, Any]
 
@@ -16,69 +17,13 @@ _NARROW, _NEEDS_WIDTH = 140, 16
 """Columns below which what an agent needs is wrapped, and the width that it is wrapped to."""
 
 
-def task_rows() -> list[Row]:
-    """Every task with `name`, `description`, and `problem`: what is missing or broken, or None."""
-    from amed_env.tasks.catalogue import TASKS
-
-    rows = []
-    for name in TASKS.names():
-        try:
-            entry = TASKS.get(name)
-            rows.append({"name": name, "description": entry.description, "problem": entry.missing()})
-        except (Exception, SystemExit) as error:  # one broken plug-in must not hide the others
-            rows.append({"name": name, "description": "", "problem": str(error) or type(error).__name__})
-    return rows
-
-
-def device_rows() -> list[Row]:
-    """Every device with `name`, `description`, `source`, and `problem` or None."""
-    from amed_env.hardware.registry import list_devices
-
-    return [
-        {"name": i.name, "description": i.description, "source": i.source, "problem": i.error}
-        for i in list_devices().values()
-    ]
-
-
-def agent_rows() -> list[Row]:
-    """Every agent with `name`, `family`, `regret` or None, `needs`, `description`, `source`, and `problem` or None."""
-    from amed_env.agents.measured import measured_regret
-    from amed_env.agents.registry import list_agents
-
-    measured = measured_regret()
-    regrets = {} if measured is None else measured.agents
-
-    return [
-        {
-            "name": i.name,
-            "family": i.family,
-            "regret": regrets[i.name][0] if i.name in regrets else None,
-            "needs": i.needs,
-            "description": i.description,
-            "source": i.source,
-            "problem": i.error,
-        }
-        for i in list_agents().values()
-    ]
-
-
-def show_agents(output: Output) -> None:
-    """Print the agents, and what their regrets are."""
-    from amed_env.agents.measured import measured_regret
-
-    show_rows(output, "agents", agent_rows())
-    measured = measured_regret()
-    if measured is not None:
-        output.note(measured.conditions)
-
-
 def show_rows(output: Output, kind: str, rows: list[Row]) -> None:
     """Print a listing; a problem stands in the place of the description's end."""
-    output.show(_Listing(rows))
+    output.show(Listing(rows))
     output.document({kind: rows})
 
 
-class _Listing:
+class Listing:
     """A table that wraps `needs` where there is little room, and has no `source` where all agents are built in."""
 
     def __init__(self, rows: list[Row]) -> None:
@@ -106,5 +51,5 @@ class _Listing:
 
 def _cell(value: object) -> str:
     if value is None or value == "":
-        return "–"
+        return MISSING
     return f"{value:.3f}" if isinstance(value, float) else str(value)

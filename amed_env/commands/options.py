@@ -1,48 +1,94 @@
-"""Options that several subcommands of `amed` share."""
+"""Options that several subcommands of `amed` share, and the panels that `--help` sorts options into."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-DEFAULT_DEVICE = "bitfusion"
-POLICY_AGENT, AGENT_WITHOUT_BUDGET = "policy", "maskable-ppo"
-"""What `amed search` takes by default: a policy is asked for a budget."""
-WIDTHS = "Bit-widths, 1 to 16; 32 stands for float."
-DEVICE_FORMS = (
+PROBLEM, DEVICE, OUTPUT, MACHINE = "Problem", "Device", "Output", "Computing"
+"""Panels of `--help` that several commands have."""
+
+
+def cli_option(panel: str, text: str, *names: str, **further: Any) -> Any:
+    """An option of a command.
+
+    Args:
+        panel: Where `--help` shows it.
+        text: What `--help` says of it.
+        *names: What it is called on the command line.
+        **further: Arguments of `typer.Option`.
+    """
+    return typer.Option(*names, help=text, rich_help_panel=panel, **further)
+
+
+_WIDTHS = "Bit-widths, 1 to 16; 32 stands for float."
+_DEVICE_FORMS = (
     "A name from [b]amed devices[/b], a device file (.yaml), a table (.csv, .npy), package.module:Class, or a program: "
     "'command: ./simulator --fast'."
 )
+_TASK_HELP = "A name from [b]amed tasks[/b]."
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-DeviceOption = Annotated[str, typer.Option("--device", "-d", metavar="NAME|FILE|MODULE:CLASS", help=DEVICE_FORMS)]
-AllocationOption = Annotated[
-    Path | None, typer.Option("--allocation", metavar="FILE", help="An allocation file, as [b]amed search[/b] writes.")
-]
-BitsOption = Annotated[int | None, typer.Option("--bits", metavar="N", help=f"The same width everywhere. {WIDTHS}")]
-ActivationBitsOption = Annotated[
-    int | None, typer.Option("--activation-bits", metavar="N", help="Width of activations, if not that of --bits.")
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=_TASK_HELP)]
+OptionalTaskArgument = Annotated[str | None, typer.Argument(metavar="TASK", help=_TASK_HELP, show_default=False)]
+DeviceArgument = Annotated[str, typer.Argument(metavar="NAME|FILE|MODULE:CLASS", help=_DEVICE_FORMS)]
+
+NetworkOption = Annotated[
+    str | None,
+    cli_option(
+        PROBLEM,
+        "A network of your own: a function that returns a dict with network, calibration, search and test "
+        "(and perhaps name and example_input).",
+        "--network",
+        metavar="MODULE:FUNCTION",
+    ),
 ]
 NetworkShapesOption = Annotated[
     str | None,
-    typer.Option(
+    cli_option(
+        PROBLEM,
+        "A name from [b]amed tasks[/b] (neither data nor weights are needed), or package.module:function.",
         "--network",
         metavar="TASK|MODULE:FUNCTION",
-        help="A name from [b]amed tasks[/b] (neither data nor weights are needed), or package.module:function.",
     ),
 ]
 LayersOption = Annotated[
     Path | None,
-    typer.Option("--layers", metavar="FILE", help="Layers as CSV with the columns name,kind,m,n,k,groups."),
+    cli_option(PROBLEM, "Layers as CSV with the columns name,kind,m,n,k,groups.", "--layers", metavar="FILE"),
+]
+AllocationOption = Annotated[
+    Path | None,
+    cli_option(PROBLEM, "An allocation file, as [b]amed search[/b] writes.", "--allocation", metavar="FILE"),
+]
+BitsOption = Annotated[int | None, cli_option(PROBLEM, f"The same width everywhere. {_WIDTHS}", "--bits", metavar="N")]
+ActivationBitsOption = Annotated[
+    int | None, cli_option(PROBLEM, "Width of activations, if not that of --bits.", "--activation-bits", metavar="N")
 ]
 PinOption = Annotated[
-    list[str] | None,
-    typer.Option(
+    list[str],
+    cli_option(
+        PROBLEM,
+        "A layer that keeps its width, by name, [b]first[/b] or [b]last[/b]: first=8, or stem=8/4 for weights and "
+        "activations apart. May be repeated.",
         "--pin",
         metavar="LAYER=BITS",
-        help="A layer that keeps its width, by name, [b]first[/b] or [b]last[/b]: first=8, or stem=8/4 for weights and "
-        "activations apart. May be repeated.",
     ),
+]
+RecipeOption = Annotated[
+    str | None,
+    cli_option(
+        PROBLEM,
+        "How the network is prepared for narrow widths: nearest, bias-correction, equalization, layer, block, "
+        "network-rounding or network (the default). What is learned is kept for the next time.",
+        "--recipe",
+        metavar="NAME",
+    ),
+]
+DeviceOption = Annotated[str, cli_option(DEVICE, _DEVICE_FORMS, "--device", "-d", metavar="NAME|FILE|MODULE:CLASS")]
+ThreadsOption = Annotated[
+    int | None, cli_option(MACHINE, "Threads of torch; by default all cores.", "--threads", min=1, metavar="N")
+]
+JsonOption = Annotated[
+    bool, cli_option(OUTPUT, "Print one JSON document on stdout and nothing else.", "--json", show_default=False)
 ]

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 from rich.text import Text
 
+from amed_env.errors import AmedError
 from amed_env.support.files import DISK_ERRORS, json_text
 
 _STDOUT = 1
@@ -111,6 +112,21 @@ def _stdout_set_apart(stdout: TextIO) -> int | None:
 def show_error(message: str) -> None:
     """Print an error on stderr, as one line however long it is."""
     Console(stderr=True, highlight=False).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+
+
+@contextmanager
+def keeping_on_disk_errors(kept: str) -> Iterator[None]:
+    """A block in which a full disk and the like end the command with what is kept, and how to go on.
+
+    Raises:
+        AmedError: In place of the `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        raise AmedError(f"{describe_disk_error(error)}. {kept}; continue with --resume.") from error
 
 
 def is_disk_error(error: OSError) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amed_env.commands.output import Output
 from amed_env.errors import AgentError, AllocationError, DataError, InputError
+from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.pins import parse_pins
+from amed_env.problem.workload import Workload
+from amed_env.tasks.make import TASKS, import_task, import_workload, load_allocation, make_task, named_workload
 
 if TYPE_CHECKING:
-    from amed_env.commands.output import Output
-    from amed_env.problem.allocation import BitAllocation
-    from amed_env.problem.workload import Workload
     from amed_env.tasks.task import Task
 
 
@@ -59,25 +62,38 @@ def _value(text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+    if isinstance(value, tuple):
+        return list(value)
     # Options are written to JSON, which has no sets, bytes or complex numbers.
-    return list(value) if isinstance(value, tuple) else value if _is_plain(value) else text
+    is_plain = value is None or isinstance(value, bool | int | float | str | list | dict)
+    return value if is_plain else text
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | list | dict)
+def _check_exactly_one(first: object, second: object, advice: str) -> None:
+    if (first is None) == (second is None):
+        raise InputError(f"{advice}; {'neither is' if first is None else 'both are'} given.")
 
 
-def one_of(task: str | None, network: str | None) -> None:
+def check_task_or_network(task: str | None, network: str | None) -> None:
     """Check that either a task or a network function is named.
 
     Raises:
         InputError: If both are, or neither is.
     """
-    if (task is None) == (network is None):
-        raise InputError(
-            "name a task (see `amed tasks`) or give a network of your own with --network package.module:function; "
-            f"{'both are' if task else 'neither is'} given."
-        )
+    _check_exactly_one(
+        task,
+        network,
+        "name a task (see `amed tasks`) or give a network of your own with --network package.module:function",
+    )
+
+
+def check_network_or_layers(network: str | None, layers: Path | None) -> None:
+    """Check that either a network or a file of layers is named.
+
+    Raises:
+        InputError: If both are, or neither is.
+    """
+    _check_exactly_one(network, layers, "give either --network or --layers FILE")
 
 
 def check_complete(name: str) -> None:
@@ -87,8 +103,6 @@ def check_complete(name: str) -> None:
         UnknownNameError: If there is no such task.
         DataError: If something is missing; the message says how to get it.
     """
-    from amed_env.tasks.catalogue import TASKS
-
     missing = TASKS.get(name).missing()
     if missing is not None:
         raise DataError(f"task {name!r}: {missing}.")
@@ -96,9 +110,7 @@ def check_complete(name: str) -> None:
 
 def load_task(task: str | None, network: str | None, **options: Any) -> Task:
     """The task of a name, or of a network function; `options` are those of `make_task`."""
-    from amed_env.tasks.make import import_task, make_task
-
-    one_of(task, network)
+    check_task_or_network(task, network)
     if network is not None:
         return import_task(network, **options)
     assert task is not None
@@ -106,25 +118,15 @@ def load_task(task: str | None, network: str | None, **options: Any) -> Task:
     return make_task(task, **options)
 
 
-ChosenAllocation = tuple[Path | None, int | None, int | None, list[str] | None]
-"""`--allocation`, `--bits`, `--activation-bits` and `--pin`, as they were given."""
-
-
 def chosen_allocation(
-    workload: Workload, allocation: Path | None, bits: int | None, activation_bits: int | None, pins: list[str] | None
+    workload: Workload, allocation: Path | None, bits: int | None, activation_bits: int | None, pins: Sequence[str]
 ) -> BitAllocation:
     """The allocation of a file, or a uniform one but for pinned layers.
 
     Raises:
         InputError: If a file and widths are given, or neither.
     """
-    from amed_env.problem.pins import parse_pins
-    from amed_env.tasks.make import load_allocation
-
-    if (allocation is None) == (bits is None):
-        raise InputError(
-            f"give either --allocation FILE or --bits N; {'neither is' if bits is None else 'both are'} given."
-        )
+    _check_exactly_one(allocation, bits, "give either --allocation FILE or --bits N")
     if allocation is not None:
         if activation_bits is not None or pins:
             raise InputError("--activation-bits and --pin go with --bits; an allocation file has its own.")
@@ -139,24 +141,17 @@ def network_shapes(output: Output, network: str | None, layers: Path | None) -> 
     Raises:
         InputError: If both are named, or neither.
     """
-    from amed_env.problem.workload import Workload
-
-    if (network is None) == (layers is None):
-        raise InputError(
-            f"give either --network or --layers FILE; {'neither is' if network is None else 'both are'} given."
-        )
+    check_network_or_layers(network, layers)
     if layers is not None:
         return Workload.load_csv(layers)
     assert network is not None
     with output.status(f"tracing {network}"):
-        from amed_env.tasks.make import import_workload, named_workload
-
         return import_workload(network) if ":" in network else named_workload(network)
 
 
 def default_threads() -> int:
     """Threads of an evaluation: all cores, or fewer where `OMP_NUM_THREADS` says so, as elsewhere in torch."""
-    from amed_env.support.threads import available_cores
+    from amed_env.support.threads import available_cores  # with torch
 
     wished = os.environ.get("OMP_NUM_THREADS", "")
     return min(available_cores(), int(wished)) if wished.isdecimal() and int(wished) > 0 else available_cores()

@@ -1,8 +1,11 @@
-"""Progress lines."""
+"""Progress of preparations, searches and trainings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -15,8 +18,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from amed_env.agents.session import SearchSession, best_trial
-from amed_env.evaluation.store import Trial
+from amed_env.commands.output import Output
+from amed_env.commands.tables import percent
+
+if TYPE_CHECKING:
+    from amed_env.agents.session import SearchSession
+    from amed_env.tasks.task import Task
+    from amed_env.training.finetuning import Finetuning
 
 
 def progress_bars(console: Console, shown: bool, *more: ProgressColumn) -> Progress:
@@ -56,8 +64,6 @@ class SearchProgress:
             console, shown, TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[best]}")
         )
         self._task = self._bars.add_task("searching", total=evaluations, speed="", best="")
-        self._best: Trial | None = None
-        self._seen = 0
 
     def __enter__(self) -> SearchProgress:
         self._bars.start()
@@ -69,20 +75,78 @@ class SearchProgress:
         self._bars.stop()
 
     def update(self, session: SearchSession) -> None:
-        """Take over what is new in a session."""
-        new = [trial for trial in session.trials[self._seen :] if session.task.feasible(trial.costs)]
-        self._seen = len(session.trials)
-        if new:
-            self._best = best_trial(new if self._best is None else [self._best, *new])
+        """Take over where a session is."""
+        best = session.best()
         speed = self._bars.tasks[0].speed
         self._bars.update(
             self._task,
             completed=session.evaluations,
             description=session.note or "searching",
             speed="" if not speed else f"{speed:.1f}/s",
-            best="" if self._best is None else f"best {100 * self._best.quality.accuracy:.2f} %",
+            best="" if best is None else f"best {percent(best.quality.accuracy)}",
         )
 
     def say(self, description: str) -> None:
         """Show another description until the next update."""
         self._bars.update(self._task, description=description)
+
+
+class TrainingProgress:
+    """The progress of a training, as a context manager: a bar on a terminal, and a line for every epoch.
+
+    Args:
+        output: Where it is drawn.
+        finetuning: The training.
+    """
+
+    def __init__(self, output: Output, finetuning: Finetuning) -> None:
+        self._output, self._finetuning = output, finetuning
+        self._shown = len(finetuning.history)
+        self._bars = progress_bars(output.stderr, output.live, TextColumn("{task.fields[figures]}"))
+        self._task = self._bars.add_task("training", total=finetuning.trainer.steps, figures="")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def update(self) -> None:
+        """Take over where the training is."""
+        finetuning, trainer = self._finetuning, self._finetuning.trainer
+        figures = f"loss {trainer.progress.mean_loss:.4f}" if trainer.progress.samples else ""
+        if finetuning.history:
+            figures += f"  validation {percent(finetuning.history[-1].validation.accuracy)}"
+        self._bars.update(
+            self._task,
+            completed=trainer.step,
+            description="walking" if finetuning.walking else "training",
+            figures=figures,
+        )
+        for epoch in finetuning.history[self._shown :]:
+            trained = "" if epoch.training_loss is None else f"training loss {epoch.training_loss:.4f}, "
+            validated = f"validation {percent(epoch.validation.accuracy)} (loss {epoch.validation.loss:.4f})"
+            self._output.note(
+                f"epoch {epoch.epoch} of {finetuning.settings.epochs}: {trained}{validated}, {epoch.seconds:.0f} s"
+            )
+        self._shown = len(finetuning.history)
+
+
+def prepare(task: Task, say: Callable[[str], None]) -> None:
+    """Prepare the network by its recipe, or take what was prepared before.
+
+    Args:
+        task: The task.
+        say: Shows a text.
+    """
+    started, first = monotonic(), -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal first
+        if first < 0:  # learning that goes on from a checkpoint does not begin at zero
+            first = done - 1
+        left = (monotonic() - started) / (done - first) * (total - done)
+        say(f"learning the rounding of {task.network}, once: {100 * done // total} %, {left:.0f} s left")
+
+    task.evaluator.prepare(report)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from amed_env.errors import RunFolderError
+from amed_env.evaluation.store import TrialStore
 from amed_env.support.files import DISK_ERRORS, json_text, write_atomically
 from amed_env.support.machine import versions
 
 if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
-    from amed_env.evaluation.store import TrialStore
 
 FORMAT = "amed-run/1"
 _LOCK, _CONFIG, _STORE, _RESULT, _ALLOCATION = (
@@ -114,8 +114,6 @@ class RunFolder:
 
     def open_known_store(self) -> TrialStore | None:
         """The trials of the search that is to be continued, or None if there are none; `start` opens them too."""
-        from amed_env.evaluation.store import TrialStore
-
         if self.store is None and self.resume and (self.path / _STORE).exists():
             self.store = TrialStore(self.path / _STORE)
         return self.store
@@ -129,8 +127,6 @@ class RunFolder:
             RunFolderError: If the folder holds a search of other settings; what differs is named.
             StoreError: If the trials cannot be opened.
         """
-        from amed_env.evaluation.store import TrialStore
-
         if self.record(settings, command, extra):
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)  # a resumed learner takes the same way again
         if self.store is None:
@@ -217,7 +213,7 @@ class RunFolder:
 
     def write_pictures(self, result: SearchResult) -> list[Path]:
         """Draw `pareto.png` and `allocation.png`; returns what was written."""
-        from amed_env.report import draw_allocation, draw_pareto, png
+        from amed_env.report import draw_allocation, draw_pareto, png  # matplotlib, which only a search's end needs
 
         drawings = {"pareto.png": draw_pareto(result), "allocation.png": draw_allocation(result)}
         for name, figure in drawings.items():

@@ -3,132 +3,233 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from amed_env.agents.protocol import Agent
-from amed_env.agents.registry import make_agent
-from amed_env.agents.result import SearchResult
-from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
 from amed_env.commands.interrupts import Interrupts
-from amed_env.commands.options import AGENT_WITHOUT_BUDGET, POLICY_AGENT
-from amed_env.commands.output import Output, describe_disk_error, is_disk_error
-from amed_env.commands.parsing import check_complete, default_threads, load_task, one_of, parse_bits, parse_options
-from amed_env.commands.preparing import note_slow_layers, prepare
-from amed_env.commands.progress import SearchProgress
-from amed_env.commands.run_folder import RunFolder
+from amed_env.commands.options import (
+    DEVICE,
+    OUTPUT,
+    PROBLEM,
+    DeviceOption,
+    JsonOption,
+    NetworkOption,
+    OptionalTaskArgument,
+    PinOption,
+    RecipeOption,
+    ThreadsOption,
+    cli_option,
+)
+from amed_env.commands.output import Output, keeping_on_disk_errors
+from amed_env.commands.parsing import (
+    check_complete,
+    check_task_or_network,
+    default_threads,
+    load_task,
+    parse_bits,
+    parse_options,
+)
 from amed_env.commands.tables import allocation_table, comparison_table, percent
-from amed_env.errors import AmedError, BackendError, DeviceError, InputError
-from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.evaluation.store import TrialStore
-from amed_env.hardware import HardwareBackend, isolated, load_device
-from amed_env.hardware.external.command import CommandBackend
-from amed_env.hardware.files.device_files import FILE_SUFFIXES, device_file_digest
-from amed_env.hardware.registry import COMMAND_PREFIX
+from amed_env.errors import AgentError, AmedError, BackendError, InputError
 from amed_env.problem.objective import parse_budgets
-from amed_env.problem.pins import pins_json, pins_text
-from amed_env.tasks.task import Task
+from amed_env.problem.pins import pins_text
+from amed_env.tasks.make import DEFAULT_DEVICE
+
+if TYPE_CHECKING:
+    from amed_env.agents import Agent, SearchResult, SearchSession
+    from amed_env.commands.run_folder import RunFolder
+    from amed_env.evaluation.store import TrialStore
+    from amed_env.tasks.task import Task
+
+POLICY_AGENT, AGENT_WITHOUT_BUDGET = "policy", "maskable-ppo"
+"""What is searched with by default: a policy is asked for a budget."""
+SEARCH = "Search"
 
 
-@dataclass(frozen=True)
-class SearchRequest:
-    """The arguments of `amed search`, as they were given."""
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What `amed search` is asked for; lists and limits are given as on the command line."""
 
-    task: str | None
-    network: str | None
-    device: str
-    agent: str
-    evaluations: int
-    seed: int
-    bits: str | None
-    separate: bool
-    out: Path
-    resume: bool
-    threads: int | None = None
-    recipe: str | None = None
-    early_confidence: float | None = None
-    budgets: list[str] = field(default_factory=list)
-    pins: list[str] = field(default_factory=list)
-    options: list[str] = field(default_factory=list)
-    activation_bits: int | None = None
-    device_timeout: float | None = None
-    device_retries: int | None = None
-    max_faults: int = MAX_CONSECUTIVE_FAULTS
+    task: OptionalTaskArgument = None
+    network: NetworkOption = None
+    budget: Annotated[
+        list[str],
+        cli_option(
+            PROBLEM,
+            "Limit on latency, energy, memory (of weights) or bops: a factor of uniform 8 bit (latency=0.6) or "
+            "with a unit (memory=96KiB). May be repeated.",
+            "--budget",
+            "-b",
+            metavar="NAME=VALUE",
+        ),
+    ] = field(default_factory=list)
+    bits: Annotated[
+        str | None,
+        cli_option(PROBLEM, "Widths to choose from; 2,3,4,8 or a table's own by default.", "--bits", metavar="LIST"),
+    ] = None
+    separate: Annotated[
+        bool, cli_option(PROBLEM, "Choose the widths of weights and activations apart.", "--separate")
+    ] = False
+    activation_bits: Annotated[
+        int | None,
+        cli_option(
+            PROBLEM, "One width for all activations; only weights are searched.", "--activation-bits", metavar="N"
+        ),
+    ] = None
+    pin: PinOption = field(default_factory=list)
+    recipe: RecipeOption = None
+    device: DeviceOption = DEFAULT_DEVICE
+    device_timeout: Annotated[
+        float | None,
+        cli_option(DEVICE, "Time that one call of the device may take.", "--device-timeout", metavar="SECONDS"),
+    ] = None
+    device_retries: Annotated[
+        int | None, cli_option(DEVICE, "Further tries of a call that failed.", "--device-retries", min=0, metavar="N")
+    ] = None
+    agent: Annotated[
+        str | None,
+        cli_option(
+            SEARCH,
+            "A name from [b]amed agents[/b], package.module:Class, or a recipe (agents/dqn.yaml); "
+            f"by default {POLICY_AGENT} (an answer at once, then search), or {AGENT_WITHOUT_BUDGET} without a budget.",
+            "--agent",
+            "-a",
+            metavar="NAME|MODULE:CLASS",
+        ),
+    ] = None
+    option: Annotated[
+        list[str], cli_option(SEARCH, "An option of the agent. May be repeated.", "--option", metavar="KEY=VALUE")
+    ] = field(default_factory=list)
+    policy: Annotated[
+        Path | None,
+        cli_option(
+            SEARCH,
+            "Ask a saved goal-conditioned policy; the same as --agent policy with it.",
+            "--policy",
+            metavar="DIR",
+        ),
+    ] = None
+    evaluations: Annotated[
+        int, cli_option(SEARCH, "Different allocations to evaluate.", "--evaluations", "-n", min=1, metavar="N")
+    ] = 300
+    seed: Annotated[int, cli_option(SEARCH, "Random seed.", "--seed", "-s", min=0, max=2**32 - 1, metavar="S")] = 0
+    max_faults: Annotated[
+        int, cli_option(SEARCH, "Failures in a row after which the search stops.", "--max-faults", min=1, metavar="N")
+    ] = 20
+    out: Annotated[Path, cli_option(OUTPUT, "Folder for everything that is found.", "--out", "-o", metavar="DIR")]
+    resume: Annotated[bool, cli_option(OUTPUT, "Continue the search in --out.", "--resume")] = False
+    as_json: JsonOption = False
+    threads: ThreadsOption = None
 
 
-def chosen_agent(agent: str | None, policy: Path | None, budgets: Sequence[str]) -> str:
+def search(options: SearchOptions) -> int:
+    """Search the allocation of the most accuracy within the budgets, and write it with its comparison and pictures.
+
+    Ctrl-C ends a search with what was found; --resume continues it, whatever stopped it.
+
+    It ends with 1 if nothing within the budgets was found, or if too much failed in a row.
+
+    [b]Examples:[/b]
+
+    amed search digits-cnn --budget latency=0.5 --out runs/digits
+
+    amed search cifar10-resnet20 --device eyeriss-ws --agent greedy --budget energy=0.6 -n 100 --out runs/resnet
+
+    amed search --network my_package.nets:make --device my_device.yaml --option warm_start_steps=2000 --out runs/own
+    """
+    with Output(options.as_json) as output:
+        with output.status("starting"):
+            from amed_env.agents import make_agent
+            from amed_env.commands.progress import prepare
+            from amed_env.commands.run_folder import RunFolder
+            from amed_env.commands.search_settings import search_settings
+            from amed_env.hardware import isolated, load_device
+
+        # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
+        agent_name, agent_options = _chosen_agent(options), _agent_options(options)
+        bits = None if options.bits is None else parse_bits(options.bits)
+        budgets = parse_budgets(options.budget)
+        check_task_or_network(options.task, options.network)
+        backend = isolated(load_device(options.device), options.device_timeout, options.device_retries)
+        if options.task is not None:
+            check_complete(options.task)
+        agent = make_agent(agent_name, **agent_options)
+        if not budgets:
+            output.warn(
+                "no --budget is given: the search maximises accuracy without any limit; give one, for example "
+                "--budget latency=0.6."
+            )
+        with (
+            keeping_on_disk_errors(f"Finished trials are kept in {options.out}"),
+            RunFolder(options.out, resume=options.resume) as folder,
+        ):
+            backend.keep_answers(folder.open_known_store())
+            with output.status(f"preparing {options.task or options.network}") as say:
+                threads = options.threads or default_threads()
+                task = load_task(
+                    options.task,
+                    options.network,
+                    device=backend,
+                    bits=bits,
+                    separate=options.separate,
+                    activation_bits=options.activation_bits,
+                    budget=options.budget,
+                    pin=options.pin,
+                    threads=threads,
+                    recipe=options.recipe,
+                )
+                prepare(task, say)
+            for kept in task.evaluator.kept_float:
+                output.note(f"kept in float: {kept}")
+            for remark in task.evaluator.float_remarks():
+                output.note(remark)
+            if task.pins:
+                output.note(f"pinned: {pins_text(task.pins)}")
+            settings = {
+                **search_settings(options, task, backend),
+                "agent": agent_name,
+                "agent_options": agent_options,
+                # The content and not the path alone: a search whose recipe was changed meanwhile is another one.
+                **({} if agent.recipe is None else {"agent_recipe": agent.recipe}),
+            }
+            store = folder.start(settings, sys.argv, {"threads": threads})
+            backend.keep_answers(store)
+            return _run(output, options, folder, store, task, agent)
+
+
+def _chosen_agent(options: SearchOptions) -> str:
     """The agent of `--agent` and `--policy`; without either the shipped policy, where there is a budget to ask for.
 
     Raises:
         InputError: If both are given and do not go together.
     """
-    if policy is not None and agent not in (None, POLICY_AGENT):
-        raise InputError(f"--policy {policy} goes with --agent {POLICY_AGENT}, but --agent {agent} is given.")
-    if agent is not None:
-        return agent
-    return POLICY_AGENT if policy is not None or budgets else AGENT_WITHOUT_BUDGET
-
-
-def search(output: Output, request: SearchRequest) -> int:
-    """Run a search and write its folder.
-
-    Returns:
-        The exit code: 0; 1 if nothing feasible was found or too many faults stopped the search; or 128 + the signal
-        that ended it.
-    """
-    # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
-    bits, options = None if request.bits is None else parse_bits(request.bits), parse_options(request.options)
-    budgets = parse_budgets(request.budgets)
-    one_of(request.task, request.network)
-    backend = isolated(load_device(request.device), request.device_timeout, request.device_retries)
-    if request.task is not None:
-        check_complete(request.task)
-    agent = make_agent(request.agent, **options)
-    if not budgets:
-        output.warn(
-            "no --budget is given: the search maximises accuracy without any limit; give one, for example "
-            "--budget latency=0.6."
+    if options.policy is not None and options.agent not in (None, POLICY_AGENT):
+        raise InputError(
+            f"--policy {options.policy} goes with --agent {POLICY_AGENT}, but --agent {options.agent} is given."
         )
-    try:
-        with RunFolder(request.out, resume=request.resume) as folder:
-            backend.keep_answers(folder.open_known_store())
-            with output.status(f"preparing {request.task or request.network}") as say:
-                threads = request.threads or default_threads()
-                task = load_task(
-                    request.task,
-                    request.network,
-                    device=backend,
-                    bits=bits,
-                    separate=request.separate,
-                    activation_bits=request.activation_bits,
-                    budget=request.budgets,
-                    pin=request.pins,
-                    threads=threads,
-                    recipe=request.recipe,
-                )
-                prepare(task, say)
-            for kept in task.evaluator.kept_float:
-                output.note(f"kept in float: {kept}")
-            note_slow_layers(output, task)
-            if task.pins:
-                output.note(f"pinned: {pins_text(task.pins)}")
-            settings = _settings(request, task, options, backend, agent)
-            store = folder.start(settings, sys.argv, {"threads": threads})
-            backend.keep_answers(store)
-            return _run(output, request, folder, store, task, agent)
-    except OSError as error:
-        if not is_disk_error(error):
-            raise
-        raise AmedError(
-            f"{describe_disk_error(error)}. Finished trials are kept in {request.out}; continue with --resume."
-        ) from error
+    if options.agent is not None:
+        return options.agent
+    return POLICY_AGENT if options.policy is not None or options.budget else AGENT_WITHOUT_BUDGET
 
 
-def _run(output: Output, request: SearchRequest, folder: RunFolder, store: TrialStore, task: Task, agent: Agent) -> int:
+def _agent_options(options: SearchOptions) -> dict[str, Any]:
+    """What `--option` and `--policy` give to the agent.
+
+    Raises:
+        AgentError: If one is malformed, or given twice.
+    """
+    given = parse_options(options.option)
+    if options.policy is not None:
+        if "policy" in given:
+            raise AgentError("the policy is given by --policy and by --option; give it once.")
+        given["policy"] = str(options.policy)
+    return given
+
+
+def _run(output: Output, options: SearchOptions, folder: RunFolder, store: TrialStore, task: Task, agent: Agent) -> int:
     with Interrupts() as interrupts:
-        result = _explore(output, request, folder, store, task, agent, interrupts)
+        result = _explore(output, options, folder, store, task, agent, interrupts)
         if not result.trials and result.faults:
             raise AmedError(f"all {len(result.faults)} evaluations failed; the first one: {result.faults[0]}.")
         with interrupts.held():
@@ -158,15 +259,16 @@ def _pictures(output: Output, folder: RunFolder, result: SearchResult) -> list[P
 
 def _explore(
     output: Output,
-    request: SearchRequest,
+    options: SearchOptions,
     folder: RunFolder,
     store: TrialStore,
     task: Task,
     agent: Agent,
     interrupts: Interrupts,
 ) -> SearchResult:
-    evaluator = task.evaluator
-    with SearchProgress(output.stderr, output.live, request.evaluations) as progress:
+    from amed_env.commands.progress import SearchProgress
+
+    with SearchProgress(output.stderr, output.live, options.evaluations) as progress:
 
         def on_change(session: SearchSession) -> None:
             progress.update(session)
@@ -176,21 +278,19 @@ def _explore(
             progress.say(f"measuring sensitivities, {100 * done // total} %")
             interrupts.check()
 
-        if isinstance(evaluator, PostTrainingEvaluator):
-            evaluator.on_sensitivities = on_sensitivities
+        task.evaluator.on_sensitivities = on_sensitivities
         try:
             return agent.search(
                 task,
-                request.evaluations,
-                request.seed,
+                options.evaluations,
+                options.seed,
                 store=store,
                 folder=folder.path,
                 on_change=on_change,
-                max_faults=request.max_faults,
+                max_faults=options.max_faults,
             )
         finally:
-            if isinstance(evaluator, PostTrainingEvaluator):
-                evaluator.on_sensitivities = None
+            task.evaluator.on_sensitivities = None
 
 
 def _compare(output: Output, result: SearchResult) -> None:
@@ -240,46 +340,3 @@ def _verdict(result: SearchResult) -> str:
     elif result.baselines:
         text += ", no uniform width is within the budget"
     return f"{text} ({spent})."
-
-
-def _settings(
-    request: SearchRequest, task: Task, options: dict[str, Any], backend: HardwareBackend, agent: Agent
-) -> dict[str, Any]:
-    """What determines the search, resolved; see `RunFolder.start`."""
-    recipe = getattr(task.evaluator, "recipe", None)
-    return {
-        "network": request.network or request.task,
-        "device": _device_settings(request.device, backend),
-        "bits": list(task.free_bits),
-        # Left out without pins, so that searches of earlier versions can be resumed.
-        **({"pins": pins_json(task.pins)} if task.pins else {}),
-        "separate": task.separate,
-        **({} if task.activation_bits is None else {"activation_bits": task.activation_bits}),
-        "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
-        "agent": request.agent,
-        "agent_options": options,
-        # The content and not the path alone: a search whose recipe was changed meanwhile is another one.
-        **({} if agent.recipe is None else {"agent_recipe": agent.recipe}),
-        "evaluations": request.evaluations,
-        "seed": request.seed,
-        "early_confidence": request.early_confidence,
-        "recipe": None if recipe is None else asdict(recipe),
-        "fingerprint": task.evaluator.fingerprint,
-    }
-
-
-def _device_settings(spec: str, backend: HardwareBackend) -> dict[str, Any]:
-    """What the costs depend on: the name, what was given, the content of files, and a program's fingerprint."""
-    settings: dict[str, Any] = {"name": backend.name}
-    if isinstance(backend, CommandBackend):
-        settings["fingerprint"] = backend.fingerprint
-    if not spec.lower().endswith(FILE_SUFFIXES) or spec.startswith(COMMAND_PREFIX):
-        return {**settings, "given": spec}
-    path = Path(spec)
-    settings["sha256"] = device_file_digest(path)
-    if path.suffix.lower() == ".npy":
-        return {**settings, "given": spec}
-    try:
-        return {**settings, "content": path.read_text(encoding="utf-8")}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeviceError(f"cannot read the device file {spec}: {error}.") from error

@@ -2,72 +2,130 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from amed_env.commands.options import (
+    DEVICE,
+    OUTPUT,
+    ActivationBitsOption,
+    AllocationOption,
+    BitsOption,
+    DeviceOption,
+    JsonOption,
+    LayersOption,
+    NetworkShapesOption,
+    PinOption,
+    cli_option,
+)
 from amed_env.commands.output import Output
-from amed_env.commands.parsing import ChosenAllocation, chosen_allocation, network_shapes
+from amed_env.commands.parsing import check_network_or_layers, chosen_allocation, network_shapes
 from amed_env.commands.tables import compare_table, cost_table
 from amed_env.errors import InputError, UnsupportedPrecisionError
-from amed_env.hardware import Cost, evaluate_cost, load_device
-from amed_env.hardware.protocol import HardwareBackend
-from amed_env.problem.allocation import BitAllocation
-from amed_env.problem.workload import Workload
+from amed_env.support.files import write_atomically
+from amed_env.tasks.make import DEFAULT_DEVICE
+
+if TYPE_CHECKING:
+    from amed_env.hardware import Cost, HardwareBackend
+    from amed_env.problem.allocation import BitAllocation
+    from amed_env.problem.workload import Workload
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-@dataclass(frozen=True)
-class SimulateRequest:
-    """The arguments of `amed simulate`, as they were given."""
+@dataclass(frozen=True, kw_only=True)
+class SimulateOptions:
+    """What `amed simulate` is asked for."""
 
-    network: str | None
-    layers: Path | None
-    device: str
-    chosen: ChosenAllocation
-    compare: list[str]
-    further: list[str]
-    plot: Path | None
+    network: NetworkShapesOption = None
+    layers: LayersOption = None
+    allocation: AllocationOption = None
+    bits: BitsOption = None
+    activation_bits: ActivationBitsOption = None
+    pin: PinOption = field(default_factory=list)
+    device: DeviceOption = DEFAULT_DEVICE
+    compare: Annotated[
+        list[str],
+        cli_option(DEVICE, "Several devices side by side, in one table.", "--compare", metavar="DEVICE DEVICE …"),
+    ] = field(default_factory=list)
+    devices: Annotated[
+        list[str], typer.Argument(metavar="[DEVICE …]", help="Further devices of --compare.", show_default=False)
+    ] = field(default_factory=list)
+    plot: Annotated[
+        Path | None,
+        cli_option(
+            OUTPUT, "Draw latency by layer and bound, and the roofline (.png, .svg, .pdf).", "--plot", metavar="FILE"
+        ),
+    ] = None
+    as_json: JsonOption = False
 
 
-def simulate(output: Output, request: SimulateRequest) -> None:
-    """Print the cost of a network; see `amed simulate --help`."""
-    if request.further and not request.compare:
+def simulate(options: SimulateOptions) -> None:
+    """Simulate what a network costs on a device, layer by layer.
+
+    [b]Examples:[/b]
+
+    amed simulate --network cifar10-resnet20 --device eyeriss-ws --bits 4 --plot resnet.png
+
+    amed simulate --network digits-cnn --bits 4 --compare bitfusion eyeriss-ws systolic-32
+
+    amed simulate --layers layers.csv --device my_device.yaml --allocation allocation.json --json
+    """
+    with Output(options.as_json) as output:
+        _check(options)
+        with output.status("starting"):
+            from amed_env.hardware import evaluate_cost, load_device
+
+        names = list(dict.fromkeys([*options.compare, *options.devices])) or [options.device]
+        backends = [load_device(name) for name in names]
+        workload = network_shapes(output, options.network, options.layers)
+        chosen = chosen_allocation(workload, options.allocation, options.bits, options.activation_bits, options.pin)
+        if options.compare:
+            _compare(output, backends, workload, chosen)
+            return
+        cost = evaluate_cost(backends[0], workload, chosen)
+        output.show(cost_table(cost, workload.name))
+        document = cost.to_json()
+        document = {"device": document.pop("device"), "network": workload.name, **document}
+        if options.plot is not None:
+            _plot(options.plot, backends[0], workload, cost)
+            output.show(f"wrote {options.plot}")
+            document["files"] = [str(options.plot)]
+        output.document(document)
+
+
+def _check(options: SimulateOptions) -> None:
+    """Check what goes together, before anything is loaded.
+
+    Raises:
+        InputError: If something does not.
+    """
+    if options.devices and not options.compare:
         raise InputError(
-            f"{' '.join(request.further)!r} is no option; name a device with --device, several with --compare."
+            f"{' '.join(options.devices)!r} is no option; name a device with --device, several with --compare."
         )
-    if request.plot is not None:
-        if request.compare:
+    if options.plot is not None:
+        if options.compare:
             raise InputError("--plot draws one device; leave --compare out and name it with --device.")
-        if request.plot.suffix.lower() not in PLOT_SUFFIXES:
-            raise InputError(f"--plot {request.plot}: a picture ends in {', '.join(PLOT_SUFFIXES)}.")
-    if (request.network is None) == (request.layers is None):
-        network_shapes(output, request.network, request.layers)  # says what is missing before anything is loaded
-    names = list(dict.fromkeys([*request.compare, *request.further])) or [request.device]
-    backends = [load_device(name) for name in names]
-    workload = network_shapes(output, request.network, request.layers)
-    chosen = chosen_allocation(workload, *request.chosen)
-    if request.compare:
-        _compare(output, backends, workload, chosen)
-        return
-    cost = evaluate_cost(backends[0], workload, chosen)
-    output.show(cost_table(cost, workload.name))
-    document = cost.to_json()
-    document = {"device": document.pop("device"), "network": workload.name, **document}
-    if request.plot is not None:
-        from amed_env.report.simulation_chart import draw_simulation
-        from amed_env.report.style import picture
-        from amed_env.support.files import write_atomically
+        if options.plot.suffix.lower() not in PLOT_SUFFIXES:
+            raise InputError(f"--plot {options.plot}: a picture ends in {', '.join(PLOT_SUFFIXES)}.")
+    check_network_or_layers(options.network, options.layers)
 
-        figure = draw_simulation(backends[0], workload, cost)
-        write_atomically(request.plot, picture(figure, request.plot.suffix.lower().removeprefix(".")))
-        output.show(f"wrote {request.plot}")
-        document["files"] = [str(request.plot)]
-    output.document(document)
+
+def _plot(path: Path, backend: HardwareBackend, workload: Workload, cost: Cost) -> None:
+    from amed_env.report.simulation_chart import draw_simulation
+    from amed_env.report.style import picture
+
+    figure = draw_simulation(backend, workload, cost)
+    write_atomically(path, picture(figure, path.suffix.lower().removeprefix(".")))
 
 
 def _compare(output: Output, backends: list[HardwareBackend], workload: Workload, allocation: BitAllocation) -> None:
+    from amed_env.hardware import evaluate_cost
+
     costs: dict[str, Cost] = {}
     problems: dict[str, str] = {}
     for backend in backends:

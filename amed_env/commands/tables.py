@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from amed_env.hardware.protocol import METRIC_UNITS, Cost
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.problem.pins import pins_text
 
 if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
     from amed_env.evaluation.quality import Quality
+    from amed_env.hardware import Cost
     from amed_env.problem.allocation import Precision
 
 MISSING = "–"
@@ -83,6 +83,8 @@ def compare_table(costs: Sequence[Cost], network: str) -> Table:
 
 
 def _heading(metric: str) -> str:
+    from amed_env.hardware import METRIC_UNITS
+
     unit = METRIC_UNITS.get(metric)
     for suffix in ("_ms", "_uj", "_kib"):
         if metric.endswith(suffix) and unit:

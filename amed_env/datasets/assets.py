@@ -7,32 +7,39 @@ from __future__ import annotations
 
 import gzip
 import logging
-import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from amed_env.datasets import cifar10, fashion_mnist, keywords
 from amed_env.datasets.download import Download
 from amed_env.errors import DataError, DownloadError, NetworkError
-from amed_env.networks.mlperf_tiny import (
-    DS_CNN_WEIGHTS,
-    RESNET8_WEIGHTS,
-    pretrained_ds_cnn,
-    pretrained_resnet8,
-)
-from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
+from amed_env.networks.mlperf_tiny import pretrained_ds_cnn, pretrained_resnet8
 from amed_env.networks.weights import read_weights, weights_digest
+from amed_env.support.data_files import (
+    CIFAR10_FILES,
+    CIFAR10_FOLDER,
+    CIFAR10_TEST_FILE,
+    CIFAR10_TRAIN_FILES,
+    DS_CNN_WEIGHTS,
+    FASHION_TEST_IMAGES,
+    FASHION_TEST_LABELS,
+    FASHION_TRAIN_IMAGES,
+    FASHION_TRAIN_LABELS,
+    KEYWORDS_FILE,
+    RESNET8_WEIGHTS,
+    RESNET20_WEIGHTS,
+    RESNET56_WEIGHTS,
+)
+from amed_env.support.files import write_atomically
 
 _LOG = logging.getLogger(__name__)
-_COPY_BYTES = 1 << 20
 
 DIGESTS = {
     RESNET20_WEIGHTS: "dd23b404be3e7a2813b9ac3b09106e7055253826842257381b35302ed256f995",
@@ -77,94 +84,58 @@ class Provided:
     is_installed: Callable[[Path], bool]
 
 
-def _cifar10_is_installed(folder: Path) -> bool:
+def _loads(load: Callable[[Path], object], folder: Path) -> bool:
+    """Whether something can be loaded from a data folder."""
     try:
-        for name in (*cifar10.TRAIN_FILES, cifar10.TEST_FILE):
-            cifar10.open_records(name, folder)
-    except DataError as error:
-        _LOG.debug("CIFAR-10 has to be fetched: %s", error)
+        load(folder)
+    except (DataError, NetworkError) as error:
+        _LOG.debug("it has to be fetched or provided: %s", error)
         return False
     return True
+
+
+def _open_cifar10(folder: Path) -> None:
+    for name in (*CIFAR10_TRAIN_FILES, CIFAR10_TEST_FILE):
+        cifar10.open_records(name, folder)
 
 
 def _install_cifar10(archive: Path, folder: Path) -> None:
     """Unpack the six files of images, and nothing else that an archive may hold.
 
     Members are copied out as plain bytes under names that are known beforehand, so neither paths nor links
-    nor modes of the archive matter. (Python 3.11.0 to 3.11.3 have no extraction filter, and pooch uses it
-    from 3.12 on only.)
+    nor modes of the archive matter. (Python 3.11.0 to 3.11.3 have no extraction filter.)
     """
-    wanted = {f"{cifar10.FOLDER}/{name}" for name in (*cifar10.TRAIN_FILES, cifar10.TEST_FILE)}
-    (folder / cifar10.FOLDER).mkdir(exist_ok=True)
+    missing = set(CIFAR10_FILES)
+    (folder / CIFAR10_FOLDER).mkdir(exist_ok=True)
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
                 name = str(PurePosixPath(member.name))
-                stream = tar.extractfile(member) if name in wanted and member.isfile() else None
-                if stream is None:
-                    continue
-                with _whole_or_nothing(folder / name) as temporary, temporary.open("wb") as file:
-                    while block := stream.read(_COPY_BYTES):
-                        file.write(block)
-                wanted.remove(name)
+                stream = tar.extractfile(member) if name in missing and member.isfile() else None
+                if stream is not None:
+                    write_atomically(folder / name, stream.read())
+                    missing.remove(name)
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise DownloadError(f"the archive {archive} cannot be unpacked: {error}; delete it and fetch again.") from error
-    if wanted:
-        raise DownloadError(f"the archive {archive} has no {', '.join(sorted(wanted))}; delete it and fetch again.")
-
-
-def _fashion_file_is_installed(name: str, folder: Path) -> bool:
-    part = "train" if name in (fashion_mnist.TRAIN_IMAGES, fashion_mnist.TRAIN_LABELS) else "test"
-    read = fashion_mnist.read_images if "images" in name else fashion_mnist.read_labels
-    try:
-        read(part, folder)
-    except DataError as error:
-        _LOG.debug("%s has to be fetched: %s", name, error)
-        return False
-    return True
+    if missing:
+        raise DownloadError(f"the archive {archive} has no {', '.join(sorted(missing))}; delete it and fetch again.")
 
 
 def _install_gzip(name: str, archive: Path, folder: Path) -> None:
     """Unpack a single file."""
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            _whole_or_nothing(target) as temporary,
-            gzip.open(archive) as stream,
-            temporary.open("wb") as file,
-        ):
-            while block := stream.read(_COPY_BYTES):
-                file.write(block)
+        with gzip.open(archive) as stream:
+            content = stream.read()
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DownloadError(f"{archive} cannot be unpacked: {error}; delete it and fetch again.") from error
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / name, content)
 
 
-def _keywords_are_installed(folder: Path) -> bool:
-    try:
-        keywords.keyword_samples(folder)
-    except DataError as error:
-        _LOG.debug("the keyword samples are not there: %s", error)
-        return False
-    return True
-
-
-def _weights_are_installed(name: str, folder: Path) -> bool:
-    try:
-        return weights_digest(read_weights(folder / name)) == DIGESTS[name]
-    except NetworkError as error:
-        _LOG.debug("%s has to be fetched: %s", name, error)
-        return False
-
-
-def _loads(load: Callable[[Path], object], folder: Path) -> bool:
-    """Whether weights that users made themselves fit; their last bits depend on how batch norms were folded."""
-    try:
-        load(folder)
-    except NetworkError as error:
-        _LOG.debug("%s", error)
-        return False
-    return True
+def _load_published(name: str, folder: Path) -> None:
+    digest = weights_digest(read_weights(folder / name))
+    if digest != DIGESTS[name]:
+        raise NetworkError(f"{folder / name} holds other weights than the published ones (digest {digest}).")
 
 
 def _install_checkpoint(name: str, checkpoint: Path, folder: Path) -> None:
@@ -177,43 +148,30 @@ def _install_checkpoint(name: str, checkpoint: Path, folder: Path) -> None:
             for name, tensor in state.items()
             if not name.endswith("num_batches_tracked")
         }
-        found = weights_digest(tensors)
+        digest = weights_digest(tensors)
     except Exception as error:  # torch.load raises whatever its unpickler stumbles over
         raise DownloadError(
             f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}; delete it and fetch again."
         ) from error
-    if found != DIGESTS[name]:
+    if digest != DIGESTS[name]:
         raise DownloadError(
             f"the checkpoint {checkpoint} holds other weights than the published ones: expected digest "
-            f"{DIGESTS[name]}, found {found}; delete it and fetch again."
+            f"{DIGESTS[name]}, found {digest}; delete it and fetch again."
         )
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _whole_or_nothing(target) as temporary:
-        save_file(tensors, temporary)
-
-
-@contextmanager
-def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A temporary path beside the target, which replaces it at the end; after a fault nothing is left."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / name, save(tensors))
 
 
 _CIFAR10 = Asset(
     title="CIFAR-10",
-    path=cifar10.FOLDER,
+    path=CIFAR10_FOLDER,
     source=Download(
         file="cifar-10-binary.tar.gz",
         home="https://www.cs.toronto.edu/~kriz/",
         checksum="md5:c32a1d4ab5d03f1284b67883e8d87530",
         size=170_052_171,
     ),
-    is_installed=_cifar10_is_installed,
+    is_installed=partial(_loads, _open_cifar10),
     install=_install_cifar10,
 )
 
@@ -227,12 +185,14 @@ def _published_resnet(title: str, weights: str, file: str, checksum: str) -> Ass
             home="https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/",
             checksum=checksum,
         ),
-        is_installed=partial(_weights_are_installed, weights),
+        is_installed=partial(_loads, partial(_load_published, weights)),
         install=partial(_install_checkpoint, weights),
     )
 
 
 def _fashion_file(name: str, md5: str) -> Asset:
+    read = fashion_mnist.read_images if "images" in name else fashion_mnist.read_labels
+    part = "train" if "train" in name else "test"
     return Asset(
         title=f"Fashion-MNIST, {Path(name).name}",
         path=name,
@@ -241,12 +201,13 @@ def _fashion_file(name: str, md5: str) -> Asset:
             home="https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
             checksum=f"md5:{md5}",
         ),
-        is_installed=partial(_fashion_file_is_installed, name),
+        is_installed=partial(_loads, partial(read, part)),
         install=partial(_install_gzip, name),
     )
 
 
 def _tiny_weights(title: str, weights: str, folder: str, layers: str, load: Callable[[Path], object]) -> Provided:
+    # No digest: users make these files, and the last bits depend on how the batch norms were folded.
     return Provided(
         title=title,
         path=weights,
@@ -282,26 +243,22 @@ ASSETS: dict[str, tuple[Asset | Provided, ...]] = {
         _published_resnet("pretrained ResNet-56", RESNET56_WEIGHTS, "resnet56-4bfd9763.th", "sha256:4bfd9763"),
     ),
     "fashion-cnn": (
-        _fashion_file(fashion_mnist.TRAIN_IMAGES, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-        _fashion_file(fashion_mnist.TRAIN_LABELS, "25c81989df183df01b3e8a0aad5dffbe"),
-        _fashion_file(fashion_mnist.TEST_IMAGES, "bef4ecab320f06d8554ea6380940ec79"),
-        _fashion_file(fashion_mnist.TEST_LABELS, "bb300cfdad3c16e7a12a480ee83cd310"),
+        _fashion_file(FASHION_TRAIN_IMAGES, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        _fashion_file(FASHION_TRAIN_LABELS, "25c81989df183df01b3e8a0aad5dffbe"),
+        _fashion_file(FASHION_TEST_IMAGES, "bef4ecab320f06d8554ea6380940ec79"),
+        _fashion_file(FASHION_TEST_LABELS, "bb300cfdad3c16e7a12a480ee83cd310"),
     ),
     "kws-dscnn": (
         Provided(
             title="the keyword samples",
-            path=keywords.FILE,
+            path=KEYWORDS_FILE,
             origin="the 1,000 files of https://github.com/eembc/energyrunner, datasets/kws01, in the order of their "
             "y_labels.csv, as arrays x int8 (1000, 490), y uint8 (1000,), and the quantization scale and zero point "
             "of the benchmark's input",
-            is_installed=_keywords_are_installed,
+            is_installed=partial(_loads, keywords.keyword_samples),
         ),
         _tiny_weights(
-            "the trained DS-CNN",
-            DS_CNN_WEIGHTS,
-            "keyword_spotting",
-            "conv0 to conv8 and fc9",
-            pretrained_ds_cnn,
+            "the trained DS-CNN", DS_CNN_WEIGHTS, "keyword_spotting", "conv0 to conv8 and fc9", pretrained_ds_cnn
         ),
     ),
 }

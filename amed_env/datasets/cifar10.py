@@ -8,6 +8,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,15 @@ import torch
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
-from amed_env.support.location import DATA_DIR_VARIABLE, data_dir
+from amed_env.support.data_files import CIFAR10_FOLDER, CIFAR10_TEST_FILE, CIFAR10_TRAIN_FILES
+from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
-FOLDER = "cifar-10-batches-bin"
-TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-TEST_FILE = "test_batch.bin"
-FILES = tuple(f"{FOLDER}/{name}" for name in (*TRAIN_FILES, TEST_FILE))
-"""All files, relative to the data folder."""
 CLASSES = 10
 IMAGE_SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
 RECORDS_PER_FILE = 10_000
 
+# All 50,000 training images were seen by the pretrained networks, so search and test images come from the test file.
 SEARCH_SAMPLES = 2_000
 CALIBRATION_SAMPLES = 8_192
 VALIDATION_SAMPLES = 5_000
@@ -38,7 +36,7 @@ SHIFT = 4
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Another text would deal the images anew and make all published figures void.
+# Another text would assign the images to other splits and make all published figures void.
 _TEST_SALT = "amed/cifar10/test/1"
 _CALIBRATION_SALT = "amed/cifar10/calibration/1"
 
@@ -48,7 +46,7 @@ def cifar10_splits(
 ) -> Splits:
     """The fixed splits for a network that was trained on all 50,000 training images.
 
-    Calibration takes training images; the test file is dealt once into 2,000 search and 8,000 test images,
+    Calibration takes training images; the test file is split once into 2,000 search and 8,000 test images,
     200 and 800 a class. Every prefix of every part is class-balanced to within one image a class.
 
     Args:
@@ -62,7 +60,7 @@ def cifar10_splits(
     Raises:
         DataError: If a file is missing or damaged, or there are not as many training images.
     """
-    test_records = open_records(TEST_FILE, folder)
+    test_records = open_records(CIFAR10_TEST_FILE, folder)
     order = balanced_order(test_records[:, 0], _TEST_SALT)
     return Splits(
         calibration=cifar10_calibration(folder, calibration_samples, raw=raw),
@@ -113,14 +111,14 @@ def cifar10_training(folder: Path | None = None, *, raw: bool = False) -> Traini
     )
 
 
-def cifar10_raw_training() -> TrainingData:
-    """The same as `cifar10_training` with pixels from 0 to 255."""
-    return cifar10_training(raw=True)
+# Networks of MLPerf Tiny take pixels as they are stored.
+cifar10_raw_splits = partial(cifar10_splits, raw=True)
+cifar10_raw_training = partial(cifar10_training, raw=True)
 
 
 def _ordered_train_files(folder: Path | None) -> tuple[list[np.ndarray], np.ndarray]:
     """The records of all training files, and the fixed, class-balanced order of their images."""
-    files = [open_records(name, folder) for name in TRAIN_FILES]
+    files = [open_records(name, folder) for name in CIFAR10_TRAIN_FILES]
     labels = np.concatenate([records[:, 0] for records in files])
     return files, balanced_order(labels, _CALIBRATION_SALT)
 
@@ -130,18 +128,13 @@ def _records(files: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
     return np.stack([files[index // per_file][index % per_file] for index in chosen])
 
 
-def cifar10_raw_splits() -> Splits:
-    """The same splits as `cifar10_splits` with pixels from 0 to 255."""
-    return cifar10_splits(raw=True)
-
-
 def cifar10_test_file(folder: Path | None = None, *, raw: bool = False) -> Samples:
     """All 10,000 images of the test file in their original order: for comparison with published figures only.
 
     Raises:
         DataError: If the file is missing or damaged.
     """
-    return _samples(np.asarray(open_records(TEST_FILE, folder)), "cifar10/test file", raw)
+    return _samples(np.asarray(open_records(CIFAR10_TEST_FILE, folder)), "cifar10/test file", raw)
 
 
 def open_records(name: str, folder: Path | None = None) -> np.ndarray:
@@ -157,9 +150,9 @@ def open_records(name: str, folder: Path | None = None) -> np.ndarray:
     Raises:
         DataError: If the file is missing, has the wrong size, or a label is not 0..9.
     """
-    path = (data_dir() if folder is None else Path(folder)) / FOLDER / name
+    path = data_path(f"{CIFAR10_FOLDER}/{name}", folder)
     expected = RECORD_BYTES * RECORDS_PER_FILE
-    cure = f"run `amed fetch cifar10-resnet20`, or set {DATA_DIR_VARIABLE} to the folder that holds {FOLDER}."
+    cure = f"run `amed fetch cifar10-resnet20`, or set {DATA_DIR_VARIABLE} to the folder that holds {CIFAR10_FOLDER}."
     try:
         size = path.stat().st_size
         if size != expected:

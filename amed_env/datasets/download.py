@@ -11,26 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pooch
 import requests
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from amed_env.errors import DownloadError
 
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 14  # also what a cut connection may lose
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
+_WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)  # time-outs, too many requests, passing faults of a server
 
 
 @dataclass(frozen=True)
@@ -50,11 +41,14 @@ class Download:
     checksum: str
     size: int | None = None
 
-    @property
-    def has_whole_checksum(self) -> bool:
-        """Whether all digits of the checksum are known."""
-        algorithm, _, digits = self.checksum.partition(":")
-        return len(digits) == 2 * hashlib.new(algorithm).digest_size
+    def digest_of(self, path: Path) -> str:
+        """The digest of a file by this file's algorithm, in hexadecimal."""
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, self.checksum.partition(":")[0]).hexdigest()
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether a digest is this file's, as far as its digits are known."""
+        return digest.startswith(self.checksum.partition(":")[2].lower())
 
     def url(self, base_url: str | None = None) -> str:
         """The official address, or that on a mirror which has all files in one folder."""
@@ -104,19 +98,17 @@ def download(
         DownloadError: If the server cannot be reached or refuses, the disk is full, or the checksum is wrong;
             a file with a wrong checksum is deleted.
     """
-    downloader = _ResumingDownloader(item, folder / f"{item.file}.part", progress, patience or Patience())
+    target = folder / item.file
     try:
-        with _quiet_pooch():
-            path = pooch.retrieve(
-                item.url(base_url),
-                known_hash=item.checksum if item.has_whole_checksum else None,
-                fname=item.file,
-                path=folder,
-                downloader=downloader,
-            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (target.is_file() and item.has_digest(item.digest_of(target))):
+            transfer = _Transfer(item, item.url(base_url), folder / f"{item.file}.part", patience or Patience())
+            with _progress_bar(item, progress) as report:
+                transfer.run(report)
+            transfer.part.replace(target)
     except OSError as error:
         raise disk_error(error, folder) from error
-    return Path(path)
+    return target
 
 
 def disk_error(error: OSError, folder: Path) -> DownloadError:
@@ -136,55 +128,52 @@ class _InterruptedError(Exception):
     """The connection ended too early, or a passing fault of the server: worth another attempt."""
 
 
-_PASSING = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-    _InterruptedError,
-)
+_PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, _InterruptedError)
 
 
-class _ResumingDownloader:
-    """The callable that pooch asks for: brings a URL to a file, going on with what the `.part` file has."""
+@dataclass(frozen=True)
+class _Transfer:
+    """Brings a file from an address, going on with what the `.part` file has."""
 
-    def __init__(self, item: Download, part: Path, progress: bool, patience: Patience) -> None:
-        self.item, self.part, self.progress, self.patience = item, part, progress, patience
+    item: Download
+    url: str
+    part: Path
+    patience: Patience
 
-    def __call__(self, url: str, output_file: str, _pooch: Any) -> None:
-        with _progress_bar(self.item, self.progress) as report:
-            self._download(url, report)
-        self._check(url)
-        self.part.replace(output_file)
+    def run(self, report: Callable[[int, int | None], None]) -> None:
+        """Connect until the part file is complete, and check it."""
+        self._download(report)
+        self._check()
 
-    def _download(self, url: str, report: Callable[[int, int | None], None]) -> None:
+    def _download(self, report: Callable[[int, int | None], None]) -> None:
         furthest, fruitless = self._size(), 0
         while True:
             try:
-                return self._transfer(url, report)
+                return self._connect(report)
             except _PASSING as error:
                 # Only new bytes count: a server that starts over and fails each time is not asked for ever.
                 fruitless = 0 if self._size() > furthest else fruitless + 1
                 furthest = max(furthest, self._size())
                 if fruitless >= self.patience.attempts:
                     raise DownloadError(
-                        f"cannot download {url}: {error} ({fruitless} attempts in a row brought nothing new; "
+                        f"cannot download {self.url}: {error} ({fruitless} attempts in a row brought nothing new; "
                         f"{self._size():,} bytes are kept in {self.part}). Check the connection and run the "
                         "same command again to continue."
                     ) from error
                 pause = self.patience.pause_s * 2 ** max(0, fruitless - 1)
-                _LOG.warning("%s: %s; %s bytes are there; next attempt in %g s", url, error, self._size(), pause)
+                _LOG.warning("%s: %s; %s bytes are there; next attempt in %g s", self.url, error, self._size(), pause)
                 time.sleep(pause)
             except requests.RequestException as error:
-                raise DownloadError(f"cannot download {url}: {error}. Check the address.") from error
+                raise DownloadError(f"cannot download {self.url}: {error}. Check the address.") from error
 
-    def _transfer(self, url: str, report: Callable[[int, int | None], None]) -> None:
+    def _connect(self, report: Callable[[int, int | None], None]) -> None:
         """One connection, from the end of the part file to the end of the file."""
         have = self._size()
         # Any content encoding would make byte positions meaningless.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         timeout = (self.patience.connect_timeout_s, self.patience.read_timeout_s)
-        with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
-            total = self._read_status(response, url, have)
+        with requests.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
+            total = self._read_status(response, have)
             if have and total == have:
                 return
             if response.status_code == requests.codes.ok:
@@ -198,7 +187,7 @@ class _ResumingDownloader:
         if total is not None and have < total:
             raise _InterruptedError(f"the connection ended after {have:,} of {total:,} bytes")
 
-    def _read_status(self, response: requests.Response, url: str, have: int) -> int | None:
+    def _read_status(self, response: requests.Response, have: int) -> int | None:
         """Size of the whole file, None if the server does not say; raises if the answer brings no bytes."""
         status = response.status_code
         span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
@@ -219,21 +208,21 @@ class _ResumingDownloader:
         if status in _WORTH_A_RETRY:
             raise _InterruptedError(f"the server answered {status} {response.reason}")
         raise DownloadError(
-            f"cannot download {url}: the server answered {status} {response.reason}. If the file has moved, "
+            f"cannot download {self.url}: the server answered {status} {response.reason}. If the file has moved, "
             f"download {self.item.file} by hand and put it into {self.part.parent}."
         )
 
-    def _check(self, url: str) -> None:
-        algorithm, _, expected = self.item.checksum.partition(":")
-        found = pooch.file_hash(str(self.part), alg=algorithm)
-        if found.startswith(expected.lower()):
+    def _check(self) -> None:
+        digest = self.item.digest_of(self.part)
+        if self.item.has_digest(digest):
             return
         size = self._size()
         self.part.unlink()
+        algorithm, _, expected = self.item.checksum.partition(":")
         of = "" if self.item.size is None else f" of {self.item.size:,}"
         raise DownloadError(
-            f"{url} brought a damaged or another file: expected {algorithm} {expected}, found {found} "
-            f"({size:,} bytes{of}). It was deleted; run the same command again to download it anew."
+            f"{self.url} brought a damaged or another file: expected {algorithm} {expected}, found {digest} "
+            f"({size:,} bytes{of}). It was deleted; run the same command again to download it once more."
         )
 
     def _size(self) -> int:
@@ -256,15 +245,3 @@ def _progress_bar(item: Download, shown: bool) -> Iterator[Callable[[int, int | 
             bars.update(task, completed=have, total=total if total is not None else item.size)
 
         yield report
-
-
-@contextmanager
-def _quiet_pooch() -> Iterator[None]:
-    """Silence pooch's own messages, which it prints without being asked."""
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -16,22 +16,25 @@ import torch
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
-from amed_env.support.location import DATA_DIR_VARIABLE, data_dir
+from amed_env.support.data_files import (
+    FASHION_FOLDER,
+    FASHION_TEST_IMAGES,
+    FASHION_TEST_LABELS,
+    FASHION_TRAIN_IMAGES,
+    FASHION_TRAIN_LABELS,
+)
+from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
-FOLDER = "FashionMNIST/raw"
-TRAIN_IMAGES, TRAIN_LABELS = f"{FOLDER}/train-images-idx3-ubyte", f"{FOLDER}/train-labels-idx1-ubyte"
-TEST_IMAGES, TEST_LABELS = f"{FOLDER}/t10k-images-idx3-ubyte", f"{FOLDER}/t10k-labels-idx1-ubyte"
-FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-"""All files, relative to the data folder."""
 CLASSES = 10
 IMAGE_SHAPE = (1, 28, 28)
 RECORDS = {"train": 60_000, "test": 10_000}
 
+# Validation images chose the hyperparameters of the network, so neither search nor test may use them.
 VALIDATION_SAMPLES = 6_000
 SEARCH_SAMPLES = 2_000
 CALIBRATION_SAMPLES = 4_096
 
-# Another text would deal the images anew and make all published figures void.
+# Another text would assign the images to other splits and make all published figures void.
 _TRAIN_SALT = "amed/fashion-mnist/train/1"
 _TEST_SALT = "amed/fashion-mnist/test/1"
 _IMAGE_HEADER, _LABEL_HEADER = struct.Struct(">IIII"), struct.Struct(">II")
@@ -39,7 +42,7 @@ _IMAGE_MAGIC, _LABEL_MAGIC = 0x803, 0x801
 
 
 def fashion_mnist_splits(folder: Path | None = None, calibration_samples: int = CALIBRATION_SAMPLES) -> Splits:
-    """The fixed splits: calibration takes training images, the test file is dealt into search and test images.
+    """The fixed splits: calibration takes training images, the test file is split into search and test images.
 
     Every prefix of every part is class-balanced to within one image a class.
 
@@ -68,7 +71,7 @@ def fashion_mnist_calibration(folder: Path | None = None, samples: int = CALIBRA
     Raises:
         DataError: If a file is missing or damaged, or there are not as many training images.
     """
-    images, labels, (training, _) = _dealt_train_file(folder)
+    images, labels, (training, _) = _split_train_file(folder)
     if not 1 <= samples <= len(training):
         raise DataError(f"fashion-mnist: {samples} calibration samples asked for; choose 1 to {len(training)}.")
     return _samples(images, labels, training[:samples], "fashion-mnist/calibration")
@@ -80,7 +83,7 @@ def fashion_mnist_training(folder: Path | None = None) -> tuple[Samples, Samples
     Raises:
         DataError: If a file is missing or damaged.
     """
-    images, labels, (training, validation) = _dealt_train_file(folder)
+    images, labels, (training, validation) = _split_train_file(folder)
     return (
         _samples(images, labels, training, "fashion-mnist/training"),
         _samples(images, labels, validation, "fashion-mnist/validation"),
@@ -93,7 +96,7 @@ def fashion_mnist_training_data(folder: Path | None = None) -> TrainingData:
     Raises:
         DataError: If a file is missing or damaged.
     """
-    images, labels, (training, validation) = _dealt_train_file(folder)
+    images, labels, (training, validation) = _split_train_file(folder)
     return TrainingData(
         torch.from_numpy(images[training]).reshape(-1, *IMAGE_SHAPE),
         torch.from_numpy(labels[training].astype(np.int64)),
@@ -104,7 +107,7 @@ def fashion_mnist_training_data(folder: Path | None = None) -> TrainingData:
     )
 
 
-def _dealt_train_file(folder: Path | None) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def _split_train_file(folder: Path | None) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     images, labels = read_images("train", folder), read_labels("train", folder)
     order = balanced_order(labels, _TRAIN_SALT)
     return images, labels, (order[VALIDATION_SAMPLES:], order[:VALIDATION_SAMPLES])
@@ -118,7 +121,9 @@ def read_images(part: str, folder: Path | None = None) -> np.ndarray:
     """
     count, (_, height, width) = RECORDS[part], IMAGE_SHAPE
     header = _IMAGE_HEADER.pack(_IMAGE_MAGIC, count, height, width)
-    data = _read(TRAIN_IMAGES if part == "train" else TEST_IMAGES, header, count * height * width, folder)
+    data = _read(
+        FASHION_TRAIN_IMAGES if part == "train" else FASHION_TEST_IMAGES, header, count * height * width, folder
+    )
     return data.reshape(count, height, width)
 
 
@@ -128,7 +133,7 @@ def read_labels(part: str, folder: Path | None = None) -> np.ndarray:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    name, count = TRAIN_LABELS if part == "train" else TEST_LABELS, RECORDS[part]
+    name, count = FASHION_TRAIN_LABELS if part == "train" else FASHION_TEST_LABELS, RECORDS[part]
     labels = _read(name, _LABEL_HEADER.pack(_LABEL_MAGIC, count), count, folder)
     if int(labels.max()) >= CLASSES:
         raise DataError(f"Fashion-MNIST file {name} has a label {labels.max()}, expected 0 to 9: it is damaged.")
@@ -137,8 +142,8 @@ def read_labels(part: str, folder: Path | None = None) -> np.ndarray:
 
 def _read(name: str, header: bytes, size: int, folder: Path | None) -> np.ndarray:
     """The bytes behind a header that is known beforehand, as one row of uint8."""
-    path = (data_dir() if folder is None else Path(folder)) / name
-    cure = f"run `amed fetch fashion-cnn`, or set {DATA_DIR_VARIABLE} to the folder that holds {FOLDER}."
+    path = data_path(name, folder)
+    cure = f"run `amed fetch fashion-cnn`, or set {DATA_DIR_VARIABLE} to the folder that holds {FASHION_FOLDER}."
     try:
         data = path.read_bytes()
     except OSError as error:

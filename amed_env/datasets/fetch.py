@@ -1,6 +1,6 @@
 """Fetches data sets and pretrained weights from their official homes into the data folder.
 
-What a task needs, and how it is installed, stands in `datasets.assets`.
+`datasets.assets` lists what a task needs and how it is installed.
 """
 
 from __future__ import annotations
@@ -79,11 +79,7 @@ def fetch(
                 missing = [asset for asset in missing if not asset.is_installed(folder)]
                 for asset in missing:
                     archive = download(
-                        asset.source,
-                        folder / _DOWNLOADS,
-                        progress=progress,
-                        base_url=base_url,
-                        patience=patience,
+                        asset.source, folder / _DOWNLOADS, progress=progress, base_url=base_url, patience=patience
                     )
                     asset.install(archive, folder)
                     if not asset.is_installed(folder):
@@ -92,7 +88,9 @@ def fetch(
                             "does not hold what is expected; please report this."
                         )
                     archive.unlink()
-                _remove_if_empty(folder / _DOWNLOADS)
+                downloads = folder / _DOWNLOADS
+                if downloads.is_dir() and not any(downloads.iterdir()):  # a part of another file may be there
+                    downloads.rmdir()
         except OSError as error:
             raise disk_error(error, folder) from error
     fetched = [Fetched(asset.title, folder / asset.path, asset in missing) for asset in assets]
@@ -106,20 +104,9 @@ def _find_provided(task: str, folder: Path) -> list[Fetched]:
     provided = [asset for asset in ASSETS[task] if isinstance(asset, Provided)]
     lacking = [asset for asset in provided if not asset.is_installed(folder)]
     if lacking:
-        wanted = "; ".join(f"{asset.title} as {folder / asset.path}: {asset.origin}" for asset in lacking)
-        raise DownloadError(f"{task} needs what cannot be downloaded in a form that amed reads. Provide {wanted}.")
+        recipes = "; ".join(f"{asset.title} as {folder / asset.path}: {asset.origin}" for asset in lacking)
+        raise DownloadError(f"{task} needs what cannot be downloaded in a form that amed reads. Provide {recipes}.")
     return [Fetched(asset.title, folder / asset.path, False) for asset in provided]
-
-
-def fetch_cifar10_resnet20(
-    target_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-    *,
-    base_url: str | None = None,
-    patience: Patience | None = None,
-) -> list[Fetched]:
-    """Bring CIFAR-10 and the pretrained ResNet-20 into the data folder: see `fetch`."""
-    return fetch("cifar10-resnet20", target_dir, progress=progress, base_url=base_url, patience=patience)
 
 
 @contextmanager
@@ -134,14 +121,3 @@ def _only_process(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Remove the download folder unless it holds a part of a file; called by the only process at work."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if not path.stat().st_size:  # left by pooch in a process that was killed
-            path.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()

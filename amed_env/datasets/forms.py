@@ -11,54 +11,55 @@ from amed_env.datasets.samples import Samples
 from amed_env.errors import DataError
 
 
-def as_samples(given: Any, part: str, labelled: bool = True) -> Samples:
+def as_samples(source: Any, part: str, labelled: bool = True) -> Samples:
     """Samples from a pair of inputs and labels, from inputs alone, or from a torch data set.
 
     Inputs are a tensor, or a tuple of tensors for a network that takes several.
 
     Args:
-        given: `Samples`, `(inputs, labels)`, a torch data set of `(input, label)` pairs or, without labels, `inputs`.
+        source: `Samples`, `(inputs, labels)`, a torch data set of `(input, label)` pairs or, without labels, `inputs`.
         part: What they are for, for messages.
         labelled: Whether labels are needed.
 
     Raises:
         DataError: If they are in no such form, empty, or malformed.
     """
-    if isinstance(given, Samples):
-        return given
-    if isinstance(given, torch.Tensor) or _is_several(given):
+    if isinstance(source, Samples):
+        return source
+    if isinstance(source, torch.Tensor) or _is_several(source):
         if labelled:
             raise DataError(f"the {part} samples have no labels; give a pair (inputs, labels).")
-        count = len(given) if isinstance(given, torch.Tensor) else len(given[0])
-        return _make(given, torch.zeros(count, dtype=torch.int64), part)
-    if isinstance(given, tuple | list) and len(given) == 2 and all(hasattr(item, "__len__") for item in given):
-        return _make(given[0], _tensor(given[1], f"the labels of the {part} samples"), part)
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
-        if len(given) == 0:
+        count = len(source) if isinstance(source, torch.Tensor) else len(source[0])
+        return _make(source, torch.zeros(count, dtype=torch.int64), part)
+    if isinstance(source, tuple | list) and len(source) == 2 and all(hasattr(item, "__len__") for item in source):
+        return _make(source[0], _tensor(source[1], f"the labels of the {part} samples"), part)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        if len(source) == 0:
             raise DataError(f"the {part} samples are empty; give at least one.")
-        pairs = [_item(given, index, part) for index in range(len(given))]
+        pairs = [_item(source, index, part) for index in range(len(source))]
         inputs, labels = [pair[0] for pair in pairs], torch.as_tensor([pair[1] for pair in pairs])
         if all(isinstance(entry, tuple | list) for entry in inputs):
-            return _make(tuple(_stacked(column, part) for column in zip(*inputs, strict=True)), labels, part)
+            columns = zip(*inputs, strict=True)
+            return _make(tuple(_stacked(column, part) for column in columns), labels, part)
         return _make(_stacked(inputs, part), labels, part)
     raise DataError(
-        f"the {part} samples are {type(given).__name__}; give (inputs, labels), Samples or a torch data set."
+        f"the {part} samples are {type(source).__name__}; give (inputs, labels), Samples or a torch data set."
     )
 
 
-def _is_several(given: Any) -> TypeGuard[tuple[torch.Tensor, ...]]:
+def _is_several(source: Any) -> TypeGuard[tuple[torch.Tensor, ...]]:
     """Whether these are several inputs of a network; labels are never floating-point."""
     return (
-        isinstance(given, tuple | list)
-        and len(given) > 1
-        and all(isinstance(item, torch.Tensor) and item.is_floating_point() for item in given)
+        isinstance(source, tuple | list)
+        and len(source) > 1
+        and all(isinstance(item, torch.Tensor) and item.is_floating_point() for item in source)
     )
 
 
-def _item(given: Any, index: int, part: str) -> tuple[Any, int]:
+def _item(source: Any, index: int, part: str) -> tuple[Any, int]:
     """Input and label of one item of a data set."""
     try:
-        item = given[index]
+        item = source[index]
     except Exception as error:  # a data set is code of the user
         raise DataError(f"item {index} of the {part} data set fails: {type(error).__name__}: {error}.") from error
     if not isinstance(item, tuple | list) or len(item) != 2:

@@ -16,17 +16,17 @@ import torch
 
 from amed_env.datasets.samples import Samples, Splits, balanced_order
 from amed_env.errors import DataError
-from amed_env.support.location import DATA_DIR_VARIABLE, data_dir
+from amed_env.support.data_files import KEYWORDS_FILE
+from amed_env.support.location import DATA_DIR_VARIABLE, data_path
 
-FILE = "kws_mlperf_tiny_1000.npz"
-"""The samples, relative to the data folder."""
 CLASSES = 12
 FEATURE_SHAPE = (1, 49, 10)
 SAMPLES = 1_000
+# Only the 1,000 official samples are at hand in a form that needs no audio processing.
 CALIBRATION_SAMPLES = 200
 SEARCH_SAMPLES = 400
 
-_SALT = "amed/keywords/1"  # another text would deal the samples anew and make all published figures void
+_SALT = "amed/keywords/1"  # another text would assign the samples to other splits and make all published figures void
 _ARRAYS = {"x": (SAMPLES, 490), "y": (SAMPLES,), "scale": (), "zero": ()}
 
 
@@ -49,7 +49,7 @@ def keyword_splits(folder: Path | None = None) -> Splits:
     hashes = samples.sample_hashes()
     has_copy = np.asarray([hashes.count(value) > 1 for value in hashes])
     order = balanced_order(samples.labels.numpy(), _SALT)
-    # Six samples stand there twice; at the end of the order both copies are in the test part.
+    # Six samples are duplicated. At the end of the order both copies are in the test part, none is in two parts.
     order = np.concatenate([order[~has_copy[order]], order[has_copy[order]]])
     calibration, search, test = np.split(order, [CALIBRATION_SAMPLES, CALIBRATION_SAMPLES + SEARCH_SAMPLES])
     return Splits(
@@ -65,7 +65,7 @@ def keyword_samples(folder: Path | None = None) -> Samples:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    path = (data_dir() if folder is None else Path(folder)) / FILE
+    path = data_path(KEYWORDS_FILE, folder)
     cure = f"`amed fetch kws-dscnn` says where it comes from; {DATA_DIR_VARIABLE} names the folder that holds it."
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from amed_env.errors import DataError
+from amed_env.support.text import first_few
 from amed_env.tracing.packing import pack, unpack
-
-_MAX_NAMED = 5  # positions named in a message; more would not be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +59,7 @@ class Samples:
         return cls(pack(inputs), labels, name, tuple(tuple(tensor.shape[1:]) for tensor in inputs))
 
     def __post_init__(self) -> None:
-        for attribute, dtype, cure in (
-            ("inputs", torch.float32, "float()"),
-            ("labels", torch.int64, "long()"),
-        ):
+        for attribute, dtype, cure in (("inputs", torch.float32, "float()"), ("labels", torch.int64, "long()")):
             value = getattr(self, attribute)
             if not isinstance(value, torch.Tensor):
                 raise DataError(
@@ -94,7 +90,7 @@ class Samples:
         if bool((self.labels < 0).any()):
             at = torch.nonzero(self.labels < 0).flatten()
             raise DataError(
-                f"{self.name}: {len(at)} labels are negative, at {_positions(at.tolist())}; classes count from 0."
+                f"{self.name}: {len(at)} labels are negative, at index {first_few(at.tolist())}; classes count from 0."
             )
         # Extremes show NaN and infinity without a mask as large as the inputs.
         if not bool(torch.isfinite(torch.stack(torch.aminmax(self.inputs))).all()):
@@ -103,7 +99,7 @@ class Samples:
             values = int(wrong.sum())
             raise DataError(
                 f"{self.name}: {values} input values in {len(at)} samples are NaN or infinite, at "
-                f"{_positions(at.tolist())}; remove or repair those samples."
+                f"index {first_few(at.tolist())}; remove or repair those samples."
             )
 
     def __len__(self) -> int:
@@ -157,6 +153,7 @@ class Samples:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, inputs and labels: the same on every machine for the same contents."""
+        # Shape first, so that equal bytes of other shapes differ; the name is no part of the contents.
         digest = hashlib.sha256(f"amed-samples/1 {tuple(self.inputs.shape)} ".encode())
         if self.packed_shapes is not None:
             digest.update(f"{self.packed_shapes} ".encode())
@@ -166,6 +163,7 @@ class Samples:
 
     def sample_hashes(self) -> list[bytes]:
         """A 16-byte hash of each input, without its label: equal for exact copies."""
+        # Sixteen bytes make equal hashes of different samples practically impossible (2^64 samples for an even chance).
         rows = _little_endian(self.inputs, "<f4").reshape(len(self), -1)
         return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
@@ -192,11 +190,11 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, part in self.parts().items():
-            shape, wanted = (p.packed_shapes or p.sample_shape for p in (part, self.calibration))
-            if shape != wanted:
+            shape, expected = (p.packed_shapes or p.sample_shape for p in (part, self.calibration))
+            if shape != expected:
                 raise DataError(
                     f"the {name} samples have shape {shape} but the calibration samples "
-                    f"{wanted}; prepare all three in the same way."
+                    f"{expected}; prepare all three in the same way."
                 )
         if not self.allow_duplicates:
             self._check_disjoint()
@@ -217,15 +215,15 @@ class Splits:
             if shared:
                 raise DataError(
                     f"{len(shared)} of the {len(second_hashes)} {second} samples are also in the {first} "
-                    f"samples ({second} {_positions(shared)}), so scores would be too good; split without "
+                    f"samples ({second} index {first_few(shared)}), so scores would be too good; split without "
                     "overlap, or pass allow_duplicates=True if the data set contains exact copies."
                 )
 
 
 def drawn_order(count: int, salt: str) -> np.ndarray:
-    """A fixed order of samples that has nothing to do with the one in which they were given.
+    """A fixed order of samples that has nothing to do with the order of the data set.
 
-    It is that of SHA-256 of salt and index, so it depends on no random number generator.
+    Samples are sorted by the SHA-256 of salt and index.
 
     Args:
         count: How many samples there are.
@@ -234,6 +232,7 @@ def drawn_order(count: int, salt: str) -> np.ndarray:
     Returns:
         (count,) int64 indices, each of them once.
     """
+    # A hash, as streams of random generators change with versions and machines.
     keys = [hashlib.sha256(f"{salt}:{index}".encode()).digest() for index in range(count)]
     return np.array(sorted(range(count), key=keys.__getitem__), dtype=np.int64)
 
@@ -241,8 +240,7 @@ def drawn_order(count: int, salt: str) -> np.ndarray:
 def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
     """A fixed order of all samples in which every prefix is as class-balanced as the classes allow.
 
-    The order within a class is that of SHA-256 of salt and index, so it depends on no random number
-    generator; then classes take turns.
+    Within a class samples are ordered by `drawn_order`; the classes take turns (round-robin).
 
     Args:
         labels: (N,) class of each sample.
@@ -252,7 +250,7 @@ def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
         (N,) int64 indices, each of them once.
     """
     labels = np.asarray(labels, dtype=np.int64)
-    turns: dict[int, int] = {}
+    turns: dict[int, int] = {}  # class to its turns so far
     places = []
     for index in drawn_order(len(labels), salt).tolist():
         label = int(labels[index])
@@ -263,8 +261,3 @@ def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
 
 def _little_endian(tensor: torch.Tensor, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(dtype, copy=False))
-
-
-def _positions(indices: Sequence[int]) -> str:
-    shown = ", ".join(map(str, indices[:_MAX_NAMED]))
-    return f"index {shown}{', ...' if len(indices) > _MAX_NAMED else ''}"

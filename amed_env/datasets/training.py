@@ -66,7 +66,7 @@ class TrainingData:
             mirrored = torch.rand(len(chosen), 1, generator=generator) < 0.5
             columns = torch.where(mirrored, width - 1 - columns, columns)
         columns = columns + right
-        images = F.pad(self.images[chosen], [self.shift] * 4)
+        images = F.pad(self.images[chosen], [self.shift] * 4)  # of stored bytes: floats only at the end
         # Both index tensors around a slice put its axis last: (B, H, W, C), which is the layout that is wanted.
         moved = images[torch.arange(len(chosen))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         return moved.float().mul_(self.scale).add_(self.offset).permute(0, 3, 1, 2), self.labels[chosen]

@@ -3,10 +3,11 @@
 The classes are imported when they are asked for, so that `import amed_env` stays quick.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gymnasium.envs.registration import register, registry
+
+from amed_env.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from amed_env.envs.continuous import ContinuousWidths
@@ -52,8 +53,4 @@ if ONE_SHOT not in registry:
 if RANDOM_WALK not in registry:
     register(id=RANDOM_WALK, entry_point="amed_env.envs.random_walk:RandomWalkEnv")
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'amed_env.envs' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+__getattr__ = lazy_names(__name__, _LAZY)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split
+from amed_env.evaluation.quality import Evaluator, GradientMeasure, Progress, Quality, Split
 from amed_env.problem.allocation import BitAllocation, Precision
 
 
@@ -40,6 +40,14 @@ class DelegatingEvaluator(Evaluator):
     def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
         """See `Evaluator.pair_divergences`."""
         return self._inner.pair_divergences(precisions, reach)
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """See `Evaluator.prepare`."""
+        self._inner.prepare(progress)
+
+    def float_remarks(self) -> list[str]:
+        """See `Evaluator.float_remarks`."""
+        return self._inner.float_remarks()
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """See `Evaluator.weight_statistics`."""

@@ -14,6 +14,8 @@ from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Workload
 from amed_env.quantization.network import QuantizedNetwork
 
+# Not float: the whole sweep then runs on integers, and it is what narrowing the layer does to the network that a search
+# starts from.
 SENSITIVITY_BITS = 8
 """Width of all other layers meanwhile."""
 _AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
@@ -48,6 +50,7 @@ def measure_divergences(
     found = np.zeros((len(names), len(precisions)))
     for cell, value in zip(cells, _divergences(network, base, allocations, inputs, batch_size, progress), strict=True):
         found[cell] = value
+    # A divergence is never negative; sums of rounded logarithms can be, by their last bits.
     return np.maximum(found, 0.0)
 
 

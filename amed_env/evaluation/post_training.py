@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,12 +19,12 @@ from amed_env.evaluation.divergences import measure_divergences, measure_pairs
 from amed_env.evaluation.preparation import Progress, prepare_network, prepared_digest
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
 from amed_env.evaluation.sensitivities import measure_sensitivity
-from amed_env.evaluation.workers import Workers, in_parts
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
 from amed_env.support.cache import cached_array
+from amed_env.support.processes import ProcessPool
 from amed_env.support.threads import torch_threads
 from amed_env.tracing.finite import first_non_finite_operation
 from amed_env.tracing.trace import TracedNetwork
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 REUSE_MIB = 2048
 """Default memory for results of layers: more than one pass of ResNet-20 over 2,000 images."""
+# All three are part of what results depend on: other numbers give other ranges, proxies and fingerprints.
 RANGE_SAMPLES = 1_024
 """Calibration samples that set the ranges; learning uses all of them."""
 SENSITIVITY_SAMPLES = 1_024
@@ -89,13 +91,14 @@ class PostTrainingEvaluator(Evaluator):
                 self.recipe.equalize,
             )
             self._check_labels()
+        # Of the folded weights, by name: where they were loaded from makes no difference.
         digest = hashlib.sha256()
         for name, tensor in sorted(traced.module.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         self._network_fingerprint = digest.hexdigest()
         self._prepared: str | None = None
-        self._workers: Workers[PostTrainingEvaluator] | None = None
+        self._workers: ProcessPool[PostTrainingEvaluator] | None = None
 
     def _check_labels(self) -> None:
         classes = self.network(self._splits.calibration.inputs[:1]).shape[1]
@@ -206,10 +209,11 @@ class PostTrainingEvaluator(Evaluator):
         names = self.workload.layer_names
         ordered = sorted(
             {allocation.require_layers(names, f"network {self.workload.name!r}") for allocation in allocations},
+            # Neighbours in this order share the most first layers, which are computed once.
             key=lambda allocation: tuple(allocation.values()),
         )
         found: dict[BitAllocation, Quality] = {}
-        parts = in_parts(ordered, _AT_ONCE, workers)
+        parts = _in_parts(ordered, _AT_ONCE, workers)
         for part, qualities in self._map(parts, split, workers):
             found.update(zip(part, qualities, strict=True))
             if progress is not None:
@@ -225,8 +229,11 @@ class PostTrainingEvaluator(Evaluator):
             return
         if self._workers is None or self._workers.count != workers:
             self.close()
-            self._workers = Workers(self, workers)
-        yield from self._workers.map(PostTrainingEvaluator._evaluate_part, parts, split)
+            sent = copy.copy(self)
+            sent.threads = 1
+            self._workers = ProcessPool(workers, sent)
+        for part, future in self._workers.completed(PostTrainingEvaluator._evaluate_part, parts, split):
+            yield part, future.result()
 
     def _evaluate_part(self, allocations: list[BitAllocation], split: Split) -> list[Quality]:
         """Qualities of allocations in a good order."""
@@ -324,6 +331,15 @@ class PostTrainingEvaluator(Evaluator):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_workers": None, "on_sensitivities": None}
+
+
+def _in_parts(allocations: Sequence[BitAllocation], largest: int, workers: int) -> list[list[BitAllocation]]:
+    """Runs of neighbours: at most `largest` in each, and a few for every worker, so that all end together."""
+    size = largest
+    if workers > 1:
+        of_four_for_each = -(-len(allocations) // (4 * workers))
+        size = max(1, min(largest, of_four_for_each))
+    return [list(allocations[start : start + size]) for start in range(0, len(allocations), size)]
 
 
 class Tally:

@@ -32,6 +32,7 @@ from amed_env.support.threads import torch_threads
 
 logger = logging.getLogger(__name__)
 
+# What a killed process loses at the most.
 CHECKPOINT_SECONDS = 20.0
 SMALL_STEP_MACS = 5e8
 """A step of less work than this is fastest on one thread; with more of them it was up to 14 times slower."""

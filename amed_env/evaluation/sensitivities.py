@@ -59,11 +59,13 @@ def measure_sensitivity(
     network.select(BitAllocation.uniform(list(network.layers), FLOAT_BITS))
     passes = _Passes(network, torch.Generator().manual_seed(_SEED))
     totals = np.zeros((len(layers), len(precisions)))
+    # Labels are drawn from the network's own probabilities: then the second-order term is that of the divergence.
     for inputs, _ in samples.batches(batch):  # labels of calibration samples may be made up
         share = len(inputs) / len(samples)
         totals += share * _MEASURES[measure](passes, inputs, precisions)
     if not np.isfinite(totals).all():
         raise NonFiniteError(f"the {measure} sensitivity is NaN or infinite on the calibration samples.")
+    # Estimates of a curvature may come out below zero; a proxy that rewards narrow widths would mislead every solver.
     return np.maximum(totals, 0.0)
 
 
@@ -183,6 +185,7 @@ def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisio
                     if slope is not None:
                         part = ((output - returned) * slope).reshape(len(inputs), -1)
                         change += part.double().sum(dim=1).cpu()
+            # Half the mean square of first-order changes: the Fisher matrix is the curvature of the divergence.
             found[row, column] = 0.5 * float(change.square().mean())
     return found
 

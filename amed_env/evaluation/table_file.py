@@ -144,6 +144,8 @@ class QualityTable:
         columns = {
             f"{split}_{what}": np.asarray(values[split], dtype=dtype)
             for split in SPLITS
+            # Counts are exact. Losses have the 11 significant bits of float16, which halves the file; so a task of a
+            # table has a fingerprint of its own.
             for what, values, dtype in (("correct", self.correct, "<u2"), ("loss", self.loss, "<f2"))
         }
         small = {name: np.asarray(getattr(self, name), dtype="<f8") for name in ("predicted_loss", "weight_statistics")}

@@ -8,14 +8,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import permutations
 
+import numpy as np
+
 from amed_env.errors import AllocationError, AmedError, BackendError, UnsupportedPrecisionError
-from amed_env.hardware.costs import (
-    backend_capabilities,
-    evaluate_cost,
-    evaluate_costs,
-    lower_bounds,
-    precision_costs,
-)
+from amed_env.hardware.costs import backend_capabilities, evaluate_cost, evaluate_costs, lower_bounds, precision_costs
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS, BitAllocation, Precision
 from amed_env.problem.workload import Layer, Workload
@@ -27,7 +23,7 @@ _SAMPLE = (
     Layer("linear", "linear", m=1, n=10, k=32),
     Layer("matmul", "matmul", m=8, n=8, k=16),
 )
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-9  # sums of floats depend on their order
 
 Check = Callable[[HardwareBackend, Capabilities, Workload], None]
 
@@ -131,11 +127,8 @@ def _check_table(backend: HardwareBackend, capabilities: Capabilities, workload:
     if not (capabilities.additive and capabilities.deterministic and common):
         return  # where the kinds of layers share no precision, no table of all of them exists
     table = precision_costs(backend, workload, common)
-    for choices in (
-        [0] * len(workload),
-        [-1] * len(workload),
-        [(i * (len(common) // 2 + 1)) % len(common) for i in range(len(workload))],
-    ):
+    mixed = [(row * (len(common) // 2 + 1)) % len(common) for row in range(len(workload))]
+    for choices in ([0] * len(workload), [-1] * len(workload), mixed):
         pairs = zip(workload.layer_names, choices, strict=True)
         allocation = BitAllocation({name: common[choice] for name, choice in pairs})
         cost = evaluate_cost(backend, workload, allocation)
@@ -184,9 +177,7 @@ def _check_pickle(backend: HardwareBackend, capabilities: Capabilities, workload
         return
     for allocation in _allocations(capabilities, workload):
         _require_equal(
-            evaluate_cost(backend, workload, allocation),
-            evaluate_cost(copy, workload, allocation),
-            allocation,
+            evaluate_cost(backend, workload, allocation), evaluate_cost(copy, workload, allocation), allocation
         )
 
 
@@ -229,8 +220,7 @@ def _check_unknown_layers(backend: HardwareBackend, capabilities: Capabilities, 
         )
     kind = workload.layers[0].kind
     strange = Workload(
-        "unknown",
-        (Layer("a layer that no table has", kind, m=7, n=1 if kind == "depthwise" else 3, k=5, groups=1),),
+        "unknown", (Layer("a layer that no table has", kind, m=7, n=1 if kind == "depthwise" else 3, k=5, groups=1),)
     )
     try:
         evaluate_cost(backend, strange, strange.uniform(*capabilities.precisions(kind)[0]))
@@ -244,14 +234,15 @@ def _check_unknown_layers(backend: HardwareBackend, capabilities: Capabilities, 
 
 def _common_precisions(capabilities: Capabilities, workload: Workload) -> tuple[Precision, ...]:
     """Precisions that every layer can run at, narrow ones first."""
-    sets = [set(capabilities.precisions(kind)) for kind in {layer.kind for layer in workload}]
-    return tuple(sorted(set.intersection(*sets)))
+    kinds = {layer.kind for layer in workload}
+    of_kinds = [set(capabilities.precisions(kind)) for kind in kinds]
+    return tuple(sorted(set.intersection(*of_kinds)))
 
 
-def _require_close(found: float, expected: float, metric: str, allocation: BitAllocation) -> None:
-    if not math.isclose(found, expected, rel_tol=_TOLERANCE, abs_tol=0.0):
+def _require_close(total: float, expected: float, metric: str, allocation: BitAllocation) -> None:
+    if not math.isclose(total, expected, rel_tol=_TOLERANCE, abs_tol=0.0):
         raise BrokenPromiseError(
-            f"{metric} of {allocation.key()} is {found} by evaluate(), {expected} as a sum over layers."
+            f"{metric} of {allocation.key()} is {total} by evaluate(), {expected} as a sum over layers."
         )
 
 
@@ -274,24 +265,24 @@ def warn_if_not_monotone(backend: HardwareBackend, capabilities: Capabilities, w
     if tied:
         steps["weights and activations"] = [(i, i + 1) for i in range(len(common) - 1)]
     else:
-        for what, axis in (("weights", 0), ("activations", 1)):
-            steps[what] = [
-                (narrow, wide)
-                for narrow, wide in permutations(range(len(common)), 2)
-                if common[narrow][axis] < common[wide][axis] and common[narrow][1 - axis] == common[wide][1 - axis]
-            ]
+        for operands, axis in (("weights", 0), ("activations", 1)):
+            steps[operands] = []
+            for narrow, wide in permutations(range(len(common)), 2):
+                is_wider = common[narrow][axis] < common[wide][axis]
+                if is_wider and common[narrow][1 - axis] == common[wide][1 - axis]:
+                    steps[operands].append((narrow, wide))
+    # A warning and no failure: real devices are so (depthwise int8 kernels slower than float ones).
     for metric in capabilities.metrics:
         values = table[metric]
         slack = _TOLERANCE * values.max()
-        for what, pairs in steps.items():
-            names = [
-                name
-                for row, name in enumerate(workload.layer_names)
-                if any(values[row, wide] < values[row, narrow] - slack for narrow, wide in pairs)
-            ]
-            if names:
+        for operands, pairs in steps.items():
+            falls = np.zeros(len(workload), dtype=bool)
+            for narrow, wide in pairs:
+                falls |= values[:, wide] < values[:, narrow] - slack
+            if falls.any():
+                names = [workload.layer_names[row] for row in np.flatnonzero(falls)]
                 warnings.warn(
-                    f"device {backend.name!r}: {metric} falls as {what} get wider in {', '.join(names)}; "
+                    f"device {backend.name!r}: {metric} falls as {operands} get wider in {', '.join(names)}; "
                     "fewer bits are not always cheaper there.",
                     UserWarning,
                     stacklevel=3,

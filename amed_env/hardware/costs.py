@@ -64,8 +64,7 @@ def evaluate_cost(
     """
     allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
     capabilities = backend_capabilities(backend)
-    for layer in workload:
-        capabilities.require(layer, allocation[layer.name], backend.name)
+    capabilities.require_allocation(workload, allocation, backend.name)
 
     def call() -> Cost:
         cost = _call(backend, "evaluate()", workload, lambda: backend.evaluate(workload, allocation))
@@ -75,10 +74,7 @@ def evaluate_cost(
 
 
 def evaluate_costs(
-    backend: HardwareBackend,
-    workload: Workload,
-    allocations: Sequence[BitAllocation],
-    on_retry: OnRetry | None = None,
+    backend: HardwareBackend, workload: Workload, allocations: Sequence[BitAllocation], on_retry: OnRetry | None = None
 ) -> list[Cost]:
     """Costs under many allocations, in their order; devices with several workers answer side by side.
 
@@ -89,8 +85,7 @@ def evaluate_costs(
     ordered = [a.require_layers(workload.layer_names, f"network {workload.name!r}") for a in allocations]
     capabilities = backend_capabilities(backend)
     for allocation in ordered:
-        for layer in workload:
-            capabilities.require(layer, allocation[layer.name], backend.name)
+        capabilities.require_allocation(workload, allocation, backend.name)
 
     def call() -> list[Cost]:
         costs = _call(backend, "evaluate_many()", workload, lambda: backend.evaluate_many(workload, ordered))
@@ -143,11 +138,11 @@ def lower_bounds(
     weights = tuple(dict.fromkeys(p.weight_bits for p in precisions))
     activations = tuple(dict.fromkeys(p.activation_bits for p in precisions))
     metrics = _common_metrics(workload, weights, activations)
-    bound = _with_retries(
-        backend,
-        lambda: _call(backend, "lower_bound()", workload, lambda: backend.lower_bound(workload, weights, activations)),
-        None,
-    )
+
+    def call() -> CostTable | None:
+        return _call(backend, "lower_bound()", workload, lambda: backend.lower_bound(workload, weights, activations))
+
+    bound = _with_retries(backend, call, None)
     if bound is not None:
         known = replace(capabilities, metrics={})
         metrics = {**_checked_table(backend, known, workload, weights, activations, bound), **metrics}
@@ -157,11 +152,12 @@ def lower_bounds(
 
 def _with_retries(backend: HardwareBackend, call: Callable[[], T], on_retry: OnRetry | None) -> T:
     """Make a call until it succeeds, at most `backend.retries` times more than once."""
-    for left in range(max(0, int(backend.retries)), -1, -1):
+    # Only here, for every device, and only after a failure of the device: an error of input stays one.
+    for tries_left in range(max(0, int(backend.retries)), -1, -1):
         try:
             return call()
         except BackendError as error:
-            if not left:
+            if not tries_left:
                 raise
             logger.warning("%s It is tried again.", error)
             if on_retry is not None:
@@ -189,22 +185,15 @@ def cost_table(
         BackendError: If the device's costs do not add up over the layers, if it fails, or if it answers
             something that is no cost table.
     """
-    weights, activations = (
-        _checked_widths("weight", weight_bits),
-        _checked_widths("activation", activation_bits),
-    )
+    weights = _checked_widths("weight", weight_bits)
+    activations = _checked_widths("activation", activation_bits)
     capabilities = backend_capabilities(backend)
     if not capabilities.additive:
         raise BackendError(
             f"device {backend.name!r} has no cost table: its costs do not add up over the layers; "
             "evaluate whole allocations instead."
         )
-    pairs = [(weight, activations[0]) for weight in weights] + [(weights[0], bits) for bits in activations]
-    if capabilities.pairs is not None:
-        pairs = list(product(weights, activations))
-    for layer in {layer.kind: layer for layer in reversed(workload.layers)}.values():
-        for pair in pairs:
-            capabilities.require(layer, Precision(*pair), backend.name)
+    capabilities.require_table(workload, weights, activations, backend.name)
 
     def call() -> dict[str, npt.NDArray[np.float64]] | None:
         table = _call(backend, "table()", workload, lambda: backend.table(workload, weights, activations))
@@ -234,40 +223,43 @@ def _call(backend: HardwareBackend, what: str, workload: Workload | None, functi
 
 
 def _checked_cost(
-    backend: HardwareBackend,
-    capabilities: Capabilities,
-    workload: Workload,
-    allocation: BitAllocation,
-    cost: object,
+    backend: HardwareBackend, capabilities: Capabilities, workload: Workload, allocation: BitAllocation, cost: object
 ) -> Cost:
     here = f"device {backend.name!r}"
     if not isinstance(cost, Cost):
         raise BackendError(f"{here}: evaluate() answered {type(cost).__name__}, expected Cost.")
     totals = checked_metrics(cost.metrics, capabilities.metrics, f"{here}, total")
-    layers = []
-    if cost.layers:
-        if not all(isinstance(layer, LayerCost) for layer in cost.layers):
-            raise BackendError(f"{here}: the breakdown by layer holds something that is no LayerCost.")
-        names = tuple(layer.name for layer in cost.layers)
-        if names != workload.layer_names:
-            raise BackendError(
-                f"{here}: the breakdown has the layers {', '.join(names)}; "
-                f"expected {', '.join(workload.layer_names)}, in this order."
-            )
-        for layer, entry in zip(workload, cost.layers, strict=True):
-            where = f"{here}, layer {layer.name!r}"
-            if entry.precision != allocation[layer.name]:
-                raise BackendError(f"{where}: evaluated at {entry.precision}, expected {allocation[layer.name]}.")
-            # Shared costs of a device whose costs do not add up may have no share of a layer.
-            required = tuple(capabilities.metrics) if capabilities.additive else ()
-            metrics = checked_metrics(entry.metrics, required, where)
-            for metric, value in _common_of_layer(layer, entry.precision).items():
-                metrics.setdefault(metric, value)
-            layers.append(replace(entry, metrics=metrics))
+    layers = _checked_layers(here, capabilities, workload, allocation, cost) if cost.layers else ()
     common = [_common_of_layer(layer, allocation[layer.name]) for layer in workload]
     for metric in COMMON_METRICS:
         totals.setdefault(metric, sum_over_layers([values[metric] for values in common]))
-    return Cost(backend.name, totals, tuple(layers))
+    return Cost(backend.name, totals, layers)
+
+
+def _checked_layers(
+    here: str, capabilities: Capabilities, workload: Workload, allocation: BitAllocation, cost: Cost
+) -> tuple[LayerCost, ...]:
+    """The breakdown of a cost by layer, with the common metrics added."""
+    if not all(isinstance(layer, LayerCost) for layer in cost.layers):
+        raise BackendError(f"{here}: the breakdown by layer holds something that is no LayerCost.")
+    names = tuple(layer.name for layer in cost.layers)
+    if names != workload.layer_names:
+        raise BackendError(
+            f"{here}: the breakdown has the layers {', '.join(names)}; "
+            f"expected {', '.join(workload.layer_names)}, in this order."
+        )
+    # Costs that do not add up may be shared by layers, so that a layer has no part of its own.
+    required = tuple(capabilities.metrics) if capabilities.additive else ()
+    layers = []
+    for layer, entry in zip(workload, cost.layers, strict=True):
+        where = f"{here}, layer {layer.name!r}"
+        if entry.precision != allocation[layer.name]:
+            raise BackendError(f"{where}: evaluated at {entry.precision}, expected {allocation[layer.name]}.")
+        metrics = checked_metrics(entry.metrics, required, where)
+        for metric, value in _common_of_layer(layer, entry.precision).items():
+            metrics.setdefault(metric, value)
+        layers.append(replace(entry, metrics=metrics))
+    return tuple(layers)
 
 
 def _checked_table(
@@ -281,13 +273,13 @@ def _checked_table(
     here = f"device {backend.name!r}"
     if not isinstance(table, CostTable):
         raise BackendError(f"{here}: table() answered {type(table).__name__}, expected CostTable or None.")
-    for what, found, wanted in (
+    for axis, answered, asked in (
         ("layers", table.layers, workload.layer_names),
         ("weight widths", table.weight_bits, weights),
         ("activation widths", table.activation_bits, activations),
     ):
-        if tuple(found) != tuple(wanted):
-            raise BackendError(f"{here}: the table has the {what} {tuple(found)}, expected {tuple(wanted)}.")
+        if tuple(answered) != tuple(asked):
+            raise BackendError(f"{here}: the table has the {axis} {tuple(answered)}, expected {tuple(asked)}.")
     missing = [metric for metric in capabilities.metrics if metric not in table.metrics]
     if missing:
         raise BackendError(f"{here}: declared metrics are missing in the table: {', '.join(missing)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amed_env.errors import BackendError
 
-_KEPT_MESSAGES = 100
+_KEPT_MESSAGES = 100  # of a device that fails ten thousand times the rest says nothing new
 
 
 class FaultLog:

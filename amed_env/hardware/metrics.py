@@ -43,7 +43,7 @@ def checked_number(value: object, where: str) -> int | float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise BackendError(f"{where} is {value!r}, expected a number.")
     number = int(value) if isinstance(value, int | np.integer) else float(value)
-    if isinstance(number, int) and number.bit_length() > 1023:
+    if isinstance(number, int) and number.bit_length() > 1023:  # beyond the largest float, about 2^1024
         raise BackendError(f"{where} is an integer of {number.bit_length()} bits, too large for any device.")
     if not math.isfinite(number) or number < 0:
         raise BackendError(f"{where} is {number}, expected a finite number that is not negative.")

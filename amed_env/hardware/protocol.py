@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import UnsupportedPrecisionError
+from amed_env.errors import PluginError, UnsupportedPrecisionError
 from amed_env.hardware.metrics import checked_metrics, sum_over_layers
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import KINDS, Layer, Workload
@@ -50,16 +52,24 @@ class Capabilities:
 
     @classmethod
     def same_for_all_kinds(
-        cls,
-        bits: Sequence[int],
-        metrics: Mapping[str, str],
-        *,
-        deterministic: bool = True,
-        additive: bool = True,
+        cls, bits: Sequence[int], metrics: Mapping[str, str], *, deterministic: bool = True, additive: bool = True
     ) -> Capabilities:
         """Capabilities of a device that treats every kind of layer, weights and activations alike."""
-        widths: dict[str, tuple[int, ...]] = {kind: tuple(bits) for kind in KINDS}
-        return cls(widths, dict(widths), dict(metrics), deterministic, additive)
+        return cls.same_for_kinds(KINDS, bits, bits, metrics, deterministic=deterministic, additive=additive)
+
+    @classmethod
+    def same_for_kinds(
+        cls,
+        kinds: Iterable[str],
+        weight_bits: Sequence[int],
+        activation_bits: Sequence[int],
+        metrics: Mapping[str, str],
+        **options: Any,
+    ) -> Capabilities:
+        """Capabilities of a device that treats some kinds of layers alike; options are the further attributes."""
+        kinds = tuple(kinds)
+        weights, activations = dict.fromkeys(kinds, tuple(weight_bits)), dict.fromkeys(kinds, tuple(activation_bits))
+        return cls(weights, activations, dict(metrics), **options)
 
     def require(self, layer: Layer, precision: Precision, device: str) -> None:
         """Check that a layer can run at a precision.
@@ -67,11 +77,11 @@ class Capabilities:
         Raises:
             UnsupportedPrecisionError: If not; the message names layer, kind, width and what is supported.
         """
-        for what, bits, table in (
+        for operand, bits, widths in (
             ("weights", precision.weight_bits, self.weight_bits),
             ("activations", precision.activation_bits, self.activation_bits),
         ):
-            allowed = table.get(layer.kind, ())
+            allowed = widths.get(layer.kind, ())
             if not allowed:
                 raise UnsupportedPrecisionError(
                     f"device {device!r} cannot run layer {layer.name!r}: it has no support for kind {layer.kind!r}."
@@ -79,7 +89,7 @@ class Capabilities:
             if bits not in allowed:
                 raise UnsupportedPrecisionError(
                     f"device {device!r} cannot run layer {layer.name!r} ({layer.kind}) with {bits}-bit "
-                    f"{what}; it supports {', '.join(map(str, allowed))} bits."
+                    f"{operand}; it supports {', '.join(map(str, allowed))} bits."
                 )
         pairs = (self.pairs or {}).get(layer.kind)
         if pairs is not None and tuple(precision) not in pairs:
@@ -88,15 +98,33 @@ class Capabilities:
                 f"{', '.join(str(Precision(*pair)) for pair in pairs)}."
             )
 
+    def require_allocation(self, workload: Workload, allocation: BitAllocation, device: str) -> None:
+        """`require` for every layer of a network under an allocation."""
+        for layer in workload:
+            self.require(layer, allocation[layer.name], device)
+
+    def require_table(
+        self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int], device: str
+    ) -> None:
+        """`require` for every kind of layer of a network at every pair of widths."""
+        pairs = list(product(weight_bits, activation_bits))
+        if self.pairs is None:  # then weights and activations are checked apart, each width once
+            pairs = [(weight, activation_bits[0]) for weight in weight_bits]
+            pairs += [(weight_bits[0], activation) for activation in activation_bits]
+        first_of_kind: dict[str, Layer] = {}
+        for layer in workload:
+            first_of_kind.setdefault(layer.kind, layer)
+        for layer in first_of_kind.values():
+            for pair in pairs:
+                self.require(layer, Precision(*pair), device)
+
     def precisions(self, kind: str) -> tuple[Precision, ...]:
         """Every precision that a kind of layer can run at, narrow ones first."""
-        limited = (self.pairs or {}).get(kind)
-        return tuple(
-            Precision(w, a)
-            for w in sorted(self.weight_bits.get(kind, ()))
-            for a in sorted(self.activation_bits.get(kind, ()))
-            if limited is None or (w, a) in limited
-        )
+        weights, activations = sorted(self.weight_bits.get(kind, ())), sorted(self.activation_bits.get(kind, ()))
+        every = [Precision(*pair) for pair in product(weights, activations)]
+        if self.pairs is None or kind not in self.pairs:
+            return tuple(every)
+        return tuple(precision for precision in every if tuple(precision) in self.pairs[kind])
 
 
 @dataclass(frozen=True)
@@ -110,12 +138,8 @@ class LayerCost:
 
     def to_json(self) -> dict[str, Any]:
         """The layer as a flat JSON object."""
-        entry = {
-            "name": self.name,
-            "w_bits": self.precision.weight_bits,
-            "a_bits": self.precision.activation_bits,
-            **{k: _plain(v) for k, v in self.metrics.items()},
-        }
+        weight_bits, activation_bits = self.precision
+        entry = {"name": self.name, "w_bits": weight_bits, "a_bits": activation_bits, **_plain(self.metrics)}
         return entry if self.bound is None else {**entry, "bound": self.bound}
 
 
@@ -127,6 +151,14 @@ class Cost:
     metrics: Mapping[str, float]
     layers: tuple[LayerCost, ...] = field(default_factory=tuple)
 
+    @classmethod
+    def of_layers(cls, device: str, layers: Sequence[LayerCost], metrics: Iterable[str]) -> Cost:
+        """The cost whose totals are the sums over the layers."""
+        totals = {}
+        for metric in metrics:
+            totals[metric] = sum_over_layers([layer.metrics[metric] for layer in layers])
+        return cls(device, totals, tuple(layers))
+
     def __getitem__(self, metric: str) -> float:
         return self.metrics[metric]
 
@@ -134,7 +166,7 @@ class Cost:
         """`{"device", "total": {metric: value}, "layers": [...]}`."""
         return {
             "device": self.device,
-            "total": {k: _plain(v) for k, v in self.metrics.items()},
+            "total": _plain(self.metrics),
             "layers": [layer.to_json() for layer in self.layers],
         }
 
@@ -157,8 +189,7 @@ class CostTable:
 
     def column(self, metric: str, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """Costs of every layer at the given precisions: float64 of shape (L, len(precisions))."""
-        weights = [self.weight_bits.index(p.weight_bits) for p in precisions]
-        activations = [self.activation_bits.index(p.activation_bits) for p in precisions]
+        weights, activations = self._positions(precisions)
         return np.asarray(self.metrics[metric][:, weights, activations])
 
     def totals(self, allocation: BitAllocation) -> dict[str, float]:
@@ -175,13 +206,14 @@ class CostTable:
                     raise UnsupportedPrecisionError(
                         f"layer {name!r}: the cost table has no {bits} bits; it has {', '.join(map(str, widths))}."
                     )
-        rows = np.arange(len(self.layers))
-        weights = [self.weight_bits.index(p.weight_bits) for p in allocation.values()]
-        activations = [self.activation_bits.index(p.activation_bits) for p in allocation.values()]
-        return {
-            metric: float(sum_over_layers(values[rows, weights, activations].tolist()))
-            for metric, values in self.metrics.items()
-        }
+        chosen = (np.arange(len(self.layers)), *self._positions(list(allocation.values())))
+        return {metric: float(sum_over_layers(values[chosen].tolist())) for metric, values in self.metrics.items()}
+
+    def _positions(self, precisions: Sequence[Precision]) -> tuple[list[int], list[int]]:
+        """Positions of precisions on the axes of weight widths and of activation widths."""
+        weights = [self.weight_bits.index(precision.weight_bits) for precision in precisions]
+        activations = [self.activation_bits.index(precision.activation_bits) for precision in precisions]
+        return weights, activations
 
 
 class AnswerStore(Protocol):
@@ -245,8 +277,7 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
             where = f"device {self.name!r}, layer {layer.name!r} at {precision}"
             metrics = checked_metrics(self.layer_cost(layer, precision), self.metrics, where)
             layers.append(LayerCost(layer.name, precision, metrics))
-        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in self.metrics}
-        return Cost(self.name, totals, tuple(layers))
+        return Cost.of_layers(self.name, layers, self.metrics)
 
     def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable | None:
         """Costs of every layer at every pair of widths, or None if the device has no fast way to them.
@@ -289,7 +320,31 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
         return None
 
 
-def _plain(value: float) -> float | int:
-    """A number that JSON can carry: integers stay integers."""
-    number = float(value)
-    return int(number) if number.is_integer() and isinstance(value, int | np.integer) else number
+def changed_copy(backend: HardwareBackend, **attributes: Any) -> HardwareBackend:
+    """A shallow copy of a device with other attributes; the device itself if it has these values already.
+
+    Whoever gives a device another name, limit or number of retries uses this, as the device belongs to the caller.
+
+    Raises:
+        PluginError: If the device cannot be copied, or a copy that is deleted would release what the device holds.
+    """
+    if all(getattr(backend, name) == value for name, value in attributes.items()):
+        return backend
+    try:
+        if hasattr(backend, "__del__"):
+            raise TypeError("it has a method __del__, which would run for the copy too")
+        changed = copy.copy(backend)
+    except Exception as error:  # a device is code of the user
+        raise PluginError(
+            f"device {backend.name!r} cannot be copied to set {', '.join(attributes)}: {error}. Set that in its class."
+        ) from error
+    for name, value in attributes.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def _plain(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Metrics as numbers that JSON can carry: integers (cycles) stay integers."""
+    return {
+        name: int(value) if isinstance(value, int | np.integer) else float(value) for name, value in metrics.items()
+    }

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from amed_env.errors import AmedError, InputError, PluginError, UnknownNameError
+from amed_env.errors import DeviceError, InputError, PluginError, UnknownNameError
 from amed_env.hardware.external.command import CommandBackend
-from amed_env.hardware.external.command_config import command_of_text
+from amed_env.hardware.external.command_config import FORMAT as COMMAND_FORMAT
+from amed_env.hardware.external.command_config import command_of_text, parse_command_config
 from amed_env.hardware.external.isolation import isolated
-from amed_env.hardware.files.backends import make_backend
-from amed_env.hardware.files.config import parse_device_config
-from amed_env.hardware.files.device_files import FILE_SUFFIXES, load_device_file
-from amed_env.hardware.files.extends import shipped_files
-from amed_env.hardware.protocol import HardwareBackend
-from amed_env.support.registry import Registry, call_into_plugin, import_object
-
-GROUP = "amed_env.hardware"
-"""Entry-point group in which a distribution announces its devices."""
-
-DEVICES: Registry[Any] = Registry("device", group=GROUP)
-"""Devices registered in this process, and plug-ins; the shipped files are not among them."""
-
-BUILT_IN = {
-    "bitfusion-chained": "amed_env.hardware.simulator.chained:ChainedBackend",
-    "onnxruntime-cpu": "amed_env.hardware.external.measured:OnnxRuntimeCpu",
-}
-"""Devices of this package that are classes, imported when they are asked for."""
+from amed_env.hardware.files.config import (
+    DeviceConfig,
+    ProcessorConfig,
+    ProxyConfig,
+    SystolicConfig,
+    parse_device_config,
+)
+from amed_env.hardware.files.device_files import FILE_SUFFIXES, TABLE_SUFFIXES
+from amed_env.hardware.files.yaml_faults import validated
+from amed_env.hardware.files.yaml_lines import YamlDocument, read_text
+from amed_env.hardware.names import BUILT_IN, DEVICES, device_names, shipped_files
+from amed_env.hardware.protocol import HardwareBackend, changed_copy
+from amed_env.hardware.simulator.processors import ProcessorBackend, ProxyBackend
+from amed_env.hardware.simulator.simulator import SystolicBackend
+from amed_env.hardware.tables.lookup_files import FORMAT as TABLE_FORMAT
+from amed_env.hardware.tables.lookup_files import TableConfig, load_table
+from amed_env.hardware.tables.lookup_table import TableBackend
+from amed_env.support.registry import call_into_plugin, import_object
 
 B = TypeVar("B", bound=type[HardwareBackend])
 COMMAND_PREFIX = "command:"
@@ -39,23 +37,6 @@ _HINT = (
     "A device file ends in .yaml, .yml, .csv or .npy; a class is written package.module:Class, a program "
     "'command: ./program --option'."
 )
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """A device in the listing.
-
-    Attributes:
-        name: Its name.
-        description: One line, empty if it could not be loaded.
-        source: Where it comes from: `file` or `built-in` of this package, `registered` or `plug-in`.
-        error: Why it cannot be used, or None.
-    """
-
-    name: str
-    description: str
-    source: str
-    error: str | None = None
 
 
 def register_hardware(name: str) -> Callable[[B], B]:
@@ -81,7 +62,7 @@ def register_hardware(name: str) -> Callable[[B], B]:
     def decorator(decorated: B) -> B:
         if not (isinstance(decorated, type) and issubclass(decorated, HardwareBackend)):
             raise InputError(f"device {name!r}: {decorated!r} is no subclass of HardwareBackend.")
-        if name in _shipped() or name in BUILT_IN:
+        if name in shipped_files() or name in BUILT_IN:
             raise InputError(f"a device named {name!r} is shipped with amed_env; choose another name.")
         DEVICES.register(name, decorated)
         if "name" not in vars(decorated):
@@ -119,65 +100,72 @@ def _load(spec: object) -> HardwareBackend:
     if isinstance(spec, str) and spec.startswith(COMMAND_PREFIX):  # before the suffixes: its last word may be a file
         return CommandBackend(command_of_text(spec.removeprefix(COMMAND_PREFIX)))
     if isinstance(spec, Path) or (isinstance(spec, str) and spec.lower().endswith(FILE_SUFFIXES)):
-        return load_device_file(Path(spec))
+        return _load_file(Path(spec))
     if not isinstance(spec, str):
         raise InputError(f"{spec!r} is no device; give a name, a device file, or a HardwareBackend. {_HINT}")
     if ":" in spec:
         return _instantiate(import_object(spec, "device class"), f"device {spec!r}", None)
-    shipped = _shipped()
+    shipped = shipped_files()
     if spec in shipped:
-        return _load_shipped(shipped[spec])
+        text = shipped[spec].read_text(encoding="utf-8")
+        return make_backend(parse_device_config(text, where=shipped[spec].name))
     if spec in BUILT_IN:
-        module, _, attribute = BUILT_IN[spec].partition(":")
-        return getattr(importlib.import_module(module), attribute)()  # type: ignore[no-any-return]
+        module, _, name = BUILT_IN[spec].path.partition(":")
+        return getattr(importlib.import_module(module), name)()  # type: ignore[no-any-return]
     if spec in DEVICES:
         return _instantiate(DEVICES.get(spec), f"device {spec!r}", spec)
     raise UnknownNameError("device", spec, device_names(), hint=_HINT)
 
 
-def device_names() -> list[str]:
-    """Names of all devices, sorted; nothing is parsed or imported for it."""
-    return sorted({*_shipped(), *BUILT_IN, *DEVICES.names()})
+def make_backend(config: DeviceConfig) -> HardwareBackend:
+    """The simulator of a described device.
+
+    Raises:
+        DeviceError: If no simulator belongs to its kind.
+    """
+    if isinstance(config, SystolicConfig):
+        return SystolicBackend(config)
+    if isinstance(config, ProcessorConfig):
+        return ProcessorBackend(config)
+    if isinstance(config, ProxyConfig):
+        return ProxyBackend(config)
+    raise DeviceError(f"device {config.name!r}: no simulator belongs to the kind {config.kind!r}.")
 
 
-def list_devices() -> dict[str, DeviceInfo]:
-    """All devices by name, each loaded; one that cannot be loaded is listed with its error."""
-    shipped = _shipped()
-    plug_ins = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
-    listing = {}
-    for name in device_names():
-        source = "file" if name in shipped else "built-in" if name in BUILT_IN else "registered"
-        if name in plug_ins and source == "registered":
-            source = "plug-in"
-        try:
-            device = load_device(name)
-            description = getattr(device, "description", None) or (type(device).__doc__ or "").strip()
-            listing[name] = DeviceInfo(name, str(description).partition("\n")[0], source)
-        except AmedError as error:
-            listing[name] = DeviceInfo(name, "", source, str(error))
-        except Exception as error:  # one broken plug-in must not hide the others
-            listing[name] = DeviceInfo(name, "", source, f"{type(error).__name__}: {error}")
-    return listing
-
-
-def _shipped() -> dict[str, Traversable]:
-    return shipped_files()
-
-
-def _load_shipped(entry: Traversable) -> HardwareBackend:
-    return make_backend(parse_device_config(entry.read_text(encoding="utf-8"), where=entry.name))
-
-
-def _instantiate(found: object, what: str, name: str | None) -> HardwareBackend:
+def _instantiate(candidate: object, what: str, name: str | None) -> HardwareBackend:
     """A backend from a class or an instance, named after its registration."""
-    if isinstance(found, type) and issubclass(found, HardwareBackend):
-        found = call_into_plugin(f"creating {what}", found)
-    if not isinstance(found, HardwareBackend):
+    device = candidate
+    if isinstance(candidate, type) and issubclass(candidate, HardwareBackend):
+        device = call_into_plugin(f"creating {what}", candidate)
+    if not isinstance(device, HardwareBackend):
         # Without a name it is what the user wrote, otherwise what a plug-in registered.
         kind = InputError if name is None else PluginError
-        raise kind(f"{what} is {found!r}; expected a subclass of HardwareBackend, or an instance of one.")
-    if name is not None:
-        found.name = name
-    elif found.name == HardwareBackend.name:
-        found.name = type(found).__name__
-    return found
+        raise kind(f"{what} is {device!r}; expected a subclass of HardwareBackend, or an instance of one.")
+    if name is None:
+        name = type(device).__name__ if device.name == HardwareBackend.name else device.name
+    if device is candidate:  # an instance belongs to the module that defines it
+        return changed_copy(device, name=name)
+    device.name = name
+    return device
+
+
+def _load_file(path: Path) -> HardwareBackend:
+    """The device of a file.
+
+    Args:
+        path: A `.csv` or `.npy` table, or YAML in one of the formats `amed-device/1`, `amed-command/1`, `amed-table/1`.
+
+    Raises:
+        DeviceError: If it cannot be read or is malformed; the message has file, line and field.
+    """
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return TableBackend(load_table(path))
+    text = read_text(path)
+    document = YamlDocument(text, str(path))
+    if document.data.get("format") == COMMAND_FORMAT:
+        return CommandBackend(parse_command_config(document, path.parent.resolve()))
+    if document.data.get("format") == TABLE_FORMAT:
+        config = validated(TableConfig, document)
+        table = load_table(path.parent / config.table, config.clock_mhz)
+        return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
+    return make_backend(parse_device_config(text, str(path)))

@@ -8,7 +8,6 @@ import numpy as np
 
 from amed_env.errors import UnsupportedLayerError
 from amed_env.hardware.costs import backend_capabilities, cost_table, evaluate_cost, evaluate_costs
-from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.ties import Ties
@@ -25,6 +24,7 @@ class TiedDevice(HardwareBackend):
 
     def __init__(self, device: HardwareBackend, ties: Ties) -> None:
         self.device, self.ties = device, ties
+        # No retries here: `evaluate_cost` makes those of the device behind, and every layer more would multiply them.
         self.name, self.timeout_s, self.retries = device.name, device.timeout_s, 0
 
     def capabilities(self) -> Capabilities:
@@ -59,7 +59,7 @@ class TiedDevice(HardwareBackend):
         if workload.layer_names != self.ties.names:
             unknown = [name for name in workload.layer_names if name not in self.ties.names]
             raise UnsupportedLayerError(
-                f"device {self.name!r} stands for the tied layers of {self.ties.full.name!r} only: "
+                f"device {self.name!r} answers for the tied layers of {self.ties.full.name!r} only: "
                 f"{', '.join(self.ties.names)}; it was asked about {', '.join(unknown) or 'some of them'}."
             )
 
@@ -70,9 +70,9 @@ class TiedDevice(HardwareBackend):
     def _reduced(self, table: CostTable) -> CostTable:
         row_of = {name: row for row, name in enumerate(table.layers)}
         rows = [[row_of[name] for name in group] for group in self.ties.groups]
-        metrics = {
-            metric: np.stack([values[group].sum(axis=0) for group in rows]) for metric, values in table.metrics.items()
-        }
+        metrics = {}
+        for metric, values in table.metrics.items():
+            metrics[metric] = np.stack([values[group].sum(axis=0) for group in rows])
         return CostTable(self.ties.names, table.weight_bits, table.activation_bits, metrics)
 
     def _merged(self, cost: Cost, allocation: BitAllocation) -> Cost:
@@ -82,7 +82,8 @@ class TiedDevice(HardwareBackend):
         layers = []
         for name, group in zip(self.ties.names, self.ties.groups, strict=True):
             parts = [by_name[member] for member in group]
-            shared = [metric for metric in parts[0].metrics if all(metric in part.metrics for part in parts)]
-            metrics = {metric: sum_over_layers([part.metrics[metric] for part in parts]) for metric in shared}
-            layers.append(LayerCost(name, allocation[name], metrics, parts[0].bound if len(parts) == 1 else None))
+            shared = set.intersection(*(set(part.metrics) for part in parts))
+            ordered = [metric for metric in parts[0].metrics if metric in shared]
+            totals = Cost.of_layers(cost.device, parts, ordered).metrics
+            layers.append(LayerCost(name, allocation[name], totals, parts[0].bound if len(parts) == 1 else None))
         return Cost(cost.device, cost.metrics, tuple(layers))

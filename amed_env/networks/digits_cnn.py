@@ -5,13 +5,11 @@ Its weights are committed; `benchmarks/train_digits_cnn.py` made them.
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amed_env.networks.weights import load_weights
+from amed_env.networks.weights import load_shipped
 
 WEIGHTS_FILE = "digits_cnn.safetensors"
 
@@ -81,8 +79,4 @@ def pretrained_digits_cnn() -> DigitsCNN:
     Raises:
         NetworkError: If the weight file of the package is missing or damaged.
     """
-    network = DigitsCNN()
-    # A package in a zip file has no path of its own; as_file makes one for as long as it is needed.
-    with as_file(files("amed_env.networks") / "weights" / WEIGHTS_FILE) as path:
-        load_weights(network, path)
-    return network.eval()
+    return load_shipped(DigitsCNN(), WEIGHTS_FILE)

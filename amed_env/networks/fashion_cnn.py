@@ -6,13 +6,11 @@ Source of the block: M. Sandler et al., MobileNetV2: Inverted Residuals and Line
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amed_env.networks.weights import load_weights
+from amed_env.networks.weights import load_shipped
 
 WEIGHTS_FILE = "fashion_cnn.safetensors"
 
@@ -93,7 +91,4 @@ def pretrained_fashion_cnn() -> FashionCNN:
     Raises:
         NetworkError: If the weight file of the package is missing or damaged.
     """
-    network = FashionCNN()
-    with as_file(files("amed_env.networks") / "weights" / WEIGHTS_FILE) as path:
-        load_weights(network, path)
-    return network.eval()
+    return load_shipped(FashionCNN(), WEIGHTS_FILE)

@@ -8,20 +8,15 @@ https://github.com/mlcommons/tiny (Apache-2.0).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amed_env.errors import NetworkError
-from amed_env.networks.weights import load_weights
-from amed_env.support.location import data_dir
+from amed_env.networks.weights import load_fetched
+from amed_env.support.data_files import DS_CNN_WEIGHTS, RESNET8_WEIGHTS
 
-RESNET8_WEIGHTS = "weights/mlperftiny_ic_resnet8.safetensors"
-DS_CNN_WEIGHTS = "weights/mlperftiny_kws_dscnn.safetensors"
-"""Trained weights, relative to the data folder."""
 RESNET8_NAMES = (
     "stem",
     "block1.conv1",
@@ -46,6 +41,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Zeros before and after an axis in TensorFlow's "same" convolution, which gives ceil(size / stride) outputs."""
     outputs = -(-size // stride)
     total = max(0, (outputs - 1) * stride + kernel - size)
+    # The odd row goes below and to the right, as TensorFlow pads.
     return total // 2, total - total // 2
 
 
@@ -143,7 +139,7 @@ def ds_cnn() -> TinyDsCNN:
     return TinyDsCNN().eval()
 
 
-def pretrained_resnet8(folder: Path | None = None) -> nn.Module:
+def pretrained_resnet8(folder: Path | None = None) -> TinyResNet8:
     """The trained image network, 87.21 % on the 10,000 test images of CIFAR-10; in eval mode.
 
     Args:
@@ -152,10 +148,10 @@ def pretrained_resnet8(folder: Path | None = None) -> nn.Module:
     Raises:
         NetworkError: If the weights are missing or damaged.
     """
-    return _load(resnet8, RESNET8_WEIGHTS, RESNET8_NAMES, "cifar10-resnet8", folder)
+    return load_fetched(TinyResNet8(), RESNET8_WEIGHTS, "cifar10-resnet8", folder, _layers_in_file(RESNET8_NAMES))
 
 
-def pretrained_ds_cnn(folder: Path | None = None) -> nn.Module:
+def pretrained_ds_cnn(folder: Path | None = None) -> TinyDsCNN:
     """The trained keyword network, 91.3 % on the 1,000 official samples; in eval mode.
 
     Args:
@@ -164,17 +160,11 @@ def pretrained_ds_cnn(folder: Path | None = None) -> nn.Module:
     Raises:
         NetworkError: If the weights are missing or damaged.
     """
-    return _load(ds_cnn, DS_CNN_WEIGHTS, DS_CNN_NAMES, "kws-dscnn", folder)
+    return load_fetched(TinyDsCNN(), DS_CNN_WEIGHTS, "kws-dscnn", folder, _layers_in_file(DS_CNN_NAMES))
 
 
-def _load(
-    make: Callable[[], nn.Module], weights: str, names: tuple[str, ...], task: str, folder: Path | None
-) -> nn.Module:
-    path = (data_dir() if folder is None else Path(folder)) / weights
-    if not path.is_file():
-        raise NetworkError(
-            f"the weights of {task} are missing: {path} does not exist; run `amed fetch {task}`, or set AMED_DATA_DIR "
-            "to the folder that has them."
-        )
-    in_file = [f"conv{number}" for number in range(len(names) - 1)] + [f"fc{len(names) - 1}"]
-    return load_weights(make(), path, dict(zip(in_file, names, strict=True))).eval()
+def _layers_in_file(names: tuple[str, ...]) -> dict[str, str]:
+    """Layer in the file to layer of the network: convolutions and the last, fully connected one are numbered."""
+    last = len(names) - 1
+    in_file = [f"conv{number}" for number in range(last)] + [f"fc{last}"]
+    return dict(zip(in_file, names, strict=True))

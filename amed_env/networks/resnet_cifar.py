@@ -13,17 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from amed_env.errors import NetworkError
-from amed_env.networks.weights import load_weights
-from amed_env.support.location import data_dir
-
-RESNET20_WEIGHTS = "weights/cifar10_resnet20.safetensors"
-"""The pretrained weights, relative to the data folder."""
-RESNET56_WEIGHTS = "weights/cifar10_resnet56.safetensors"
-"""The same of ResNet-56."""
-RESNET20_ACCURACY = 0.9173
-"""Share of the 10,000 test images that the pretrained ResNet-20 gets right, as published."""
-RESNET56_ACCURACY = 0.9339
-"""The same of ResNet-56."""
+from amed_env.networks.weights import load_fetched, load_weights
+from amed_env.support.data_files import RESNET20_WEIGHTS, RESNET56_WEIGHTS
 
 _WIDTHS = (16, 32, 64)
 
@@ -56,6 +47,7 @@ class BasicBlock(nn.Module):
         shortcut = x
         if self.stride != 1:
             shortcut = shortcut[:, :, :: self.stride, :: self.stride]
+        # Option A of He et al., as published: the shortcut has no weights, so there is no layer to quantize.
         if self.padding:
             shortcut = F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
         return F.relu(out + shortcut)
@@ -101,10 +93,7 @@ def resnet20(weights: str | Path | None = None) -> CifarResNet:
     Raises:
         NetworkError: If the weights cannot be loaded.
     """
-    network = CifarResNet(20)
-    if weights is not None:
-        load_weights(network, weights)
-    return network.eval()
+    return _resnet(20, weights)
 
 
 def resnet56(weights: str | Path | None = None) -> CifarResNet:
@@ -116,10 +105,7 @@ def resnet56(weights: str | Path | None = None) -> CifarResNet:
     Raises:
         NetworkError: If the weights cannot be loaded.
     """
-    network = CifarResNet(56)
-    if weights is not None:
-        load_weights(network, weights)
-    return network.eval()
+    return _resnet(56, weights)
 
 
 def pretrained_resnet20(folder: Path | None = None) -> CifarResNet:
@@ -131,7 +117,7 @@ def pretrained_resnet20(folder: Path | None = None) -> CifarResNet:
     Raises:
         NetworkError: If the weights are missing or damaged.
     """
-    return resnet20(_weights(folder, RESNET20_WEIGHTS, "cifar10-resnet20"))
+    return load_fetched(CifarResNet(20), RESNET20_WEIGHTS, "cifar10-resnet20", folder)
 
 
 def pretrained_resnet56(folder: Path | None = None) -> CifarResNet:
@@ -143,17 +129,12 @@ def pretrained_resnet56(folder: Path | None = None) -> CifarResNet:
     Raises:
         NetworkError: If the weights are missing or damaged.
     """
-    return resnet56(_weights(folder, RESNET56_WEIGHTS, "cifar10-resnet56"))
+    return load_fetched(CifarResNet(56), RESNET56_WEIGHTS, "cifar10-resnet56", folder)
 
 
-def _weights(folder: Path | None, name: str, task: str) -> Path:
-    path = (data_dir() if folder is None else Path(folder)) / name
-    if not path.is_file():
-        raise NetworkError(
-            f"the weights of {task} are missing: {path} does not exist; run `amed fetch {task}`, or set "
-            "AMED_DATA_DIR to the folder that has them."
-        )
-    return path
+def _resnet(depth: int, weights: str | Path | None) -> CifarResNet:
+    network = CifarResNet(depth).eval()
+    return network if weights is None else load_weights(network, weights)
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from amed_env.errors import NetworkError
+from amed_env.support.location import DATA_DIR_VARIABLE, data_path
+from amed_env.support.text import first_few
 
 # Counts training batches of a batch norm; no forward pass in eval mode reads it, and published files leave it
 # out.
 _COUNTER = "num_batches_tracked"
-_MAX_NAMED = 5
+M = TypeVar("M", bound=nn.Module)
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -38,7 +42,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def load_weights(module: nn.Module, path: str | Path, layers: Mapping[str, str] | None = None) -> nn.Module:
+def load_weights(module: M, path: str | Path, layers: Mapping[str, str] | None = None) -> M:
     """Load the weights of a network from a safetensors file, all of them or none.
 
     Args:
@@ -55,25 +59,61 @@ def load_weights(module: nn.Module, path: str | Path, layers: Mapping[str, str] 
             or have NaN or infinite values; all of them are named.
     """
     tensors = {_renamed(name, layers or {}): tensor for name, tensor in read_weights(path).items()}
-    wanted = module.state_dict()
-    problems = {
-        "missing": [n for n in wanted if n not in tensors and not n.endswith(_COUNTER)],
-        "unexpected": [n for n in tensors if n not in wanted],
-        "of another shape": [
-            f"{n} {tuple(tensors[n].shape)} instead of {tuple(w.shape)}"
-            for n, w in wanted.items()
-            if n in tensors and tensors[n].shape != w.shape
-        ],
-        "not finite": [n for n, t in tensors.items() if not bool(torch.isfinite(t).all())],
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
+    state = module.state_dict()
+    problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": [], "not finite": []}
+    for name, parameter in state.items():
+        if name not in tensors:
+            if not name.endswith(_COUNTER):
+                problems["missing"].append(name)
+        elif tensors[name].shape != parameter.shape:
+            shapes = f"{tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}"
+            problems["of another shape"].append(f"{name} {shapes}")
+    for name, tensor in tensors.items():
+        if name not in state:
+            problems["unexpected"].append(name)
+        if not bool(torch.isfinite(tensor).all()):
+            problems["not finite"].append(name)
+    faults = [f"{len(names)} {what}: {first_few(names)}" for what, names in problems.items() if names]
+    if faults:
         raise NetworkError(
-            f"the weight file {path} does not fit {type(module).__name__}: {found}. "
+            f"the weight file {path} does not fit {type(module).__name__}: {'; '.join(faults)}. "
             "Use the file that was made for this network."
         )
-    module.load_state_dict({**wanted, **tensors})
+    module.load_state_dict({**state, **tensors})
     return module
+
+
+def load_shipped(module: M, file: str) -> M:
+    """Load weights that are part of the package, and turn to eval mode.
+
+    Raises:
+        NetworkError: If the weight file of the package is missing or damaged.
+    """
+    # A package in a zip file has no path of its own; as_file makes one for as long as it is needed.
+    with as_file(files("amed_env.networks") / "weights" / file) as path:
+        return load_weights(module, path).eval()
+
+
+def load_fetched(module: M, file: str, task: str, folder: Path | None, layers: Mapping[str, str] | None = None) -> M:
+    """Load weights of the data folder, and turn to eval mode.
+
+    Args:
+        module: The network.
+        file: The file, relative to the data folder.
+        task: The task whose download brings it, for messages.
+        folder: The data folder; by default `data_dir()`.
+        layers: As for `load_weights`.
+
+    Raises:
+        NetworkError: If the weights are missing or damaged.
+    """
+    path = data_path(file, folder)
+    if not path.is_file():
+        raise NetworkError(
+            f"the weights of {task} are missing: {path} does not exist; run `amed fetch {task}`, or set "
+            f"{DATA_DIR_VARIABLE} to the folder that has them."
+        )
+    return load_weights(module, path, layers).eval()
 
 
 def _renamed(name: str, layers: Mapping[str, str]) -> str:
@@ -95,8 +135,3 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {values.shape} {values.dtype.name}\n".encode())
         digest.update(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False)).data)
     return digest.hexdigest()
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

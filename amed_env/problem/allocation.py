@@ -8,12 +8,12 @@ The file format `amed-allocation/1` is plain JSON::
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from amed_env.errors import AllocationError
+from amed_env.support.text import repeated
 
 FORMAT = "amed-allocation/1"
 DEFAULT_BITS = (2, 3, 4, 8)
@@ -81,6 +81,7 @@ class BitAllocation(Mapping[str, Precision]):
                 check_bits(activation_bits, f"layer {name!r}, activations"),
             )
         self._precisions = checked
+        # Once: allocations are the keys of every cache, and a search looks up the same ones again and again.
         self._hash = hash(tuple(checked.items()))
 
     @classmethod
@@ -132,25 +133,25 @@ class BitAllocation(Mapping[str, Precision]):
         """This allocation in the order of `names`, after checking that it covers exactly those layers.
 
         Args:
-            names: The layers that are wanted, in order.
+            names: The layers that it must have, in order.
             owner: Whose layers they are, for the message.
 
         Raises:
             AllocationError: If layers are missing or unknown; all of them are named.
         """
-        wanted = list(names)
-        missing = [name for name in wanted if name not in self._precisions]
-        unknown = [name for name in self._precisions if name not in set(wanted)]
-        if missing or unknown:
-            parts = [
-                f"{label} {', '.join(repr(n) for n in found)}"
-                for label, found in (("it lacks", missing), ("it has the unknown", unknown))
-                if found
-            ]
-            raise AllocationError(f"the allocation does not fit {owner}: {' and '.join(parts)}.")
-        if wanted == list(self._precisions):
+        required = list(names)
+        missing = [name for name in required if name not in self._precisions]
+        unknown = [name for name in self._precisions if name not in set(required)]
+        faults = []
+        if missing:
+            faults.append(f"it lacks {', '.join(map(repr, missing))}")
+        if unknown:
+            faults.append(f"it has the unknown {', '.join(map(repr, unknown))}")
+        if faults:
+            raise AllocationError(f"the allocation does not fit {owner}: {' and '.join(faults)}.")
+        if required == list(self._precisions):
             return self
-        return BitAllocation({name: self._precisions[name] for name in wanted})
+        return BitAllocation({name: self._precisions[name] for name in required})
 
     def plain(self) -> BitAllocation:
         """The allocation as an object of this very class, whatever a subclass thinks of equality."""
@@ -209,9 +210,10 @@ class BitAllocation(Mapping[str, Precision]):
         """
 
         def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            repeated = sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-            if repeated:
-                raise AllocationError(f"{path}: {', '.join(map(repr, repeated))} stands there more than once.")
+            # Python's JSON keeps the last of equal keys and says nothing.
+            twice = repeated(key for key, _ in pairs)
+            if twice:
+                raise AllocationError(f"{path}: {', '.join(map(repr, twice))} is repeated.")
             return dict(pairs)
 
         try:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from amed_env.problem.objective import TOLERANCE
 
@@ -17,7 +16,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 _SCALE = 1e3
-"""Limits are this many units, so that the solver's tolerance becomes that of `TOLERANCE`."""
+"""Limits are this many units, so that the solver's absolute tolerance (1e-6) becomes that of `TOLERANCE` (1e-9)."""
 _MARGINS = (0.0, 1e-8, 1e-6, 1e-5)
 """By how much the solver's limits are tightened, one after the other, while its answer exceeds the true ones."""
 
@@ -84,12 +83,16 @@ def cheapest_choices(
     Returns:
         int64 of shape (L,), or None if nothing meets the limits.
     """
+    # Takes longer to import than all of the package; a search within one limit does without.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     layers, choices = objective.shape
     one_each = LinearConstraint(np.kron(np.eye(layers), np.ones(choices)), 1, 1)
     finite = np.isfinite(limits)
     # In units of the limits, so that the solver's absolute tolerance (1e-6) means the same for every metric.
     units = np.where(limits[finite] > 0, limits[finite], 1.0) / _SCALE
     shares = costs[finite].reshape(len(units), layers * choices) / units[:, None]
+    # The solver also stops at an absolute gap of 1e-6: in units of the largest term it means the same everywhere.
     spread = float(np.abs(objective).max()) or 1.0
     for margin in _MARGINS:
         constraints = [one_each]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from amed_env.errors import BudgetError, UnknownNameError
+from amed_env.support.text import repeated
 
 TOLERANCE = 1e-9
 """Relative slack of every comparison with a limit, as sums of floats depend on their order."""
@@ -32,9 +33,11 @@ UNITS: dict[str, dict[str, float]] = {
 """Units of absolute budgets, in lower case, with their factor to the metric's own unit."""
 
 ERROR_SMOOTHING = 0.01
-"""Added to both errors in `score`, so that a reference without any error does not divide by zero."""
+"""Added to both errors in `score`, so that a reference without any error does not divide by zero; of the size of the
+standard error of an accuracy on 2,000 samples (0.006 at 92 %), below which a difference means little."""
 VIOLATION_PENALTY = 5.0
-"""Reward lost when a budget is exceeded by as much as the budget itself."""
+"""Reward lost when a budget is exceeded by as much as the budget itself: more than `score` differs between guessing and
+perfection (4.5 with ten classes), so that no accuracy pays for twice the budget."""
 FAULT_REWARD = -5.0
 """Reward of an episode that a fault of the evaluator or the device ended; below the score of a guessing network."""
 
@@ -92,6 +95,7 @@ class Budget:
                 f"budget {name}={value}: write a factor of the 8-bit cost ({name}=0.6) or a value with a "
                 f"unit ({name}=12{_unit_example(name)})."
             )
+        # Two characters look like this prefix: the micro sign, and the Greek letter.
         unit = match.group(2).replace("µ", "u").replace("μ", "u").lower()
         if not unit:
             return cls(name, number)
@@ -114,7 +118,7 @@ def parse_budgets(budgets: Mapping[str, str | float] | Iterable[str] | None) -> 
     """Budgets from a mapping (`{"latency": 0.5}`) or from texts (`["latency=0.5", "memory=96KiB"]`).
 
     Raises:
-        BudgetError: If a text is malformed or a budget stands twice.
+        BudgetError: If a text is malformed or a budget is repeated.
     """
     if budgets is None:
         return ()
@@ -132,10 +136,9 @@ def parse_budgets(budgets: Mapping[str, str | float] | Iterable[str] | None) -> 
                 raise BudgetError(f"budget {text!r}: write it as name=value, for example latency=0.6.")
             pairs.append((name.strip(), value))
     parsed = tuple(Budget.parse(name, value) for name, value in pairs)
-    names = [budget.name for budget in parsed]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise BudgetError(f"budget {', '.join(repeated)} is given more than once; give each once.")
+    twice = repeated(budget.name for budget in parsed)
+    if twice:
+        raise BudgetError(f"budget {', '.join(twice)} is given more than once; give each once.")
     return parsed
 
 

@@ -34,15 +34,15 @@ def parse_pins(pins: Mapping[str, Any] | Iterable[str] | None, layers: Sequence[
                 raise AllocationError(f"pin {text!r}: write it as layer=bits, for example first=8.")
             pairs.append((name.strip(), value))
     ends = {FIRST: layers[0], LAST: layers[-1]}
-    found: dict[str, Precision] = {}
+    pinned: dict[str, Precision] = {}
     for name, value in pairs:
         layer = name if name in layers else ends.get(name, name)
         if layer not in layers:
             raise UnknownNameError("layer to pin", name, [FIRST, LAST, *layers])
         precision = _precision(value, f"pin {name!r}")
-        if found.setdefault(layer, precision) != precision:
-            raise AllocationError(f"layer {layer!r} is pinned to {found[layer]} and to {precision}; choose one.")
-    return {layer: found[layer] for layer in layers if layer in found}
+        if pinned.setdefault(layer, precision) != precision:
+            raise AllocationError(f"layer {layer!r} is pinned to {pinned[layer]} and to {precision}; choose one.")
+    return {layer: pinned[layer] for layer in layers if layer in pinned}
 
 
 def _precision(value: Any, where: str) -> Precision:
@@ -63,10 +63,11 @@ def _precision(value: Any, where: str) -> Precision:
 
 def pins_text(pins: Mapping[str, Precision]) -> str:
     """`stem=8, classifier=8/4`, for messages and tables."""
-    return ", ".join(
-        f"{name}={p.weight_bits}" + ("" if p.weight_bits == p.activation_bits else f"/{p.activation_bits}")
-        for name, p in pins.items()
-    )
+    texts = []
+    for name, (weight_bits, activation_bits) in pins.items():
+        widths = f"{weight_bits}" if weight_bits == activation_bits else f"{weight_bits}/{activation_bits}"
+        texts.append(f"{name}={widths}")
+    return ", ".join(texts)
 
 
 def pins_json(pins: Mapping[str, Precision]) -> dict[str, dict[str, int]]:

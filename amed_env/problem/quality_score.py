@@ -15,7 +15,7 @@ from pydantic import Field
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.support.typed_fields import TypedFields
 
-SMALLEST = 1e-4
+SMALLEST = 1e-4  # far below any loss of interest: 0.0001 nats
 """Added to every score, so that a network without loss at a weight of latency of 0 has a logarithm."""
 
 NotNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]

@@ -33,7 +33,7 @@ class Ties:
 
         Args:
             workload: The network's layers.
-            tied: Names of layers that share a choice; the first in network order decides where the group stands.
+            tied: Names of layers that share a choice; the first in network order decides the group's position.
 
         Raises:
             UnknownNameError: If there is no such layer.
@@ -64,11 +64,10 @@ class Ties:
     def reduced(self) -> Workload:
         """The workload that has one layer for each group."""
         layers = {layer.name: layer for layer in self.full}
-        merged = tuple(
-            _merged(name, [layers[member] for member in group])
-            for name, group in zip(self.names, self.groups, strict=True)
-        )
-        return Workload(self.full.name, merged)
+        merged = []
+        for name, group in zip(self.names, self.groups, strict=True):
+            merged.append(_merged(name, [layers[member] for member in group]))
+        return Workload(self.full.name, tuple(merged))
 
     def expand(self, allocation: BitAllocation) -> BitAllocation:
         """The allocation of all layers of an allocation of the groups.
@@ -77,9 +76,9 @@ class Ties:
             AllocationError: If it does not have exactly the groups.
         """
         allocation = allocation.require_layers(self.names, f"network {self.full.name!r} with tied layers")
-        chosen = {
-            member: allocation[name] for name, group in zip(self.names, self.groups, strict=True) for member in group
-        }
+        chosen = {}
+        for name, group in zip(self.names, self.groups, strict=True):
+            chosen.update(dict.fromkeys(group, allocation[name]))
         return BitAllocation({name: chosen[name] for name in self.full.layer_names})
 
     def reduce(self, allocation: BitAllocation) -> BitAllocation:

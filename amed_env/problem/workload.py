@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Literal, get_args
 
 from amed_env.errors import WorkloadError
 from amed_env.problem.allocation import BitAllocation
+from amed_env.support.text import read_csv, repeated
 
 LayerKind = Literal["conv", "depthwise", "linear", "matmul"]
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
@@ -65,6 +65,7 @@ class Layer:
             raise WorkloadError(f"layer {self.name!r}: kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}.")
         for name in ("m", "n", "k", "groups"):
             self._check_size(name)
+        # Without the true counts the im2col sizes: exact for matrix products, an upper bound for convolutions.
         defaults = {
             "input_elements": self.m * self.k * self.groups,
             "weight_elements": self.n * self.k * self.groups,
@@ -113,7 +114,7 @@ class Workload:
         layers: At least one layer; names are unique.
 
     Raises:
-        WorkloadError: If there is no layer, or a name stands twice.
+        WorkloadError: If there is no layer, or a name is repeated.
     """
 
     name: str
@@ -123,11 +124,10 @@ class Workload:
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             raise WorkloadError(f"workload {self.name!r} has no layers; it needs at least one.")
-        repeated = sorted(name for name, times in Counter(layer.name for layer in self.layers).items() if times > 1)
-        if repeated:
+        twice = repeated(layer.name for layer in self.layers)
+        if twice:
             raise WorkloadError(
-                f"workload {self.name!r}: layer names must be unique; "
-                f"{', '.join(map(repr, repeated))} stands there more than once."
+                f"workload {self.name!r}: layer names must be unique; {', '.join(map(repr, twice))} is repeated."
             )
 
     @cached_property
@@ -190,34 +190,21 @@ class Workload:
             WorkloadError: If a column is missing, unknown or repeated, a value is no positive integer, or there are
                 no rows.
         """
-        if "\0" in text:
-            raise WorkloadError(f"{where}: this is no text file (it has NUL bytes).")
-        try:
-            rows = list(csv.reader(io.StringIO(text), strict=True))
-        except csv.Error as error:
-            raise WorkloadError(f"{where}: no valid CSV: {error}.") from error
-        if not rows:
-            raise WorkloadError(f"{where}: the file is empty; its first line must be {','.join(CSV_COLUMNS)}.")
-        header = [column.strip() for column in rows[0]]
-        missing = [column for column in CSV_COLUMNS if column not in header]
-        wrong = sorted({c for c in header if c not in CSV_COLUMNS + CSV_OPTIONAL or header.count(c) > 1})
-        if missing or wrong:
+        table = read_csv(text, where, ",".join(CSV_COLUMNS), WorkloadError)
+        missing = [column for column in CSV_COLUMNS if column not in table.header]
+        unknown = [column for column in table.header if column not in CSV_COLUMNS + CSV_OPTIONAL]
+        if missing or unknown:
             raise WorkloadError(
-                f"{where}, line 1: columns missing: {', '.join(missing) or 'none'}; unknown or repeated: "
-                f"{', '.join(map(repr, wrong)) or 'none'}; expected {','.join(CSV_COLUMNS)}."
+                f"{where}, line {table.header_line}: columns missing: {', '.join(missing) or 'none'}; unknown: "
+                f"{', '.join(map(repr, unknown)) or 'none'}; expected {','.join(CSV_COLUMNS)}."
             )
         layers = []
-        for line, row in enumerate(rows[1:], start=2):
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(header):
-                raise WorkloadError(f"{where}, line {line}: {len(row)} values for {len(header)} columns.")
-            cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
-            sizes = {
-                c: _integer(v, f"{where}, line {line}, column {c!r}")
-                for c, v in cells.items()
-                if c not in ("name", "kind") and not (c in CSV_OPTIONAL and v == "")
-            }
+        for line, cells in table.rows:
+            sizes = {}
+            for column, cell in cells.items():
+                left_out = column in CSV_OPTIONAL and cell == ""
+                if column not in ("name", "kind") and not left_out:
+                    sizes[column] = _integer(cell, f"{where}, line {line}, column {column!r}")
             try:
                 layers.append(Layer(name=cells["name"], kind=cells["kind"], **sizes))  # type: ignore[arg-type]
             except WorkloadError as error:

@@ -17,6 +17,7 @@ from amed_env.quantization.graph import Group, NetworkGraph, effective_readers
 from amed_env.quantization.layers import Quantizable
 
 _ROUNDS = 10  # pairs in a chain disturb each other; the ranges settle after a few rounds
+# Channels whose weights are all but zero have no range to equalise; dividing by it would give infinity.
 _SMALLEST = 1e-8
 
 
@@ -75,6 +76,7 @@ def _equalize_pair(first: Quantizable, second: Quantizable) -> None:
     by_channel = second.weight.flatten(1) if depthwise else second.weight.transpose(0, 1).flatten(1)
     read = by_channel.abs().amax(dim=1)
     usable = (written > _SMALLEST) & (read > _SMALLEST)
+    # With the square root both ranges become their geometric mean (Nagel et al. 2019).
     factor = torch.where(usable, (read / written.clamp_min(_SMALLEST)).sqrt(), torch.ones_like(written))
     first.weight.mul_(factor.view(-1, *[1] * (first.weight.dim() - 1)))
     if first.bias is not None:

@@ -109,6 +109,7 @@ def _find_groups(traced: fx.GraphModule, names: set[str]) -> dict[fx.Node, Group
     """Groups by their last node; of two layers that are added, the later one takes the addition."""
     groups: dict[fx.Node, Group] = {}
     taken: set[fx.Node] = set()
+    # Backwards, so that of two layers that are added the later one takes the addition: the earlier result is in memory.
     for call in reversed(list(traced.graph.nodes)):
         if call.op != "call_module" or str(call.target) not in names:
             continue
@@ -214,6 +215,8 @@ def _store_shared_results(traced: fx.GraphModule, groups: dict[fx.Node, Group]) 
         readers = list(effective_readers(output))
         added = any(reader in additions for reader in readers)
         shared = len(readers) > 1 and any(reader in calls for reader in readers)
+        # A result that stands in memory once has one width for all its readers: 8 bits, from which narrower layers
+        # round again.
         if not (added or shared):
             continue
         name = _free_name(traced, f"stored_tensor_{number}")

@@ -139,6 +139,8 @@ class IntegerEngine:
             if step.group is not None:
                 precision = allocation[step.group.layer]
                 settings = (*precision, written)
+            # What a step returns follows from its settings and from what it reads: equal keys are equal results, so
+            # that allocations which share their first layers share these steps.
             key = (step.number, *settings, *(plan.keys[need] for need in step.needs))
             plan.keys[step.node] = self._ids.setdefault(key, len(self._ids))
         return plan
@@ -302,6 +304,7 @@ class IntegerEngine:
             read = _quantize_finite(source, read_format, group.layer)
         addend = None if group.addend is None else values[self._source(group.addend)]
         written = plan.formats[group.output]
+        # The kernel adds codes only: floats are added to the accumulators afterwards, before anything is rounded.
         if written is not None and not isinstance(addend, torch.Tensor):
             codes = self._by_kernel(layer, read, precision.weight_bits, written, group.low, group.high, addend)
             if codes is not None:

@@ -23,6 +23,7 @@ from amed_env.quantization.saturation import halves, sums_saturate, twice, two_p
 logger = logging.getLogger(__name__)
 
 WIDEST = 8
+# Codes are uint8 whatever the sign of the values: oneDNN's convolutions take no signed inputs.
 LARGEST_CODE = 255
 
 
@@ -79,6 +80,8 @@ class Codes(NamedTuple):
 def quantize(values: torch.Tensor, written: Format, low: float = -math.inf, high: float = math.inf) -> Codes:
     """Float values as codes: clamped to a range, rounded half to even, and clamped to the codes that are allowed."""
     least, most = written.clamped(low, high)
+    # In the order of the kernels: times the inverse scale, plus the zero point, then rounded. Dividing, or rounding
+    # before the zero point is added, goes to the other code where a value lies in the middle between two.
     codes = values.mul(1.0 / written.scale).add_(written.zero_point).round_().clamp_(least, most).to(torch.uint8)
     return Codes(codes, written)
 
@@ -140,6 +143,8 @@ class LayerKernel:
             return self._on_rows(read, prepared, weight_bits, written, low, high, addend)
         packed, halved = self._pack(prepared, weight_bits, read.format)
         codes = read.tensor.unsqueeze(2) if self._flat else read.tensor
+        # Processors without VNNI add two products in 16 bits, which saturate; halved weights stay exact (see
+        # `saturation`).
         if halved:
             codes = twice(codes, -1 if self._linear else 1, self._groups)
         arguments = [
@@ -196,6 +201,8 @@ class LayerKernel:
         addend: Codes,
     ) -> torch.Tensor:
         least, most = written.clamped(low, high)
+        # The kernel adds before it clamps to zero; whatever else it is clamped to follows on the codes, which is the
+        # same.
         unary = "relu" if least == written.zero_point > 0 else "none"
         added = addend.tensor.unsqueeze(2) if self._flat else addend.tensor
         tail = (written.scale, written.zero_point, torch.uint8, addend.format.scale, addend.format.zero_point)
@@ -282,6 +289,8 @@ class Requantizer:
         """The same values, as nearly as the other format has them."""
         if codes.format == written:
             return codes
+        # Where a ratio of scales makes exact ties the kernel may round otherwise than float arithmetic: checked code by
+        # code.
         if codes.tensor.dim() != 4 or not self._trust(codes.format, written):
             return quantize(codes.values(), written)
         return Codes(self._convolve(codes.tensor, codes.format, written), written)
@@ -334,6 +343,8 @@ def integer_kernels_are_exact() -> bool:
     layer = nn.Conv2d(32, 32, 3, padding=1, bias=False)  # sums stay below 2^24, which float32 holds exactly
     try:
         kernel = LayerKernel(layer)
+        # Extreme values saturate if anything does; random ones find every other fault. A kernel that is wrong once is
+        # not used.
         for number, (code, integer) in enumerate(((LARGEST_CODE, 127), (LARGEST_CODE, -128), (None, None))):
             if code is None or integer is None:
                 read = torch.randint(0, LARGEST_CODE + 1, (2, 32, 9, 9), generator=generator).to(torch.uint8)

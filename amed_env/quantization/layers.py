@@ -21,6 +21,7 @@ Quantizable = QuantizableModule
 
 SIGNED_ZERO = 128
 """The code that stands for zero where values may be negative."""
+# Without a stored width a network at 4 bits would still move floats around its residual blocks, which no device does.
 STORED_BITS = 8
 """Width of results that more than one reader needs."""
 
@@ -65,6 +66,7 @@ def prepared_width(
     sign = torch.where(flat < 0, -1.0, 1.0)
     signed = integers * sign.view(-1, *[1] * (integers.dim() - 1))
     dtype = torch.int8 if bits <= 8 else torch.int16
+    # The lowest integer has no counterpart, which a negative scale would need; below 8 bits int8 has room for it.
     if signed.numel() and float(signed.abs().max()) > 2 ** (7 if bits <= 8 else 15):
         raise ValueError(f"integers up to {float(signed.abs().max()):g} do not fit into {dtype}.")
     return PreparedWidth(
@@ -140,6 +142,8 @@ class QuantizedLayer(nn.Module):
         self.check(inputs, self.name)
         prepared = self.prepared[self.weight_bits]
         scale = self.prepared[self.activation_bits].activation_scale
+        # Sums of integers are exact in float32 below 2^24, so the scales come afterwards, activation scale first, then
+        # the channel's, then the bias: the kernels' order, without which the two engines would differ in the last bit.
         integers = on_grid(inputs, scale, *integer_range(self.activation_bits, self.statistics.unsigned))
         outputs = self.compute(integers, self._tensor("integers", prepared.integers), None)
         channels = self._channels(outputs)
@@ -152,6 +156,7 @@ class QuantizedLayer(nn.Module):
         """The same with settings that are tensors, so that `torch.vmap` can run it for several at once."""
         self.check(inputs, self.name)
         zero = 0 if self.statistics.unsigned else SIGNED_ZERO
+        # The operations of `on_grid`, out of place, as `torch.vmap` cannot run those in place.
         integers = inputs.mul(given["inverse"]).add(zero).round().sub(zero).clamp(given["low"], given["high"])
         outputs = self.compute(integers, given["integers"], None)
         channels = self._channels(outputs)

@@ -30,9 +30,11 @@ from amed_env.tracing.trace import TracedNetwork
 logger = logging.getLogger(__name__)
 
 Engine = Literal["auto", "float"]
+# One batch at a time: neighbours in a sorted list share their first layers, and only these results are kept.
 SWEEP_MIB = 1024
 """Memory of a sweep for results of one batch."""
 
+# The activations of all of them are in memory at once.
 TOGETHER = 16
 """Allocations that run in one pass on a GPU."""
 
@@ -111,6 +113,7 @@ class QuantizedNetwork:
 
     def _calibrate(self, calibration: torch.Tensor) -> None:
         recording: list[QuantizedLayer | StoredTensor] = [*self._layers.values(), *self.stored]
+        # One pass of the float network for all widths: ranges depend on the values alone.
         for batch in calibration.split(self.batch_size):
             for part in recording:
                 part.recording_share = batch.shape[0] / calibration.shape[0]

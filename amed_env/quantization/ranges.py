@@ -11,6 +11,7 @@ import torch
 
 from amed_env.quantization.rounding import integer_range, round_to_grid
 
+# Thresholds of the first search, 1.2 % of the largest magnitude apart; the refinement goes on from the best.
 CANDIDATES = 80
 SMALLEST_CLIP = 0.15  # of the largest magnitude; 2-bit grids clip that deep on heavy-tailed tensors
 REFINEMENTS = 8
@@ -34,6 +35,7 @@ def squared_error_scales(rows: torch.Tensor, bits: int, unsigned: bool = False) 
         needed = torch.maximum(needed, rows.amin(dim=1, keepdim=True) / low)
     needed = torch.where(needed > 0, needed, torch.ones_like(needed))
     best_scale, best_error = needed, _error(rows, needed, bits, unsigned)
+    # Up to 1.1: a scale slightly above what clips nothing may place the points better.
     for ratio in torch.linspace(SMALLEST_CLIP, 1.1, CANDIDATES).tolist():
         best_scale, best_error = _keep_better(rows, needed * ratio, best_scale, best_error, bits, unsigned)
     for _ in range(REFINEMENTS):

@@ -30,6 +30,7 @@ def sums_saturate(depthwise: bool) -> bool:
     read = torch.full((1, _CHANNELS, 5, 5), 255, dtype=torch.uint8)
     shape = ([1, 1], [1, 1], [1, 1], _CHANNELS if depthwise else 1)
     ones, zeros = torch.ones(_CHANNELS), torch.zeros(_CHANNELS, dtype=torch.int64)
+    # Both ends of int16 are asked: 2 * 255 * 127 = 64,770 is above 32,767, and 2 * 255 * -128 below -32,768.
     for integer in (127, -128):
         weight = torch.full((_CHANNELS, 1 if depthwise else _CHANNELS, 3, 3), integer, dtype=torch.int8)
         packed = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, 0, *shape, None)
@@ -50,6 +51,7 @@ def two_products_fit(largest_code: int, integers: torch.Tensor) -> bool:
 
 def halves(integers: torch.Tensor) -> torch.Tensor:
     """Weights (out, in, ...) as (out, 2 in, ...): two halves, whose sum they are, for an input that is read twice."""
+    # Rounded down, so that -128 becomes twice -64 and 127 becomes 63 + 64, which all fit.
     first = integers.div(2, rounding_mode="floor")
     return torch.cat([first, integers - first], dim=1)
 

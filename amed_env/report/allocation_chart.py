@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from amed_env.agents.result import SearchResult
 from amed_env.hardware.protocol import Cost
 from amed_env.problem.allocation import BitAllocation
-from amed_env.report.style import ACCENT, DARK, LIGHT, MIDDLE, metric_title, new_figure, tidy
+from amed_env.report.style import ACCENT, DARK, LIGHT, MIDDLE, layer_axis, legend_above, metric_title, new_figure, tidy
 
 _INCHES_PER_LAYER = 0.26
 _LONGEST_NAME = 32  # characters
@@ -36,7 +36,7 @@ def draw_allocation(result: SearchResult) -> Figure:
     left, *others = figure.subplots(1, 2 if has_layers else 1, sharey=True, squeeze=False)[0]
     _draw_widths(left, allocation, names)
     if others:
-        _draw_shares(others[0], metric, cost, task.reference_cost)
+        _draw_shares(others[0], names, metric, cost, task.reference_cost)
     accuracy = 100 * result.best.quality.accuracy
     budgets = ", ".join(map(str, task.budgets)) or "no budget"
     figure.suptitle(
@@ -86,10 +86,10 @@ def _draw_widths(axes: Axes, allocation: BitAllocation, names: Sequence[str]) ->
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(axes)
     if apart:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8.5, frameon=False)
+        legend_above(axes)
 
 
-def _draw_shares(axes: Axes, metric: str, cost: Cost, reference: Cost | None) -> None:
+def _draw_shares(axes: Axes, names: Sequence[str], metric: str, cost: Cost, reference: Cost | None) -> None:
     """Each layer's cost as a percentage of the whole network at 8 bit, so that what was saved is seen as well."""
     whole = cost[metric] if reference is None else reference[metric]
     if not whole:
@@ -105,9 +105,5 @@ def _draw_shares(axes: Axes, metric: str, cost: Cost, reference: Cost | None) ->
         shift = (number - (len(series) - 1) / 2) * height
         axes.barh(rows + shift, shares, height, color=colour, label=f"{label}, sum {sum(shares):.1f} %")
     of_what = "of this network" if reference is None else "of the whole network at uniform 8 bit"
-    axes.set_xlabel(f"{title} of the layer, % {of_what}")
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.grid(axis="x", color="#e6e8eb", linewidth=0.7)
-    axes.tick_params(axis="y", length=0)
-    tidy(axes)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8.5, frameon=False)
+    layer_axis(axes, names, f"{title} of the layer, % {of_what}")
+    legend_above(axes)

@@ -36,8 +36,8 @@ def draw_comparison(results: Sequence[Mapping[str, Any]]) -> Figure:
     allocations = [None if result["best"] is None else allocation_of(result) for result in results]
     names = {(result["network"], tuple(a or ())) for result, a in zip(results, allocations, strict=True)}
     if len({network for network, _ in names}) > 1 or len({layers for _, layers in names if layers}) > 1:
-        found = ", ".join(sorted({str(network) for network, _ in names}))
-        raise InputError(f"the results are of different networks or layers ({found}); draw those of one network.")
+        networks = ", ".join(sorted({str(network) for network, _ in names}))
+        raise InputError(f"the results are of different networks or layers ({networks}); draw those of one network.")
     layers = next((list(a) for a in allocations if a is not None), [])
     widths = np.array([_widths(a, len(layers)) for a in allocations], dtype=np.float64)
     figure = new_figure(3.0 + _INCHES_PER_LAYER * max(len(layers), 12), 1.5 + _INCHES_PER_RESULT * len(results))
@@ -96,7 +96,9 @@ def _label(result: Mapping[str, Any]) -> str:
 
 def _title(results: Sequence[Mapping[str, Any]]) -> str:
     """What all results have in common."""
-    budgets = {tuple((name, budget["value"]) for name, budget in result["budgets"].items()) for result in results}
+    budgets = set()
+    for result in results:
+        budgets.add(tuple((name, budget["value"]) for name, budget in result["budgets"].items()))
     agents = {str(result["agent"]) for result in results}
     parts = [f"{results[0]['network']}: bits of every layer, by device"]
     if len(budgets) == 1 and (only := next(iter(budgets))):

@@ -7,12 +7,11 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from amed_env.hardware.protocol import Cost, HardwareBackend
 from amed_env.hardware.simulator.simulator import SystolicBackend
 from amed_env.problem.workload import Workload
-from amed_env.report.style import ACCENT, DARK, LIGHT, MIDDLE, metric_title, new_figure, tidy
+from amed_env.report.style import ACCENT, DARK, LIGHT, MIDDLE, layer_axis, legend_above, metric_title, new_figure, tidy
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -68,23 +67,15 @@ def _draw_layers(axes: Axes, cost: Cost, metric: str) -> None:
             fontsize=7.5,
             color="#5b6470",
         )
-    axes.set_yticks(rows, [layer.name for layer in cost.layers], fontsize=8.5)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, (max(values) or 1.0) * 1.15)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlabel(f"{metric_title(metric)} of the layer, {metric.rpartition('_')[2]}")
-    axes.grid(axis="x", color="#e6e8eb", linewidth=0.7)
-    axes.tick_params(axis="y", length=0)
-    tidy(axes)
-    found = list(dict.fromkeys(bounds))
-    if any(found):
-        handles = [
-            Patch(color=_COLOURS.get(bound, _OTHER), label=f"bound by {bound}" if bound else "no bound given")
-            for bound in found
-        ]
-        axes.legend(
-            handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8.5, frameon=False
-        )
+    title = f"{metric_title(metric)} of the layer, {metric.rpartition('_')[2]}"
+    layer_axis(axes, [layer.name for layer in cost.layers], title)
+    if any(bounds):
+        handles = []
+        for bound in dict.fromkeys(bounds):
+            label = f"bound by {bound}" if bound else "no bound given"
+            handles.append(Patch(color=_COLOURS.get(bound, _OTHER), label=label))
+        legend_above(axes, columns=3, handles=handles)
 
 
 def _draw_roofline(axes: Axes, backend: SystolicBackend, workload: Workload, cost: Cost) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from amed_env.problem.objective import BUDGET_METRICS
 
@@ -14,7 +17,7 @@ DARK, MIDDLE, LIGHT, ACCENT = "#12355b", "#4d8fc4", "#b9bec5", "#c8451b"
 """Ink of what matters, of its neighbours, of the background, and of the one thing to look at."""
 DOTS = "#a3aab4"
 """Ink of small marks of the background."""
-_DOTS_PER_INCH = 150
+DOTS_PER_INCH = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -30,6 +33,22 @@ def tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def layer_axis(axes: Axes, names: Sequence[str], title: str) -> None:
+    """Layers from top to bottom, and a titled axis below with a light grid."""
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(title)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(axis="x", color="#e6e8eb", linewidth=0.7)
+    axes.tick_params(axis="y", length=0)
+    tidy(axes)
+
+
+def legend_above(axes: Axes, columns: int = 2, **options: Any) -> None:
+    """A legend without a frame above the axes, where it covers nothing."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=8.5, frameon=False, **options)
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     return picture(figure, "png")
@@ -38,7 +57,7 @@ def png(figure: Figure) -> bytes:
 def picture(figure: Figure, form: str) -> bytes:
     """The figure as a file of a format that matplotlib knows: `png`, `svg`, `pdf`."""
     stream = io.BytesIO()
-    figure.savefig(stream, format=form, dpi=_DOTS_PER_INCH)
+    figure.savefig(stream, format=form, dpi=DOTS_PER_INCH)
     return stream.getvalue()
 
 

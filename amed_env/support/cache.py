@@ -29,7 +29,7 @@ def cached_array(
 ) -> npt.NDArray[np.float64]:
     """Return an array from the cache, or compute and keep it.
 
-    A file that is damaged or has another shape is made anew; a cache that cannot be written is only logged.
+    A file that is damaged or has another shape is computed again; a cache that cannot be written is only logged.
 
     Args:
         kind: What it is: the folder's name.
@@ -39,14 +39,14 @@ def cached_array(
     """
     path = cache_dir() / kind / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}.npy"
     try:
-        found = np.load(path, allow_pickle=False)
-        if _holds(found, shape):
-            return np.asarray(found)
-        logger.warning("%s does not hold what it should; it is computed anew", path)
+        kept = np.load(path, allow_pickle=False)
+        if _holds(kept, shape):
+            return np.asarray(kept)
+        logger.warning("%s does not hold what it should; it is computed again", path)
     except FileNotFoundError:
         pass
     except Exception as error:  # whatever a damaged file makes numpy raise: ValueError, BadZipFile, MemoryError ...
-        logger.warning("cannot read %s (%s); it is computed anew", path, error)
+        logger.warning("cannot read %s (%s); it is computed again", path, error)
     array = np.asarray(compute(), dtype=np.float64)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def cached_array(
     return array
 
 
-def _holds(found: object, shape: tuple[int, ...]) -> bool:
+def _holds(kept: object, shape: tuple[int, ...]) -> bool:
     return (
-        isinstance(found, np.ndarray)
-        and found.shape == shape
-        and found.dtype == np.float64
-        and bool(np.isfinite(found).all())
+        isinstance(kept, np.ndarray)
+        and kept.shape == shape
+        and kept.dtype == np.float64
+        and bool(np.isfinite(kept).all())
     )

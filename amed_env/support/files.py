@@ -31,7 +31,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that its name always stands for a whole one: a temporary file, then a rename.
+    """Write a file so that there is never half of it under its name: a temporary file, then a rename.
 
     Raises:
         OSError: If it cannot be written; an older file of that name is then left as it was.
@@ -42,7 +42,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         try:
             stream.write(data)
             stream.flush()
+            # On the disk before it is renamed, or a power cut could leave an empty file under the name.
             os.fsync(stream.fileno())
+            # Temporary files are private; this one gets the permissions of any other file of the user.
             os.fchmod(stream.fileno(), 0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:

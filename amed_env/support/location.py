@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import platformdirs
-
 from amed_env.errors import DataError
 
 DATA_DIR_VARIABLE = "AMED_DATA_DIR"
@@ -22,6 +20,8 @@ def data_dir() -> Path:
     """
     named = os.environ.get(DATA_DIR_VARIABLE)
     if not named:
+        import platformdirs  # `amed --help` does without
+
         return Path(platformdirs.user_cache_dir("amed-env")) / "data"
     folder = Path(named).expanduser()
     if not folder.is_dir():
@@ -30,3 +30,8 @@ def data_dir() -> Path:
             "unset it to use the cache folder."
         )
     return folder
+
+
+def data_path(name: str, folder: Path | None = None) -> Path:
+    """A file of a data folder, by default of `data_dir()`."""
+    return (data_dir() if folder is None else Path(folder)) / name

@@ -1,4 +1,4 @@
-"""What a result depends on beside its settings: the machine, and versions of what it is computed with."""
+"""What a result depends on in addition to its settings: the machine, and versions of what it is computed with."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ def machine_text() -> str:
     Sums of floats depend on the instructions, and so does the way that a learner takes.
     """
     extensions = np.show_config(mode="dicts")["SIMD Extensions"]
-    found = [*extensions.get("baseline", []), *extensions.get("found", [])]
-    parts = [f"{platform.system()} {platform.machine()}", cpu_name(), *found[-1:], f"{os.cpu_count()} cores"]
+    # NumPy lists what it uses from the narrowest to the widest: those of every build, then those of this processor.
+    used = [*extensions.get("baseline", []), *extensions.get("found", [])]
+    parts = [f"{platform.system()} {platform.machine()}", cpu_name(), *used[-1:], f"{os.cpu_count()} cores"]
     return ", ".join(" ".join(part.split()) for part in parts)
 
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    found = {"amed_env": version.__version__, "python": platform.python_version()}
+    installed = {"amed_env": version.__version__, "python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed

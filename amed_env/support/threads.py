@@ -17,6 +17,11 @@ def available_cores() -> int:
     return max(1, os.cpu_count() or 1)
 
 
+def use_one_thread() -> None:
+    """Let torch use one thread from now on, in a process that has others of its kind on the other cores."""
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
     """Let torch use `count` threads inside the block; None changes nothing.

@@ -8,6 +8,18 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from amed_env.errors import InputError
+from amed_env.support.text import shortened
+
+
+def faults_of(error: ValidationError) -> list[str]:
+    """What is wrong where in a document or a group of settings, a text for each fault."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        where = ".".join(map(str, fault["loc"])) or "the document"
+        value = fault["input"]
+        found = "" if fault["type"] == "missing" or isinstance(value, dict | list) else f", found {shortened(value)}"
+        faults.append(f"{where}: {fault['msg']}{found}")
+    return faults
 
 
 class TypedFields(BaseModel):
@@ -25,9 +37,8 @@ class TypedFields(BaseModel):
         try:
             return cls.model_validate(dict(fields))
         except ValidationError as error:
-            faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors(include_url=False)]
             known = ", ".join(cls.model_fields)
-            raise InputError(f"{cls.title()}: {'; '.join(faults)}. Its fields are {known}.") from error
+            raise InputError(f"{cls.title()}: {'; '.join(faults_of(error))}. Its fields are {known}.") from error
 
     @classmethod
     def title(cls) -> str:

@@ -12,6 +12,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from amed_env.errors import AmedError, PluginError
+from amed_env.support.data_files import (
+    CIFAR10_FILES,
+    DS_CNN_WEIGHTS,
+    FASHION_FILES,
+    KEYWORDS_FILE,
+    RESNET8_WEIGHTS,
+    RESNET20_WEIGHTS,
+    RESNET56_WEIGHTS,
+)
+from amed_env.support.location import data_dir
 from amed_env.support.registry import Registry
 
 if TYPE_CHECKING:
@@ -121,7 +131,7 @@ def _add(
         architecture: `module:function` below `amed_env.networks`.
         trained: The same of the trained network.
         splits: `module:function` below `amed_env.datasets`.
-        files: `module:constant` below `amed_env`; each a file, or a tuple of files, relative to the data folder.
+        files: What it needs in the data folder, relative to it.
         training: `module:function` below `amed_env.datasets`, if there is a training set.
     """
     TASKS.register(
@@ -151,29 +161,19 @@ def _add_table(name: str, description: str) -> None:
     TASKS.register(f"{TABULAR_PREFIX}{name}", entry)
 
 
-def _imported(path: str) -> Any:
-    module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def _lazy(path: str) -> Callable[[], Any]:
     """A function that imports the one of that path when it is called."""
-    return lambda: _imported(path)()
+    module, _, name = path.partition(":")
+    return lambda: getattr(importlib.import_module(module), name)()
 
 
-def _missing_files(task: str, sources: tuple[str, ...]) -> str | None:
-    if not sources:
+def _missing_files(task: str, files: tuple[str, ...]) -> str | None:
+    if not files:
         return None
-    from amed_env.support.location import data_dir
-
     try:
         folder = data_dir()
     except AmedError as error:
         return str(error)
-    files: list[str] = []
-    for source in sources:
-        found = _imported(f"amed_env.{source}")
-        files += [found] if isinstance(found, str) else found
     absent = [name for name in files if not (folder / name).is_file()]
     if not absent:
         return None
@@ -197,7 +197,7 @@ _add(
     trained="fashion_cnn:pretrained_fashion_cnn",
     splits="fashion_mnist:fashion_mnist_splits",
     training="fashion_mnist:fashion_mnist_training_data",
-    files=("datasets.fashion_mnist:FILES",),
+    files=FASHION_FILES,
 )
 _add(
     "cifar10-resnet8",
@@ -207,7 +207,7 @@ _add(
     trained="mlperf_tiny:pretrained_resnet8",
     splits="cifar10:cifar10_raw_splits",
     training="cifar10:cifar10_raw_training",
-    files=("datasets.cifar10:FILES", "networks.mlperf_tiny:RESNET8_WEIGHTS"),
+    files=(*CIFAR10_FILES, RESNET8_WEIGHTS),
 )
 _add(
     "cifar10-resnet20",
@@ -217,7 +217,7 @@ _add(
     trained="resnet_cifar:pretrained_resnet20",
     splits="cifar10:cifar10_splits",
     training="cifar10:cifar10_training",
-    files=("datasets.cifar10:FILES", "networks.resnet_cifar:RESNET20_WEIGHTS"),
+    files=(*CIFAR10_FILES, RESNET20_WEIGHTS),
 )
 _add(
     "cifar10-resnet56",
@@ -227,7 +227,7 @@ _add(
     trained="resnet_cifar:pretrained_resnet56",
     splits="cifar10:cifar10_splits",
     training="cifar10:cifar10_training",
-    files=("datasets.cifar10:FILES", "networks.resnet_cifar:RESNET56_WEIGHTS"),
+    files=(*CIFAR10_FILES, RESNET56_WEIGHTS),
 )
 _add(
     "kws-dscnn",
@@ -236,7 +236,7 @@ _add(
     architecture="mlperf_tiny:ds_cnn",
     trained="mlperf_tiny:pretrained_ds_cnn",
     splits="keywords:keyword_splits",
-    files=("datasets.keywords:FILE", "networks.mlperf_tiny:DS_CNN_WEIGHTS"),
+    files=(KEYWORDS_FILE, DS_CNN_WEIGHTS),
 )
 
 TABULAR: dict[str, TablePlan] = {

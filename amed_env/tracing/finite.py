@@ -9,9 +9,8 @@ import torch
 from torch import fx, nn
 
 from amed_env.errors import NonFiniteError
+from amed_env.support.text import first_few
 from amed_env.tracing.capture import module_path
-
-_MAX_NAMED = 5
 
 
 def check_finite_weights(network: nn.Module, name: str) -> None:
@@ -24,10 +23,8 @@ def check_finite_weights(network: nn.Module, name: str) -> None:
     # Other buffers may be infinite on purpose, such as masks.
     wrong = [key for key, tensor in (*network.named_parameters(), *statistics) if not _is_finite(tensor)]
     if wrong:
-        more = f" and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
         raise NonFiniteError(
-            f"network {name!r} has NaN or infinite weights in {', '.join(wrong[:_MAX_NAMED])}{more}; repair or retrain "
-            "it."
+            f"network {name!r} has NaN or infinite weights in {first_few(wrong)}; repair or retrain it."
         )
 
 

@@ -6,7 +6,7 @@ from small_task import SharedBuffer, all_choices, formula_task
 
 import amed_env
 from amed_env.agents import Agent, agent_names, list_agents, make_agent
-from amed_env.agents.registry import _BUILT_IN, AGENTS
+from amed_env.agents.built_in import AGENTS, BUILT_IN
 from amed_env.agents.searchers import baselines
 from amed_env.agents.searchers.moves import all_within
 from amed_env.envs import LayerWiseEnv, base
@@ -47,7 +47,7 @@ def test_results_are_feasible_counted_and_repeatable(name):
 
 
 @pytest.mark.parametrize("failing", [{1}, {5}, {12}, set(range(1, 13))], ids=["first", "fifth", "last", "all"])
-@pytest.mark.parametrize("name", sorted(_BUILT_IN))
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_no_fault_loses_what_was_found(name, failing):
     task = formula_task(5, {"latency": 0.6})
     number_of = {}

@@ -4,6 +4,7 @@ from amed_env.bench.contender import Contender
 from amed_env.bench.execution import Job, run_all
 from amed_env.bench.results_folder import AgentFile, make_header
 from amed_env.bench.suites import BudgetedDevice, CellGrid, Cells, Suite
+from amed_env.bench.truth import NOTHING, cell_truth
 from amed_env.bench.validation import validate
 
 SUITE = Suite(
@@ -34,6 +35,18 @@ def write(folder, spec, evaluations=EVALUATIONS, seeds=SEEDS, workers=1, cells=N
             file.add(run)
         file.sort()
     return file.path
+
+
+def regret_of(run, split="search"):
+    """Regret of a run at its end, in accuracy points."""
+    truth = cell_truth(run.cell)
+    row = truth.rows([run.improvements[-1].choices])[0] if run.improvements else NOTHING
+    return float(truth.regret(row, split))
+
+
+def without_time(run):
+    """What a replay must give again."""
+    return run.model_copy(update={"seconds": 0.0})
 
 
 def reasons(path, replays=0):

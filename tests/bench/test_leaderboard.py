@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_suite import EVALUATIONS, SUITE
+from bench_suite import EVALUATIONS, SUITE, regret_of
 
-from amed_env.agents.searchers.baselines import RandomAgent
-from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text
+from amed_env.bench.curves import agent_runs
+from amed_env.bench.leaderboard import leaderboard_figures, leaderboard_text, rank
 from amed_env.bench.result_file import read_result
-from amed_env.bench.scores import best_accuracy, regret_after, regrets
 from amed_env.bench.suites import cell_task
+from amed_env.bench.truth import cell_truth
 from amed_env.bench.validation import validate
 from amed_env.errors import InputError
 from amed_env.tasks.ground_truth import all_costs
@@ -32,12 +32,12 @@ def true_optimum(cell, split):
 def test_regret_is_against_the_table(result, split):
     for run in result.runs:
         best = true_optimum(run.cell, split)
-        assert best_accuracy(run.cell, split) == pytest.approx(best)
+        assert cell_truth(run.cell).best_accuracy(split) == pytest.approx(best)
         final = run.improvements[-1]
         row = int(final.choices, 4)
         table = cell_task(run.cell).evaluator.table
         reached = 100 * table.correct[split][row] / table.float_quality[split].samples
-        assert regret_after(run, EVALUATIONS, split) == pytest.approx(best - reached) and best >= reached
+        assert regret_of(run, split) == pytest.approx(best - reached) and best >= reached
     first = result.runs[0]
     # Before anything was found, a run is as bad as the worst that it could have found.
     task = cell_task(first.cell)
@@ -45,13 +45,23 @@ def test_regret_is_against_the_table(result, split):
     rows = np.stack(np.unravel_index(np.arange(len(table)), (4,) * 8), axis=1)
     within = costs[np.arange(8), rows].sum(axis=1) <= next(iter(task.limits.values())) * (1 + 1e-9)
     worst = 100 * table.correct[split][within].min() / table.float_quality[split].samples
-    assert regret_after(first, 0, split) == pytest.approx(best_accuracy(first.cell, split) - worst)
+    nothing = first.model_copy(update={"improvements": ()})
+    assert regret_of(nothing, split) == pytest.approx(true_optimum(first.cell, split) - worst)
 
 
 def test_regret_falls_with_evaluations(result):
-    curves = np.stack([regrets(result, SUITE.cells(), after) for after in range(1, EVALUATIONS + 1)])
+    runs = agent_runs(result, [cell_truth(cell) for cell in SUITE.cells()])
+    curves = np.stack(list(runs.regrets_after(range(1, EVALUATIONS + 1))))
     assert curves.shape == (EVALUATIONS, 2, 4) and (np.diff(curves, axis=0) <= 1e-12).all()
     assert (curves[0] > curves[-1]).any()
+
+
+def final_regrets(path):
+    return np.array([[regret_of(run)] for run in read_result(path).runs])
+
+
+def text_of(verdicts):
+    return leaderboard_text(rank(verdicts))
 
 
 def table_rows(text, heading):
@@ -61,12 +71,12 @@ def table_rows(text, heading):
 
 
 def test_ranks_are_those_of_the_interquartile_mean(good):
-    text = leaderboard_text([validate(path, 1) for path in good.values()])
+    text = text_of([validate(path, 1) for path in good.values()])
     rows = table_rows(text, "# Leaderboard of `unit`")
     assert rows[0][1] == "*exact optimum*" and [row[0] for row in rows] == ["", "1", "2"]
     values = {row[1].strip("`"): float(row[3].split()[0]) for row in rows[1:]}
     for name, shown in values.items():
-        flat = np.sort(regrets(read_result(good[name]), SUITE.cells(), EVALUATIONS).ravel())
+        flat = np.sort(final_regrets(good[name]).ravel())
         assert shown == pytest.approx(flat[2:6].mean(), abs=5e-4)  # the middle half of 8 runs
     assert list(values.values()) == sorted(values.values())
     assert [row[2] for row in table_rows(text, "## What each agent saw")] == ["nothing", "nothing"]
@@ -75,8 +85,8 @@ def test_ranks_are_those_of_the_interquartile_mean(good):
 
 
 def test_means_and_what_separates_an_agent_from_the_first(good):
-    rows = table_rows(leaderboard_text([validate(path, 0) for path in good.values()]), "# Leaderboard of `unit`")
-    matrices = [regrets(read_result(good[row[1].strip("`")]), SUITE.cells(), EVALUATIONS) for row in rows[1:]]
+    rows = table_rows(text_of([validate(path, 0) for path in good.values()]), "# Leaderboard of `unit`")
+    matrices = [final_regrets(good[row[1].strip("`")]) for row in rows[1:]]
     first, second = (matrix.mean() for matrix in matrices)
     assert rows[1][4] == rows[1][6] == ""
     assert float(rows[1][5].split()[0]) == pytest.approx(first, abs=5e-4)
@@ -87,7 +97,7 @@ def test_means_and_what_separates_an_agent_from_the_first(good):
 
 def test_figures_are_those_of_the_page(good):
     verdicts = [validate(path, 0) for path in good.values()]
-    figures, rows = leaderboard_figures(verdicts), table_rows(leaderboard_text(verdicts), "# Leaderboard of `unit`")
+    figures, rows = leaderboard_figures(rank(verdicts)), table_rows(text_of(verdicts), "# Leaderboard of `unit`")
     shown = {row[1].strip("`"): row[3] for row in rows[1:]}
     agents = figures["agents"].items()
     assert {name: f"{value:.3f} ({low:.3f}–{high:.3f})" for name, (value, low, high) in agents} == shown
@@ -95,7 +105,7 @@ def test_figures_are_those_of_the_page(good):
 
 
 def test_it_does_not_change_from_call_to_call(good):
-    texts = {leaderboard_text([validate(path, 0) for path in good.values()]) for _ in range(2)}
+    texts = {text_of([validate(path, 0) for path in good.values()]) for _ in range(2)}
     assert len(texts) == 1
 
 
@@ -104,10 +114,10 @@ def test_what_does_not_hold_is_named_and_not_ranked(good, edited):
         runs[0]["improvements"][0]["loss"] = 0.0
 
     bad = validate(edited(change), 0)
-    text = leaderboard_text([validate(good["greedy"], 0), bad])
+    text = text_of([validate(good["greedy"], 0), bad])
     assert "`random`" not in text and "* `random.jsonl` is refused: line 2" in text and "`greedy`" in text
     with pytest.raises(InputError, match="none of the results is valid"):
-        leaderboard_text([bad])
+        text_of([bad])
 
 
 def test_what_files_say_is_no_markup_and_options_are_shown(good, edited):
@@ -115,14 +125,14 @@ def test_what_files_say_is_no_markup_and_options_are_shown(good, edited):
         header["agent"] = "![x](http://example.org) <b> `"
 
     bad = edited(change)
-    text = leaderboard_text([validate(good["greedy"], 2), validate(bad, 0)])
+    text = text_of([validate(good["greedy"], 2), validate(bad, 0)])
     assert "<b>" not in text and "![x](" not in text and "&lt;b&gt;" in text
     assert [row[3] for row in table_rows(text, "## What each agent saw")] == ["2 of 8"]
     verdict = validate(edited(lambda header, runs: header.update(options={"none": "given"})), 0)
     verdict.unchecked.clear()  # the agent has no such option
-    text = leaderboard_text([validate(good["greedy"], 0), verdict])
+    text = text_of([validate(good["greedy"], 0), verdict])
     assert '`random` with `none="given"`' in text
-    assert set(leaderboard_figures([validate(good["greedy"], 0), verdict])["agents"]) == {"greedy"}
+    assert set(leaderboard_figures(rank([validate(good["greedy"], 0), verdict]))["agents"]) == {"greedy"}
 
 
 def test_unequal_conditions_are_not_compared(good, edited):
@@ -130,24 +140,22 @@ def test_unequal_conditions_are_not_compared(good, edited):
         header["evaluations"] = 99
 
     with pytest.raises(InputError, match="different evaluations"):
-        leaderboard_text([validate(good["greedy"], 0), validate(edited(change), 0)])
+        text_of([validate(good["greedy"], 0), validate(edited(change), 0)])
 
 
 def test_two_files_of_one_agent_are_refused(good, tmp_path):
     copy = tmp_path / "again.jsonl"
     copy.write_bytes(good["greedy"].read_bytes())
     verdicts = [validate(path, 0) for path in (good["greedy"], good["random"], copy)]
-    for table in (leaderboard_text, leaderboard_figures):
-        with pytest.raises(InputError, match="both hold runs of 'greedy'; keep one"):
-            table(verdicts)
+    with pytest.raises(InputError, match="both hold runs of 'greedy'; keep one"):
+        rank(verdicts)
 
 
-def test_what_an_agent_saw_stands_beside_it(edited, monkeypatch):
+def test_what_an_agent_saw_is_shown(edited):
     def change(header, runs):
         header["saw"] = ["bops, latency 0.5", "digits"]
 
-    monkeypatch.setattr(RandomAgent, "saw", ("bops, latency 0.5", "digits"))
-    text = leaderboard_text([validate(edited(change), 0)])
+    text = text_of([validate(edited(change), 0)])
     assert table_rows(text, "## What each agent saw")[0][2] == "bops, latency 0.5; digits"
     assert json.dumps("saw") not in text
 
@@ -158,10 +166,11 @@ def test_the_committed_leaderboard_is_that_of_the_committed_results():
         pytest.skip("no results of the suite are committed")
     verdicts = [validate(path, 0) for path in files]
     assert [verdict.problems for verdict in verdicts] == [[]] * len(files)
+    board = rank(verdicts)
     committed = (ROOT / "benchmarks/LEADERBOARD.md").read_text(encoding="utf-8")
     # The page was made with replays, which take too long for a test.
     made_again = re.findall(r"(\d+) of 360 \|$", committed, flags=re.MULTILINE)
     assert len(made_again) == len(files) and all(int(count) > 0 for count in made_again)
-    assert re.sub(r"\d+ of 360 \|", "0 of 360 |", committed) == leaderboard_text(verdicts)
+    assert re.sub(r"\d+ of 360 \|", "0 of 360 |", committed) == leaderboard_text(board)
     shipped = json.loads((ROOT / "amed_env/agents/measured_regret.json").read_text(encoding="utf-8"))
-    assert shipped == leaderboard_figures(verdicts)
+    assert shipped == leaderboard_figures(board)

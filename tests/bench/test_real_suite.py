@@ -6,11 +6,10 @@ from hashlib import sha256
 
 import pytest
 
-from amed_env.bench.leaderboard import leaderboard_text
+from amed_env.bench.leaderboard import rank
 from amed_env.bench.suites import SUITES, BudgetedDevice, CellGrid, Cells, Suite, cell_task
 from amed_env.bench.validation import validate
-from amed_env.commands.bench.bench import BenchRequest, bench
-from amed_env.commands.output import Output
+from amed_env.commands.bench.run import BenchOptions, bench
 from amed_env.errors import InputError
 
 GRID = CellGrid((BudgetedDevice("bitfusion", "latency"),), (0.6,))
@@ -24,9 +23,7 @@ def evaluated(monkeypatch):
 
 
 def test_results_on_a_network_hold_and_edited_ones_do_not(evaluated, tmp_path, capsys):
-    request = BenchRequest(suite="evaluated", out=tmp_path, seeds=1, evaluations=3)
-    with Output(as_json=True) as output:
-        assert bench(output, request) == 0
+    assert bench("evaluated", BenchOptions(out=tmp_path, seeds=1, evaluations=3, as_json=True)) == 0
     rows = {row["agent"]: row for row in json.loads(capsys.readouterr().out)["agents"]}
     assert set(rows) == {"random", "greedy"} and "regret" not in rows["greedy"]
 
@@ -37,7 +34,7 @@ def test_results_on_a_network_hold_and_edited_ones_do_not(evaluated, tmp_path, c
     assert rows["greedy"]["mean_accuracy"] == run["improvements"][-1]["accuracy"]
     assert validate(path, None).valid
     with pytest.raises(InputError, match="has no table, so nobody knows the regret"):
-        leaderboard_text([validate(path, 0)])
+        rank([validate(path, 0)])
 
     run["improvements"][-1]["correct"] += 1
     path.write_text(f"{json.dumps(header)}\n{json.dumps(run)}\n")

@@ -112,12 +112,8 @@ def test_claims_are_checked_too(tmp_path, result, change, reason):
         read_result(path)
 
 
-def test_keys_that_stand_twice_and_other_headers(tmp_path, result):
+def test_other_versions_and_other_encodings(tmp_path, result):
     path = tmp_path / "any.jsonl"
-    line = line_of(result.runs[0]).replace(b'"seed":0', b'"seed":1,"seed":0')
-    path.write_bytes(line_of(result.header) + line)
-    with pytest.raises(BenchFileError, match="line 2: 'seed' stands there more than once"):
-        read_result(path)
     path.write_bytes(line_of(result.header).replace(b'"version":1', b'"version":2'))
     with pytest.raises(BenchFileError, match="line 1 is no header"):
         read_result(path)
@@ -132,11 +128,6 @@ def test_keys_that_stand_twice_and_other_headers(tmp_path, result):
         ({"seeds": 1001}, "seeds"),
         ({"evaluations": 100_001}, "evaluations"),
         ({"evaluations": 10**30}, "evaluations"),
-        ({"description": "one line\n| 1 | `mine` |"}, "description: .*U\\+000A"),
-        ({"agent": "greedy\u200b"}, "agent: .*U\\+200B"),
-        ({"saw": ["nothing\x1b[2K"]}, "saw.0: .*U\\+001B"),
-        ({"machine": "a\u2028b"}, "machine"),
-        ({"versions": {"numpy\n": "2"}}, "versions"),
         ({"versions": {}}, "versions"),
         ({"recipe": "abc"}, "recipe"),
     ],
@@ -148,6 +139,11 @@ def test_headers_are_small_and_readable(tmp_path, result, change, reason):
         read_result(path)
 
 
-def test_texts_of_agents_become_one_line():
+def test_texts_become_one_line_whoever_wrote_them(tmp_path, result):
+    path = tmp_path / "any.jsonl"
+    header = {**json.loads(line_of(result.header)), "description": "one line\n| 1 |", "saw": ["nothing\x1b[2K"]}
+    path.write_text(json.dumps(header) + "\n")
+    read = read_result(path).header
+    assert read.description == "one line | 1 |" and read.saw == ("nothing [2K",)
     assert one_line("two\n  lines\x00 and\u200b more ") == "two lines and more"
     assert one_line("1 µs, 500 KiB × 2") == "1 µs, 500 KiB × 2"

@@ -32,7 +32,7 @@ def test_allocation_file_and_tables(amed, tmp_path):
 
 
 def test_own_network(amed, networks):
-    document = amed("evaluate", "--network", f"{networks}:make", "--bits", 8, "--json").json
+    document = amed("evaluate", "--network", f"{networks}:make", "--recipe", "nearest", "--bits", 8, "--json").json
     assert document["network"] == f"{networks}.make" and document["samples"] == 30
 
 

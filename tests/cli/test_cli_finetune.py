@@ -157,7 +157,7 @@ def test_finetuned_folders_that_do_not_fit_are_refused(amed, tmp_path):
     answer = amed(*evaluate, "absent", "--bits", 4)
     assert answer.code == 2 and "its own allocation" in answer.err
     answer = amed("evaluate", "tabular/digits-cnn", "--finetuned", "absent")
-    assert answer.code == 2 and "is a table" in answer.err
+    assert answer.code == 2 and "looked up in a table" in answer.err
 
 
 def test_an_allocation_without_narrow_widths_is_refused(amed):

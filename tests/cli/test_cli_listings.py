@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from amed_env.agents import Agent, make_agent, register_agent
+from amed_env.agents.built_in import AGENTS, BUILT_IN
 from amed_env.agents.measured import MeasuredRegret
-from amed_env.agents.registry import _BUILT_IN, AGENTS
-from amed_env.commands.listing import _Listing, agent_rows
+from amed_env.commands.agents import agent_rows
+from amed_env.commands.listing import Listing
 from amed_env.hardware import HardwareBackend
-from amed_env.hardware.registry import DEVICES
+from amed_env.hardware.names import DEVICES
 from amed_env.support.registry import import_object
 from amed_env.tasks.make import TASKS
 
@@ -28,7 +29,7 @@ def test_listing(amed, command, name):
 
 def test_agents_show_their_measured_regret(amed, monkeypatch):
     measured = MeasuredRegret("regret: in points", {"greedy": (0.25, 0.2, 0.3)})
-    monkeypatch.setattr("amed_env.agents.measured.measured_regret", lambda: measured)
+    monkeypatch.setattr("amed_env.commands.agents.measured_regret", lambda: measured)
     regrets = {row["name"]: row["regret"] for row in amed("agents", "--json").json["agents"]}
     assert regrets["greedy"] == 0.25 and regrets["random"] is None
     answer = amed("agents")
@@ -43,7 +44,7 @@ def test_agents_show_what_they_need(amed):
 
 
 def test_the_listing_has_what_the_classes_say_that_they_need():
-    classes = {name: import_object(_BUILT_IN[name].path, "agent class").needs for name in _BUILT_IN}
+    classes = {name: import_object(BUILT_IN[name].path, "agent class").needs for name in BUILT_IN}
     assert classes == {row["name"]: row["needs"] for row in agent_rows() if row["source"] == "built in"}
     assert make_agent(str(ROOT / "agents" / "dqn.yaml")).needs == classes["dqn"]
 
@@ -69,9 +70,9 @@ def test_a_plug_in_says_what_it_needs(amed):
 @pytest.mark.parametrize(("width", "most"), [(100, 2), (200, 1)])
 def test_the_listing_of_agents_is_short_at_every_width(width, most):
     console = Console(file=io.StringIO(), width=width)
-    console.print(_Listing([row for row in agent_rows() if row["source"] == "built in"]))
+    console.print(Listing([row for row in agent_rows() if row["source"] == "built in"]))
     lines = console.file.getvalue().splitlines()
-    assert max(map(len, lines)) <= width and len(lines) <= 1 + most * len(_BUILT_IN)
+    assert max(map(len, lines)) <= width and len(lines) <= 1 + most * len(BUILT_IN)
 
 
 def test_tasks_say_what_is_missing(amed, tmp_path, monkeypatch):
@@ -114,20 +115,32 @@ def test_version_and_help(amed):
         assert answer.code == 0 and "Example" in answer.out
 
 
-def test_help_listings_and_simulation_do_not_import_torch(tmp_path):
+HEAVY = ("torch", "scipy", "sklearn", "stable_baselines3", "sb3_contrib", "optuna", "pymoo", "matplotlib", "plotly")
+HELP, LISTINGS = ("--help", "search --help", "finetune --help", "bench tiny --help"), ("agents", "tasks", "devices")
+
+
+@pytest.mark.parametrize("arguments", [*HELP, *LISTINGS, "fetch no-task", "simulate --layers layers.csv --bits 8"])
+def test_help_listings_and_simulation_import_nothing_heavy(tmp_path, arguments):
     (tmp_path / "layers.csv").write_text("name,kind,m,n,k,groups\nfirst,conv,64,32,27,1\n")
-    program = """
+    program = f"""
 import sys
 from amed_env.cli import main
-for arguments in (["--help"], ["devices"], ["agents"], ["simulate", "--layers", "layers.csv", "--bits", "8"]):
-    sys.argv[1:] = arguments
-    try:
-        main()
-    except SystemExit as end:
-        assert end.code == 0, end.code
-    assert "torch" not in sys.modules, arguments
+sys.argv[1:] = {arguments.split()}
+try:
+    main()
+except SystemExit:
+    pass
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 """
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout or "unknown task" in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_what_agents_are_written_with_imports_nothing_heavy():
+    program = f"import sys; from amed_env.agents import Agent, make_agent; print(set({HEAVY}) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_typing_errors_exit_with_2(amed):

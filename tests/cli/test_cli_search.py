@@ -5,12 +5,14 @@ import pytest
 
 from amed_env import BitAllocation, TrialStore
 from amed_env.commands.run_folder import RunFolder
+from amed_env.commands.search import SearchOptions, search
 
-RANDOM = ["search", "digits-cnn", "--agent", "random", "--budget", "latency=0.5", "--evaluations", 6, "--out", "run"]
+NETWORK = ["search", "digits-cnn", "--agent", "random", "--budget", "latency=0.5", "--evaluations", 6, "--out", "run"]
+RANDOM = ["search", "tabular/digits-cnn", *NETWORK[2:]]
 
 
 def test_run_folder_has_everything(amed, tmp_path):
-    answer = amed(*RANDOM, "--seed", 3, "--json")
+    answer = amed(*NETWORK, "--seed", 3, "--json")
     document = answer.json
     assert answer.code == 0 and document["format"] == "amed-result/1" and answer.err == ""
     assert document["evaluations"] == 6 and document["best"]["feasible"] and not document["interrupted"]
@@ -29,6 +31,14 @@ def test_run_folder_has_everything(amed, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 3 and config["settings"]["evaluations"] == 6
     assert {"amed_env", "python", "torch", "numpy", "gymnasium", "stable-baselines3"} <= set(config["versions"])
+
+
+def test_a_search_from_python(tmp_path, capsys):
+    given = {"task": "tabular/digits-cnn", "agent": "random", "budget": ["latency=0.5"], "evaluations": 3}
+    assert search(SearchOptions(**given, out=tmp_path / "run", as_json=True)) == 0
+    assert json.loads(capsys.readouterr().out)["evaluations"] == 3
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["agent"] == "random" and config["settings"]["seed"] == 0
 
 
 def test_tables_and_a_learner(amed, tmp_path):
@@ -68,16 +78,9 @@ def test_own_network_device_file_and_class_agent(amed, networks, tmp_path):
 
     text = (files("amed_env.hardware") / "devices" / "systolic-32.yaml").read_text()
     (tmp_path / "own.yaml").write_text(text.replace("name: systolic-32", "name: own"))
-    arguments = ["search", "--network", f"{networks}:make", "--device", "own.yaml", "--budget", "memory=0.6"]
-    arguments += [
-        "--agent",
-        "amed_env.agents.searchers.baselines:GreedyAgent",
-        "--evaluations",
-        4,
-        "--out",
-        "run",
-        "--json",
-    ]
+    arguments = ["search", "--network", f"{networks}:make", "--recipe", "nearest", "--device", "own.yaml"]
+    arguments += ["--agent", "amed_env.agents.searchers.baselines:GreedyAgent", "--budget", "memory=0.6"]
+    arguments += ["--evaluations", 4, "--out", "run", "--json"]
     answer = amed(*arguments)
     assert answer.json["device"] == "own" and "noise on stdout" in answer.err
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
@@ -152,6 +155,18 @@ def test_resume(amed, tmp_path, rows_of, monkeypatch):
     grown = amed(*RANDOM, "--evaluations", 8, "--resume", "--json").json
     assert grown["evaluations"] == 8
     assert rows_of(tmp_path / "run" / "trials.sqlite")[:6] == before
+
+
+def test_a_search_of_a_version_with_early_stopping_can_be_resumed(amed, tmp_path):
+    amed(*RANDOM)
+    path = tmp_path / "run" / "config.json"
+    for confidence, code in ((None, 0), (0.999, 2)):
+        config = json.loads(path.read_text())
+        config["settings"]["early_confidence"] = confidence
+        path.write_text(json.dumps(config))
+        answer = amed(*RANDOM, "--resume")
+        assert answer.code == code
+    assert "early_confidence (there 0.999" in answer.err
 
 
 def test_resume_on_a_new_folder_starts(amed):
@@ -250,7 +265,7 @@ def test_an_agent_that_finds_nothing_ends_with_1(amed, tmp_path):
 
 def test_pins_are_kept_reported_and_part_of_the_settings(amed, tmp_path):
     pins = ["--pin", "first=8", "--pin", "classifier=8/4"]
-    answer = amed(*RANDOM, *pins, "--json")
+    answer = amed(*NETWORK, *pins, "--json")
     document = answer.json
     assert "pinned: stem=8, classifier=8/4" in answer.err
     expected = {"stem": {"w": 8, "a": 8}, "classifier": {"w": 8, "a": 4}}
@@ -259,9 +274,9 @@ def test_pins_are_kept_reported_and_part_of_the_settings(amed, tmp_path):
         assert {name: trial["allocation"]["layers"][name] for name in expected} == expected
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["settings"]["pins"] == expected
-    answer = amed(*RANDOM, "--resume")
+    answer = amed(*NETWORK, "--resume")
     assert answer.code == 2 and "other settings: pins" in answer.err
-    assert "pinned: stem=8, classifier=8/4" in amed(*RANDOM, *pins, "--resume").out
+    assert "pinned: stem=8, classifier=8/4" in amed(*NETWORK, *pins, "--resume").out
 
 
 def test_wrong_pins_are_named(amed):

@@ -37,8 +37,8 @@ def program(tmp_path):
 def search(amed, networks):
     def call(device, *arguments, agent="random", evaluations=4):
         return amed(
-            *["search", "--network", f"{networks}:make", "--device", device, "--agent", agent, "--bits", "2,4,8"],
-            *["--evaluations", evaluations, "--budget", "latency=0.8", "--out", "run", *arguments],
+            *["search", "--network", f"{networks}:make", "--recipe", "nearest", "--device", device, "--agent", agent],
+            *["--bits", "2,4,8", "--budget", "latency=0.8", "--evaluations", evaluations, "--out", "run", *arguments],
         )
 
     return call
@@ -99,7 +99,8 @@ def test_a_hanging_class_is_ended_and_the_search_goes_on(amed, networks, tmp_pat
         "        return {'latency_ms': layer.macs * precision.weight_bits * 1e-6}\n"
     )
     answer = amed(
-        *["search", "--network", f"{networks}:make", "--device", "hanging_device:Hangs", "--agent", "greedy"],
+        *["search", "--network", f"{networks}:make", "--recipe", "nearest", "--device", "hanging_device:Hangs"],
+        *["--agent", "greedy"],
         *["--device-timeout", "1", "--max-faults", "2", "--bits", "2,4,8", "--budget", "latency=0.8", "--out", "run"],
     )
     sys.modules.pop("hanging_device", None)

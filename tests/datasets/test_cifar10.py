@@ -17,14 +17,7 @@ def small_set(monkeypatch, tmp_path):
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     source = np.random.default_rng(0)
-    for name in (
-        "data_batch_1",
-        "data_batch_2",
-        "data_batch_3",
-        "data_batch_4",
-        "data_batch_5",
-        "test_batch",
-    ):
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
         records = source.integers(0, 256, (RECORDS, 3073), dtype=np.uint8)
         records[:, 0] = source.permutation(np.arange(RECORDS) % 10)
         (folder / f"{name}.bin").write_bytes(records.tobytes())
@@ -74,8 +67,7 @@ def test_calibration_takes_training_images_with_their_labels(small_set):
 
 def test_smaller_calibration_sets_are_prefixes(small_set):
     assert torch.equal(
-        cifar10.cifar10_calibration(small_set, 15).inputs,
-        cifar10.cifar10_calibration(small_set, 40).inputs[:15],
+        cifar10.cifar10_calibration(small_set, 15).inputs, cifar10.cifar10_calibration(small_set, 40).inputs[:15]
     )
     for size in (0, 251):
         with pytest.raises(DataError, match="choose 1 to 250"):

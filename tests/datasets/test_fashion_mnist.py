@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from amed_env.datasets import fashion_mnist
 from amed_env.errors import DataError
+from amed_env.support.data_files import FASHION_FOLDER, FASHION_TEST_IMAGES, FASHION_TEST_LABELS
 
 COUNTS = {"train": 100, "test": 60}
 
@@ -16,22 +17,22 @@ def small_set(monkeypatch, tmp_path):
     monkeypatch.setattr(fashion_mnist, "RECORDS", COUNTS)
     monkeypatch.setattr(fashion_mnist, "VALIDATION_SAMPLES", 30)
     monkeypatch.setattr(fashion_mnist, "SEARCH_SAMPLES", 20)
-    (tmp_path / fashion_mnist.FOLDER).mkdir(parents=True)
+    (tmp_path / FASHION_FOLDER).mkdir(parents=True)
     rng = np.random.default_rng(0)
     for prefix, count in (("train", 100), ("t10k", 60)):
         images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = rng.permutation(np.arange(count) % 10).astype(np.uint8)
         sizes = count.to_bytes(4, "big")
         side = (28).to_bytes(4, "big")
-        folder = tmp_path / fashion_mnist.FOLDER
+        folder = tmp_path / FASHION_FOLDER
         (folder / f"{prefix}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + sizes + side * 2 + images.tobytes())
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + sizes + labels.tobytes())
     return tmp_path
 
 
 def test_reader_agrees_with_a_reading_byte_by_byte(small_set):
-    images = (small_set / fashion_mnist.TEST_IMAGES).read_bytes()
-    labels = (small_set / fashion_mnist.TEST_LABELS).read_bytes()
+    images = (small_set / FASHION_TEST_IMAGES).read_bytes()
+    labels = (small_set / FASHION_TEST_LABELS).read_bytes()
     found = fashion_mnist.read_images("test", small_set)
     for index, row, column in np.random.default_rng(1).integers(0, (60, 28, 28), (300, 3)):
         assert found[index, row, column] == images[16 + index * 784 + row * 28 + column]
@@ -70,14 +71,14 @@ def test_calibration_takes_training_images_only(small_set, size):
     ],
 )
 def test_damage_is_named_with_the_cure(small_set, damage, message):
-    damage(small_set / fashion_mnist.TEST_LABELS)
+    damage(small_set / FASHION_TEST_LABELS)
     with pytest.raises(DataError, match=message):
         fashion_mnist.fashion_mnist_splits(small_set)
 
 
 @given(st.binary(max_size=80))
 def test_any_other_bytes_are_refused_with_an_own_error(small_set, data):
-    path = small_set / fashion_mnist.TEST_LABELS
+    path = small_set / FASHION_TEST_LABELS
     whole = path.read_bytes()
     path.write_bytes(data)
     try:

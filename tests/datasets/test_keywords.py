@@ -4,6 +4,7 @@ import torch
 
 from amed_env.datasets import keywords
 from amed_env.errors import DataError
+from amed_env.support.data_files import KEYWORDS_FILE
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def archive(tmp_path):
     }
     for copy, original in ((5, 600), (13, 900), (700, 2)):
         arrays["x"][copy] = arrays["x"][original]
-    path = tmp_path / keywords.FILE
+    path = tmp_path / KEYWORDS_FILE
     np.savez(path, **arrays)
     return path, arrays
 

@@ -70,12 +70,7 @@ def test_subset_takes_positions_in_order():
     subset = samples.subset(np.array([4, 0, 4]), "part")
     assert torch.equal(subset.inputs, samples.inputs[[4, 0, 4]])
     assert subset.labels.tolist() == [1, 0, 1]
-    assert (subset.name, samples.subset([0]).name, len(subset), subset.sample_shape) == (
-        "part",
-        "toy",
-        3,
-        (2, 3),
-    )
+    assert (subset.name, samples.subset([0]).name, len(subset), subset.sample_shape) == ("part", "toy", 3, (2, 3))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_the_cells_of_the_document_are_those_of_the_suites():
             assert re.findall(r"`(.*?)`", row)[1:] == list(find_suite(name).tasks)
 
 
-def test_every_key_of_a_file_is_described(result):
+def test_every_key_of_a_file_is_described():
     from amed_env.bench.result_file import Header, Improvement, Run
 
     described = set(re.findall(r"`(\w+)`", BENCHMARK))

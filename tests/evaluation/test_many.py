@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from amed_env import AmedError, BitAllocation, make_task
+from amed_env import BitAllocation, make_task
 from amed_env.datasets.samples import drawn_order
 from amed_env.errors import AllocationError
-from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.evaluation.workers import Workers, in_parts
 
 
 @pytest.fixture(scope="module")
@@ -63,42 +61,6 @@ def test_workers_change_no_answer(evaluator):
         evaluator.close()
 
 
-def die(held, part):
-    import os
-
-    os._exit(3)
-
-
-def test_a_worker_that_dies_is_reported():
-    workers = Workers("anything", 1)
-    try:
-        with pytest.raises(AmedError, match="a worker process ended unexpectedly"):
-            list(workers.map(die, [1]))
-    finally:
-        workers.close()
-
-
-def test_what_cannot_be_sent_to_workers_is_reported():
-    with pytest.raises(AmedError, match=r"cannot be sent to other processes.*one worker"):
-        Workers(lambda: None, 1)
-
-
-def test_an_error_in_a_worker_arrives_here(evaluator):
-    workers = Workers("anything", 1)
-    try:
-        with pytest.raises(AttributeError):
-            list(workers.map(PostTrainingEvaluator._evaluate_part, [[]], "search"))
-    finally:
-        workers.close()
-
-
-@pytest.mark.parametrize(("count", "largest", "workers"), [(0, 5, 1), (7, 3, 1), (7, 100, 2), (1, 5, 4), (1000, 64, 2)])
-def test_parts_hold_everything_once(count, largest, workers):
-    parts = in_parts(range(count), largest, workers)
-    assert [item for part in parts for item in part] == list(range(count))
-    assert all(1 <= len(part) <= largest for part in parts)
-
-
 def test_allocations_that_do_not_fit_are_refused(evaluator):
     with pytest.raises(AllocationError, match="lacks"):
         evaluator.evaluate_many([BitAllocation({"stem": (8, 8)})])
@@ -107,7 +69,7 @@ def test_allocations_that_do_not_fit_are_refused(evaluator):
 def test_samples_are_seen_in_one_drawn_order():
     inputs, labels = torch.randn(60, 16, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 4
     network = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).eval()
-    parts = {"calibration": inputs, "search": (inputs, labels), "test": (inputs + 1, labels)}
+    parts = {"calibration": inputs + 1, "search": (inputs, labels), "test": (inputs + 2, labels)}
     first, again = (make_task(network=network, recipe="nearest", engine="float", **parts) for _ in range(2))
     dealt = first.evaluator.samples("search")
     assert dealt.fingerprint() == again.evaluator.samples("search").fingerprint()

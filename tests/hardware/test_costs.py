@@ -7,22 +7,8 @@ import pytest
 from hardware_samples import SMALL
 
 from amed_env import BitAllocation
-from amed_env.errors import (
-    AllocationError,
-    BackendError,
-    DeviceError,
-    InputError,
-    UnsupportedPrecisionError,
-)
-from amed_env.hardware import (
-    Capabilities,
-    Cost,
-    CostTable,
-    HardwareBackend,
-    LayerCost,
-    cost_table,
-    evaluate_cost,
-)
+from amed_env.errors import AllocationError, BackendError, DeviceError, InputError, UnsupportedPrecisionError
+from amed_env.hardware import Capabilities, Cost, CostTable, HardwareBackend, LayerCost, cost_table, evaluate_cost
 
 EIGHT = SMALL.uniform(8)
 
@@ -176,9 +162,7 @@ def evaluating(function):
         ),
         (
             lambda w, a: Cost(
-                "odd",
-                {"latency_ms": 1},
-                tuple(LayerCost(n, (2, 2), {"latency_ms": 1}) for n in w.layer_names),
+                "odd", {"latency_ms": 1}, tuple(LayerCost(n, (2, 2), {"latency_ms": 1}) for n in w.layer_names)
             ),
             "layer 'stem': evaluated at",
         ),

@@ -8,16 +8,11 @@ import yaml
 from hardware_samples import EASY_YAML, SMALL
 
 from amed_env.errors import DeviceError, InputError, PluginError, UnknownNameError
-from amed_env.hardware import (
-    HardwareBackend,
-    device_names,
-    evaluate_cost,
-    list_devices,
-    load_device,
-    register_hardware,
-)
+from amed_env.hardware import HardwareBackend, device_names, evaluate_cost, list_devices, load_device, register_hardware
+from amed_env.hardware import listing as listing_module
+from amed_env.hardware import names as names_module
 from amed_env.hardware import registry as registry_module
-from amed_env.hardware.registry import DEVICES, GROUP
+from amed_env.hardware.names import BUILT_IN, DEVICES, GROUP, shipped_files
 
 SHIPPED = [
     *("bit-serial", "bitfusion", "bitfusion-published", "bops", "cortex-m4", "edge-tpu-like", "eyeriss", "eyeriss-ws"),
@@ -68,11 +63,10 @@ def test_the_listing_has_everything_with_a_description(mine):
     listing = list_devices()
     assert set(SHIPPED) | {"my-device"} <= set(listing) == set(device_names())
     assert all(info.error is None for info in listing.values())
+    for name in (*SHIPPED, *BUILT_IN):  # the listing reads neither the whole file nor the class
+        assert listing[name].description == load_device(name).description.partition("\n")[0]
     assert listing["bitfusion"].source == "file" and "Bit Fusion" in listing["bitfusion"].description
-    assert (listing["my-device"].source, listing["my-device"].description) == (
-        "registered",
-        "A device of mine.",
-    )
+    assert (listing["my-device"].source, listing["my-device"].description) == ("registered", "A device of mine.")
 
 
 def test_registered_devices_carry_their_name(mine):
@@ -108,7 +102,8 @@ def test_a_device_is_given_in_many_ways(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert load_device("my_hardware_module:Fast").name == "Fast"
-    assert isinstance(load_device("my_hardware_module:ready"), HardwareBackend)
+    assert load_device("my_hardware_module:ready").name == "Fast"
+    assert sys.modules["my_hardware_module"].ready.name == "unnamed"  # an instance stays as its module made it
     with pytest.raises(InputError, match="is 3; expected a subclass") as caught:
         load_device("my_hardware_module:number")
     assert caught.value.exit_code == 2
@@ -167,18 +162,19 @@ def test_one_broken_plug_in_never_hides_the_others(monkeypatch, tmp_path):
         load_device("exits_on_import:Device")
 
 
-def test_a_broken_shipped_file_is_listed_with_its_error(monkeypatch, tmp_path):
+def test_a_broken_shipped_file_hides_no_other_and_names_its_line(monkeypatch, tmp_path):
     (tmp_path / "broken.yaml").write_text(EASY_YAML.replace("rows: 4", "rows: many"))
     (tmp_path / "easy.yaml").write_text(EASY_YAML)
     files = {path.stem: path for path in tmp_path.iterdir()}
-    monkeypatch.setattr(registry_module, "_shipped", lambda: files)
-    listing = list_devices()
-    assert listing["easy"].error is None
-    assert "broken.yaml, line 5" in listing["broken"].error
+    for module in (names_module, listing_module, registry_module):
+        monkeypatch.setattr(module, "shipped_files", lambda: files)
+    assert list_devices()["easy"].error is None
+    with pytest.raises(DeviceError, match=r"broken\.yaml, line 5"):
+        load_device("broken")
 
 
 def test_every_constant_of_a_shipped_device_has_a_source():
-    folder = registry_module._shipped()
+    folder = shipped_files()
     assert sorted(folder) == SHIPPED
     for entry in folder.values():
         sections = sections_with_numbers(yaml.safe_load(entry.read_text()))

@@ -1,8 +1,10 @@
 """Networks and devices for the tests of the hardware room, written out by hand."""
 
+import functools
 import itertools
 
 from amed_env import Layer, Workload
+from amed_env.hardware import SystolicBackend, load_device, parse_device_config
 
 
 def conv(name, out_hw, filters, channels, kernel, in_hw):
@@ -131,6 +133,18 @@ energy:
     pj_per_bit: 10
     source: made up
 """
+
+known_device = functools.cache(load_device)
+"""A shipped device, read once: for tests with many examples."""
+
+
+def easy(*changes):
+    """The easy device with some of its text replaced."""
+    text = EASY_YAML
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return SystolicBackend(parse_device_config(text))
 
 
 def separable(name, pixels, input_pixels, channels, filters):

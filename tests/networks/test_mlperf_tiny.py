@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accuracy import count_correct
 from torch import nn
 from torch.nn import functional as F
 
@@ -35,11 +36,7 @@ def test_same_padding(size, kernel, stride, expected):
     ("network", "names", "weights"),
     [
         # 3 x 3: 3 -> 16 -> 16 -> 16 -> 32 -> 32 -> 64 -> 64; 1 x 1: 16 -> 32, 32 -> 64; 64 -> 10.
-        (
-            resnet8(),
-            RESNET8_NAMES,
-            9 * (48 + 256 + 256 + 512 + 1024 + 2048 + 4096) + 512 + 2048 + 640,
-        ),
+        (resnet8(), RESNET8_NAMES, 9 * (48 + 256 + 256 + 512 + 1024 + 2048 + 4096) + 512 + 2048 + 640),
         # 10 x 4: 1 -> 64; four times 3 x 3 on 64 channels and 64 -> 64; 64 -> 12.
         (ds_cnn(), DS_CNN_NAMES, 40 * 64 + 4 * (9 * 64 + 64 * 64) + 12 * 64),
     ],
@@ -80,19 +77,13 @@ def test_missing_weights_say_how_to_get_them(tmp_path, load, task):
         load(tmp_path)
 
 
-def hits(network, samples):
-    with torch.inference_mode():
-        return sum(int((network(x).argmax(1) == y).sum()) for x, y in samples.batches(500))
-
-
 @pytest.mark.data("cifar10-resnet8")
 @pytest.mark.slow
 def test_accuracy_of_resnet8_is_the_published_one(amed_data_dir):
-    assert hits(pretrained_resnet8(amed_data_dir), cifar10_test_file(amed_data_dir, raw=True)) == pytest.approx(
-        8721, abs=2
-    )
+    samples = cifar10_test_file(amed_data_dir, raw=True)
+    assert count_correct(pretrained_resnet8(amed_data_dir), samples) == pytest.approx(8721, abs=2)
 
 
 @pytest.mark.data("kws-dscnn")
 def test_accuracy_of_ds_cnn_on_the_official_samples(amed_data_dir):
-    assert hits(pretrained_ds_cnn(amed_data_dir), keyword_samples(amed_data_dir)) == pytest.approx(913, abs=1)
+    assert count_correct(pretrained_ds_cnn(amed_data_dir), keyword_samples(amed_data_dir)) == pytest.approx(913, abs=1)

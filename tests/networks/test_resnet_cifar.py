@@ -1,13 +1,14 @@
 import pytest
 import torch
 import torch.fx
+from accuracy import count_correct
 from torch import nn
 
 from amed_env.datasets.assets import DIGESTS
 from amed_env.datasets.cifar10 import cifar10_test_file
 from amed_env.errors import NetworkError
 from amed_env.networks import CifarResNet, pretrained_resnet20, pretrained_resnet56, resnet20, weights_digest
-from amed_env.networks.resnet_cifar import RESNET20_WEIGHTS, RESNET56_WEIGHTS
+from amed_env.support.data_files import RESNET20_WEIGHTS, RESNET56_WEIGHTS
 
 
 def quantizable(network):
@@ -76,13 +77,12 @@ def test_pretrained_weights_are_the_published_ones(amed_data_dir):
 
 @pytest.mark.data("cifar10-resnet56")
 @pytest.mark.slow
-@pytest.mark.parametrize(("pretrained", "published"), [(pretrained_resnet20, 9173), (pretrained_resnet56, 9339)])
-def test_pretrained_accuracy(amed_data_dir, pretrained, published):
+# ResNet-56 gets 9,339 of all 10,000 right, as published; every fifth image is enough to see a change.
+@pytest.mark.parametrize(
+    ("pretrained", "step", "correct"), [(pretrained_resnet20, 1, 9173), (pretrained_resnet56, 5, 1850)]
+)
+def test_pretrained_accuracy(amed_data_dir, pretrained, step, correct):
     samples = cifar10_test_file(amed_data_dir)
-    network = pretrained(amed_data_dir).to(memory_format=torch.channels_last)  # takes half the time
-    hits = 0
-    with torch.inference_mode():
-        for images, labels in samples.batches(100):
-            found = network(images.contiguous(memory_format=torch.channels_last)).argmax(1)
-            hits += int((found == labels).sum())
-    assert hits == pytest.approx(published, abs=2)  # an image or two may lie on the edge of rounding
+    samples = samples.subset(range(0, len(samples), step))
+    # An image or two may lie on the edge of rounding.
+    assert count_correct(pretrained(amed_data_dir), samples) == pytest.approx(correct, abs=2)

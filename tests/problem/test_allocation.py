@@ -130,9 +130,9 @@ LAYERS = '"layers": {"a": {"w": 8, "a": 8}}'
         ('{"format": "amed-allocation/1", "network": 5, ' + LAYERS + "}", "'network' is 5"),
         (
             '{"format": "amed-allocation/1", "layers": {"a": {"w": 8, "a": 8}, "a": {"w": 2, "a": 2}}}',
-            "'a' stands there more than once",
+            "'a' is repeated",
         ),
-        ('{"format": "amed-allocation/1", "layers": {"a": {"w": 8, "w": 2, "a": 8}}}', "'w' stands there"),
+        ('{"format": "amed-allocation/1", "layers": {"a": {"w": 8, "w": 2, "a": 8}}}', "'w' is repeated"),
         pytest.param("[" * 100_000, "no valid JSON", id="deep"),
     ],
 )

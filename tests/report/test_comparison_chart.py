@@ -63,8 +63,7 @@ def test_equal_widths_and_empty_results_can_be_drawn():
 
 
 @pytest.mark.parametrize(
-    "documents",
-    [[], [result("a", [8]), result("b", [8, 8])], [result("a", [8]), result("b", [8], network="other")]],
+    "documents", [[], [result("a", [8]), result("b", [8, 8])], [result("a", [8]), result("b", [8], network="other")]]
 )
 def test_results_of_different_networks_are_refused(documents):
     with pytest.raises(InputError):

@@ -67,7 +67,7 @@ def test_a_damaged_file_is_made_anew(folder, damage, caplog):
         found = cached_array("kind", "print", (2, 3), compute)
     assert compute.calls == 2
     assert np.array_equal(found, np.arange(6.0).reshape(2, 3) + 2)
-    assert "computed anew" in caplog.text
+    assert "computed again" in caplog.text
     assert np.array_equal(cached_array("kind", "print", (2, 3), compute), found)
     assert compute.calls == 2
 

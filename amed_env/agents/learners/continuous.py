@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from amed_env.agents.learners.callbacks import WidthNoise
+from amed_env.agents.learners.learners import TUNED_ON
 from amed_env.agents.learners.sb3 import SB3Agent
-from amed_env.agents.protocol import DEVELOPMENT_CELLS
 from amed_env.errors import AgentError
 
 
@@ -24,7 +24,7 @@ class ContinuousAgent(SB3Agent):
         AgentError: If the noise is out of range, or masks are asked for: the environment projects instead.
     """
 
-    saw = DEVELOPMENT_CELLS
+    saw = TUNED_ON
     default_masks = False
     default_noise: ClassVar[float] = 0.5
     default_warm_start_steps = 12_000

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from amed_env.agents.learners.sb3 import SB3Agent
-from amed_env.agents.protocol import DEVELOPMENT_CELLS
 from amed_env.agents.session import SearchSession
 from amed_env.errors import AgentError
 from amed_env.tasks.task import Task
 
 _FUSED: dict[str, Any] = {"optimizer_kwargs": {"fused": True}}
 """Adam in one call for all weights."""
+
+TUNED_ON = (
+    "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
+    "digits-cnn on bops latency=0.55, edge-tpu-like memory=0.7, systolic-32 energy=0.4",
+)
+"""Tasks, devices and budgets on which `benchmarks/tune_agents.py` chose the defaults of learners."""
 
 
 class _OnPolicyAgent(SB3Agent):
@@ -35,7 +40,7 @@ class PPOAgent(_OnPolicyAgent):
     """PPO; forbidden actions are clamped by the environment unless `masks` is set."""
 
     name = "ppo"
-    saw = DEVELOPMENT_CELLS
+    saw = TUNED_ON
     algorithm = "stable_baselines3:PPO"
     default_masks = False
     defaults: ClassVar[dict[str, Any]] = {
@@ -52,7 +57,7 @@ class MaskablePPOAgent(_OnPolicyAgent):
     """PPO whose policy never proposes what would break the budget."""
 
     name = "maskable-ppo"
-    saw = DEVELOPMENT_CELLS
+    saw = TUNED_ON
     algorithm = "sb3_contrib:MaskablePPO"
     defaults: ClassVar[dict[str, Any]] = PPOAgent.defaults
 
@@ -61,7 +66,7 @@ class A2CAgent(_OnPolicyAgent):
     """A2C with a masked policy."""
 
     name = "a2c"
-    saw = DEVELOPMENT_CELLS
+    saw = TUNED_ON
     algorithm = "stable_baselines3:A2C"
     default_masks = True
     default_environments = 8
@@ -82,7 +87,7 @@ class DQNAgent(SB3Agent):
 
     name = "dqn"
     needs = "sensitivities, tied widths"
-    saw = DEVELOPMENT_CELLS
+    saw = TUNED_ON
     algorithm = "stable_baselines3:DQN"
     default_masks = True
     default_warm_start_steps = 20_000
@@ -116,7 +121,7 @@ class QRDQNAgent(DQNAgent):
     """QR-DQN (quantile regression) with masked behaviour and target."""
 
     name = "qr-dqn"
-    saw = DEVELOPMENT_CELLS
+    saw = TUNED_ON
     algorithm = "sb3_contrib:QRDQN"
     default_environments = 16
     defaults: ClassVar[dict[str, Any]] = {

@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from amed_env.agents.policy.network import PolicyNetwork
 from amed_env.errors import AgentError
+from amed_env.support.typed_fields import faults_of
 
 WEIGHTS, CARD = "policy.safetensors", "policy.json"
 SHIPPED = "default"
@@ -103,6 +104,5 @@ def fingerprint(network: PolicyNetwork) -> str:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
+        return faults_of(error)[0]
     return str(error).strip().splitlines()[0]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from amed_env.agents.options import parse_agent_options
-from amed_env.agents.protocol import DEVELOPMENT_CELLS, Agent
+from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.agents.walks.metropolis import Proposal, ScoreTable
 from amed_env.agents.walks.walk import AllocationWalk, WalkSettings
@@ -104,7 +104,10 @@ class AmedAgent(Agent):
     """
 
     name = "amed"
-    saw = DEVELOPMENT_CELLS
+    saw = (
+        "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
+        "digits-cnn on bops latency=0.55, edge-tpu-like memory=0.7, systolic-32 energy=0.4",
+    )
 
     def __init__(self, **options: Any) -> None:
         self.options = parse_agent_options(self.name, AmedOptions, options)

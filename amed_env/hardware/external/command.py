@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property, partial
-from pathlib import Path
 from typing import IO, Any
 
 from amed_env.errors import BackendError, DeviceError
@@ -28,6 +27,11 @@ from amed_env.problem.workload import KINDS, Workload
 
 LARGEST_ANSWER_MIB = 64
 """A program that writes more than this has lost its way."""
+_START_ADVICE = {
+    errno.ENOENT: "; check its path",
+    errno.EACCES: "; make it executable (chmod +x)",
+    errno.ENOEXEC: "; its first line must name an interpreter (#!/bin/sh)",
+}
 
 
 class CommandBackend(HardwareBackend):
@@ -57,14 +61,13 @@ class CommandBackend(HardwareBackend):
 
     def capabilities(self) -> Capabilities:
         """What the configuration declares; the program is not asked."""
-        weights, activations = self.config.widths
-        kinds = self.config.kinds or KINDS
-        return Capabilities(
-            dict.fromkeys(kinds, weights),
-            dict.fromkeys(kinds, activations),
-            dict(self.metrics),
-            self.config.deterministic,
-            self.config.additive,
+        config = self.config
+        return Capabilities.same_for_kinds(
+            config.kinds or KINDS,
+            *config.widths,
+            self.metrics,
+            deterministic=config.deterministic,
+            additive=config.additive,
         )
 
     def keep_answers(self, store: AnswerStore | None) -> None:
@@ -94,8 +97,7 @@ class CommandBackend(HardwareBackend):
         ordered = [a.require_layers(workload.layer_names, f"network {workload.name!r}") for a in allocations]
         capabilities = self.capabilities()
         for allocation in ordered:
-            for layer in workload:
-                capabilities.require(layer, allocation[layer.name], self.name)
+            capabilities.require_allocation(workload, allocation, self.name)
         requests = [request_text(workload, allocation) for allocation in ordered]
         questions = [self._question(request) for request in requests]
         texts = [self._known(question) for question in questions]
@@ -133,9 +135,9 @@ class CommandBackend(HardwareBackend):
 
     def _known(self, question: str) -> str | None:
         if question not in self._answers and self._store is not None:
-            found = self._store.answer(question)
-            if found is not None:
-                self._answers[question] = found
+            stored = self._store.answer(question)
+            if stored is not None:
+                self._answers[question] = stored
         return self._answers.get(question)
 
     def _keep(self, question: str, answer: str) -> None:
@@ -153,14 +155,11 @@ class CommandBackend(HardwareBackend):
         """Digest of the command line and of every file that it names: a changed program gets asked again."""
         digest = hashlib.sha256(repr((REQUEST_FORMAT, ANSWER_FORMAT, self.config.command)).encode())
         for word in self.config.command:
-            path = self._path(word)
+            path = self.config.folder / word
             if path.is_file():
                 with path.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
-
-    def _path(self, word: str) -> Path:
-        return self.config.folder / word
 
     def _run(self, request: str, group: _Running | None = None) -> str:
         """What the program writes on standard output; while it runs it belongs to the group."""
@@ -176,15 +175,14 @@ class CommandBackend(HardwareBackend):
                 kill_group(process)
                 raise BackendError(
                     f"device {self.name!r}: {self.config.command[0]} took longer than {self.timeout_s:g} s and was "
-                    f"killed{_said(stderr)}."
+                    f"killed{_stderr_text(stderr)}."
                 ) from None
             finally:
                 kill_group(process)  # what it started and left behind, and all of it after Ctrl-C
                 group.processes.discard(process)
             if code != 0:
-                raise BackendError(
-                    f"device {self.name!r}: {self.config.command[0]} failed with {describe_end(code)}{_said(stderr)}."
-                )
+                failure = f"{self.config.command[0]} failed with {describe_end(code)}"
+                raise BackendError(f"device {self.name!r}: {failure}{_stderr_text(stderr)}.")
             if stdout.seek(0, 2) > LARGEST_ANSWER_MIB * 2**20:
                 raise BackendError(f"device {self.name!r}: the answer is larger than {LARGEST_ANSWER_MIB} MiB.")
             stdout.seek(0)
@@ -195,7 +193,8 @@ class CommandBackend(HardwareBackend):
 
     def _start(self, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
         first = self.config.command[0]
-        program = str(self._path(first)) if "/" in first else first
+        # A plain name is looked up on the PATH, as a shell does.
+        program = str(self.config.folder / first) if "/" in first else first
         try:
             return subprocess.Popen(
                 [program, *self.config.command[1:]],
@@ -206,17 +205,13 @@ class CommandBackend(HardwareBackend):
                 start_new_session=True,
             )
         except OSError as error:
-            advice = {
-                errno.ENOENT: "; check its path",
-                errno.EACCES: "; make it executable (chmod +x)",
-                errno.ENOEXEC: "; its first line must name an interpreter (#!/bin/sh)",
-            }.get(error.errno or 0, "")
+            advice = _START_ADVICE.get(error.errno or 0, "")
             raise DeviceError(
                 f"device {self.name!r}: cannot start {program}: {error.strerror or error}{advice}."
             ) from error
 
 
-def _said(stderr: IO[bytes]) -> str:
+def _stderr_text(stderr: IO[bytes]) -> str:
     text = tail(stderr)
     return f"; it wrote on standard error: {text}" if text else " and wrote nothing on standard error"
 

@@ -10,16 +10,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from amed_env.errors import DeviceError
-from amed_env.hardware.files.yaml_faults import validated
+from amed_env.hardware.files.yaml_faults import Text, validated
 from amed_env.hardware.files.yaml_lines import YamlDocument
-from amed_env.hardware.protocol import METRIC_UNITS
+from amed_env.hardware.protocol import METRIC_UNITS, HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS
 from amed_env.problem.workload import LayerKind
 
 FORMAT = "amed-command/1"
-Text = Annotated[str, Field(strict=True, min_length=1, pattern=r"\S")]
 Widths = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(min_length=1)]
-_EVERY_WIDTH = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 
 
 class CommandConfig(BaseModel):
@@ -54,6 +52,7 @@ class CommandConfig(BaseModel):
     weight_bits: Widths | None = None
     activation_bits: Widths | None = None
     kinds: Annotated[tuple[LayerKind, ...], Field(min_length=1)] | None = None
+    # Not additive unless it is said: then nothing is assumed, and every allocation is asked for as a whole.
     additive: Annotated[bool, Field(strict=True)] = False
     deterministic: Annotated[bool, Field(strict=True)] = True
     folder: Path = Path()
@@ -95,7 +94,7 @@ class CommandConfig(BaseModel):
         """Widths of weights, and widths of activations."""
         if self.weight_bits is not None and self.activation_bits is not None:
             return self.weight_bits, self.activation_bits
-        bits = self.bits or _EVERY_WIDTH
+        bits = self.bits or tuple(HardwareBackend.bits)  # what a Python device declares by default
         return bits, bits
 
 

@@ -13,6 +13,7 @@ from amed_env.errors import BackendError, UnsupportedPrecisionError
 from amed_env.hardware.protocol import Cost, LayerCost
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.workload import Workload
+from amed_env.support.text import shortened
 
 REQUEST_FORMAT = "amed-request/1"
 ANSWER_FORMAT = "amed-answer/1"
@@ -55,7 +56,7 @@ def read_answer(text: str, workload: Workload, allocation: BitAllocation, device
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BackendError(f"{here}: the answer is no JSON: {error}; it begins with {_shorten(text)}.") from error
+        raise BackendError(f"{here}: the answer is no JSON: {error}; it begins with {shortened(text)}.") from error
     if not isinstance(document, dict):
         raise BackendError(f"{here}: the answer is {type(document).__name__}, expected a JSON object.")
     if document.get("format") != ANSWER_FORMAT:
@@ -98,7 +99,3 @@ def _check_keys(document: dict[str, Any], allowed: set[str], here: str) -> None:
             f"{here}: the answer has the unknown keys {', '.join(map(repr, unknown))}; allowed are "
             f"{', '.join(map(repr, sorted(allowed)))}."
         )
-
-
-def _shorten(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:59]}…")

@@ -1,11 +1,11 @@
-"""A Python device in a process of its own, so that one that hangs or dies can be ended and started anew.
+"""A Python device in a process of its own, so that one that hangs or dies can be ended and restarted.
 
 Nothing inside one Python process can stop code that hangs in a C library, or survive `os.abort()`. A device that
 declares `timeout_s` therefore runs in a child process, which is killed with everything that it started when a call
 takes longer, and started again for the next call. For a network of 20 layers a call takes 0.4 ms more than a direct
 one, and the start 0.6 s, so devices that cannot hang (the simulators of this package) stay in the caller's process.
 
-The child is a fresh interpreter that imports the device's class: the class must stand in a module that can be
+The child is a fresh interpreter that imports the device's class: the class must be in a module that can be
 imported, not in the script that is run (`__main__`), and the device must be picklable, as `check_hardware` demands.
 """
 
@@ -28,12 +28,13 @@ from typing import IO, Any
 
 from amed_env.errors import AmedError, BackendError, InputError, PluginError
 from amed_env.hardware.external.processes import describe_end, kill_group, tail
-from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend
+from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, changed_copy
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Layer, Workload
 
 START_TIMEOUT_S = 120.0
 """Seconds that the child may take to import the device; the device's own limit begins afterwards."""
+_PARENT_CHECK_S = 0.5
 _CHILD = "import sys; from amed_env.hardware.external.isolation import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 
 
@@ -57,8 +58,8 @@ class IsolatedBackend(HardwareBackend):
         self.timeout_s, self.retries = float(timeout_s), inner.retries if retries is None else retries
         if type(inner).__module__ == "__main__":
             raise PluginError(
-                f"device {inner.name!r}: its class {type(inner).__qualname__} stands in the script that is run, which "
-                "a second process cannot import; put it into a module of its own, or leave timeout_s out."
+                f"device {inner.name!r}: its class {type(inner).__qualname__} is defined in the script that is run, "
+                "which a second process cannot import; put it into a module of its own, or leave timeout_s out."
             )
         try:
             self._pickled = pickle.dumps(inner)
@@ -160,10 +161,10 @@ class _Child:
                 return self.connection.recv()
         except (EOFError, ConnectionError, OSError):
             code = self.process.wait()
-            said = tail(self.output)
+            output = tail(self.output)
             raise BackendError(
                 f"device {self.device!r}: its process died during {what} ({describe_end(code)})."
-                + (f" It wrote: {said}" if said else "")
+                + (f" It wrote: {output}" if output else "")
             ) from None
         raise BackendError(f"device {self.device!r}: {what} took longer than {timeout_s:g} s; its process was ended.")
 
@@ -221,10 +222,10 @@ def serve(descriptor: int, parent: int) -> None:
 def _answer(device: HardwareBackend, method: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
     try:
         answer: tuple[str, Any] = ("ok", getattr(device, method)(*arguments))
-        pickle.dumps(answer)
+        pickle.dumps(answer)  # here, where the device can be blamed, and not inside the connection
     except AmedError as error:
         answer = ("error", error)
-        try:
+        try:  # an error of a device's own class may pickle and still not be made again by the parent
             pickle.loads(pickle.dumps(answer))
         except Exception:
             return ("failed", str(error))
@@ -236,7 +237,7 @@ def _answer(device: HardwareBackend, method: str, arguments: tuple[Any, ...]) ->
 def _leave_with(parent: int) -> None:
     """End this process when the parent is gone, even if the device hangs and nobody reads the connection."""
     while os.getppid() == parent:
-        time.sleep(0.5)
+        time.sleep(_PARENT_CHECK_S)
     with contextlib.suppress(OSError):
         os.killpg(0, 9)
 
@@ -244,26 +245,29 @@ def _leave_with(parent: int) -> None:
 def isolated(backend: HardwareBackend, timeout_s: float | None = None, retries: int | None = None) -> HardwareBackend:
     """The device in a process of its own if a limit is given or declared; itself otherwise.
 
+    The caller's device is never changed: with another limit or other retries than its own, the answer is a copy.
+
     Args:
         backend: The device.
         timeout_s: Seconds that a call may take; None takes the device's own `timeout_s`.
         retries: Further tries after a failure; None takes the device's own.
 
     Raises:
-        InputError: If the limit is no positive number.
-        PluginError: If the device cannot be sent to another process.
+        InputError: If the limit is no positive number, or `retries` is no whole number.
+        PluginError: If the device cannot be copied, or not be sent to another process.
     """
-    limit = backend.timeout_s if timeout_s is None else timeout_s
+    settings: dict[str, Any] = {}
     if retries is not None:
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise InputError(f"device {backend.name!r}: retries is {retries!r}; give a whole number, 0 for none.")
-        backend.retries = retries
+        settings["retries"] = retries
     if backend.limits_itself or isinstance(backend, IsolatedBackend):
         if timeout_s is not None:
             _check_limit(backend, timeout_s)
-            backend.timeout_s = float(timeout_s)
-        return backend
-    return backend if limit is None else IsolatedBackend(backend, limit)
+            settings["timeout_s"] = float(timeout_s)
+        return changed_copy(backend, **settings)
+    limit = backend.timeout_s if timeout_s is None else timeout_s
+    return changed_copy(backend, **settings) if limit is None else IsolatedBackend(backend, limit, retries)
 
 
 def _check_limit(backend: HardwareBackend, timeout_s: float) -> None:

@@ -1,7 +1,7 @@
 """Layers timed on this machine with ONNX Runtime's CPU kernels; needs the extra `measure`.
 
 A time is CPU time of the calling thread, which alone computes, in batches of runs that last about a millisecond: the
-least mean of a batch, and beside it the spread (median less minimum). Each layer runs alone with its data in the cache,
+smallest mean of a batch, and the spread (median minus minimum). Each layer runs alone with its data in the cache,
 so what happens between layers is not measured. What was measured is kept by shape, precision, runtime version and CPU.
 Nothing is smoothed: where fewer bits are slower, the times say so.
 """
@@ -25,6 +25,8 @@ from amed_env.support.cache import cached_array
 from amed_env.support.machine import cpu_name
 
 _MEASUREMENT = 1  # part of the key of what is kept; grows when the way of measuring changes
+# A batch of a millisecond is long against the clock's resolution and short against the time between interruptions,
+# so that the fastest of some batches met none.
 _BATCH_NS = 1_000_000
 _MOST_SECONDS = 0.5  # CPU time of one measurement, if its batches are long
 
@@ -58,13 +60,12 @@ class OnnxRuntimeCpu(HardwareBackend):
 
     def capabilities(self) -> Capabilities:
         """The kernels that the runtime has; measured, so not deterministic."""
-        return Capabilities(
-            {kind: tuple(sorted({p.weight_bits for p in pairs})) for kind, pairs in PAIRS.items()},
-            {kind: tuple(sorted({p.activation_bits for p in pairs})) for kind, pairs in PAIRS.items()},
-            dict(self.metrics),
-            deterministic=False,
-            pairs={kind: tuple((p.weight_bits, p.activation_bits) for p in pairs) for kind, pairs in PAIRS.items()},
-        )
+        weight_bits, activation_bits, pairs = {}, {}, {}
+        for kind, precisions in PAIRS.items():
+            weight_bits[kind] = tuple(sorted({p.weight_bits for p in precisions}))
+            activation_bits[kind] = tuple(sorted({p.activation_bits for p in precisions}))
+            pairs[kind] = tuple((p.weight_bits, p.activation_bits) for p in precisions)
+        return Capabilities(weight_bits, activation_bits, dict(self.metrics), deterministic=False, pairs=pairs)
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Time of one layer: the fastest batch, and by how much the median of the batches is slower.
@@ -95,7 +96,7 @@ def batch_times(run: Callable[[], object], batches: int, clock: Callable[[], int
         batches: Batches, at least one is timed.
         clock: Nanoseconds of CPU time of this thread.
     """
-    run()
+    run()  # the first run allocates, and packs the weights
     start = clock()
     run()
     runs = max(1, _BATCH_NS // max(1, clock() - start))
@@ -115,10 +116,11 @@ def _runtime_version() -> str:
 
 def _runner(layer: Layer, precision: Precision) -> Callable[[], object]:
     """A function that runs a layer once, in this thread alone."""
-    import onnxruntime
+    import onnxruntime  # an optional dependency, whose absence the constructor reports
 
     made = layer_model(layer, precision)
     options = onnxruntime.SessionOptions()
+    # CPU time of this thread is the time of the layer only if no other thread helps.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4

@@ -16,17 +16,14 @@ import numpy.typing as npt
 from amed_env.problem.allocation import FLOAT_BITS, Precision
 from amed_env.problem.workload import Layer
 
-OPSET, IR_VERSION = 21, 10
+OPSET, IR_VERSION = 21, 10  # the newest that the oldest supported runtime, 1.20, reads
 BLOCK_SIZE = 32
 """Weights of `MatMulNBits` that share a scale, the size that its kernels are tuned for."""
 FLOAT = Precision(FLOAT_BITS, FLOAT_BITS)
 PAIRS: dict[str, tuple[Precision, ...]] = {
     "conv": (Precision(8, 8), FLOAT),
     "depthwise": (Precision(8, 8), FLOAT),
-    "linear": (
-        *(Precision(weight, activation) for weight in (2, 4, 8) for activation in (8, FLOAT_BITS)),
-        FLOAT,
-    ),
+    "linear": (*(Precision(weight, activation) for weight in (2, 4, 8) for activation in (8, FLOAT_BITS)), FLOAT),
     "matmul": (Precision(8, 8), FLOAT),
 }
 """What ONNX Runtime's CPU kernels have, by kind of layer: QLinearConv, QLinearMatMul and MatMulNBits."""
@@ -92,7 +89,10 @@ def _product(layer: Layer, precision: Precision, rng: np.random.Generator) -> La
     second = rng.standard_normal(other, dtype=np.float32) if is_float else _int8(rng, other)
     inputs: dict[str, npt.NDArray[Any]] = {"x": _float(rng, shape) if is_float else _uint8(rng, shape)}
     constants: dict[str, npt.NDArray[Any]] = {}
-    (inputs if layer.kind == "matmul" else constants)["w"] = second
+    if layer.kind == "matmul":
+        inputs["w"] = second
+    else:
+        constants["w"] = second
     if is_float:
         return _model("MatMul", inputs, constants, ["x", "w"], output, np.float32)
     constants |= {**_scales("x", np.uint8), **_scales("w", np.int8), **_scales("y", np.uint8)}
@@ -109,6 +109,7 @@ def _blocked(layer: Layer, precision: Precision, rng: np.random.Generator) -> La
         "scales": np.full((layer.n, blocks), 0.01, dtype=np.float32),
     }
     options: dict[str, Any] = {"K": layer.k, "N": layer.n, "bits": bits, "block_size": BLOCK_SIZE}
+    # Levels of MatMulNBits: 1 computes in float32, 4 rounds activations to int8.
     options["accuracy_level"] = 1 if precision.activation_bits == FLOAT_BITS else 4
     shape, output = (layer.m * layer.groups, layer.k), (layer.m * layer.groups, layer.n)
     names = ["x", "w", "scales"]
@@ -126,7 +127,7 @@ def _model(
     domain: str = "",
     **options: Any,
 ) -> LayerModel:
-    from onnx import helper, numpy_helper
+    from onnx import helper, numpy_helper  # an optional dependency, as in `measured`
 
     node = helper.make_node(operator, names, ["y"], domain=domain, **options)
     graph = helper.make_graph(

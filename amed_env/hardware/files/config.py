@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from amed_env.errors import DeviceError
+from amed_env.errors import DeviceError, did_you_mean
 from amed_env.hardware.files.device_sections import (
     ArraySection,
     BuffersSection,
@@ -20,12 +20,12 @@ from amed_env.hardware.files.device_sections import (
     PrecisionSection,
     ProcessorSection,
     ProxySection,
-    Text,
     ThroughputSection,
 )
 from amed_env.hardware.files.extends import extended
-from amed_env.hardware.files.yaml_faults import nearest, shortened, validated
-from amed_env.hardware.files.yaml_lines import YamlDocument
+from amed_env.hardware.files.yaml_faults import Text, validated
+from amed_env.hardware.files.yaml_lines import YamlDocument, read_text
+from amed_env.support.text import shortened
 
 
 class DeviceConfig(BaseModel):
@@ -65,6 +65,7 @@ class SystolicConfig(DeviceConfig):
         if self.dram.bandwidth_bits_per_cycle is not None:
             return self.dram.bandwidth_bits_per_cycle
         assert self.dram.bandwidth_gb_per_s is not None  # the section's validator saw to it
+        # GB are 10^9 bytes of 8 bits, as vendors of memory count.
         return self.dram.bandwidth_gb_per_s * 8e9 / (self.array.clock_mhz * 1e6)
 
 
@@ -106,8 +107,8 @@ def parse_device_config(text: str, where: str = "device") -> DeviceConfig:
     document = extended(YamlDocument(text, where), parse_device_config)
     kind = document.data.get("kind", "systolic")
     if not (isinstance(kind, str) and kind in CONFIGS):
-        line, advice = document.line(("kind",)), nearest(kind if isinstance(kind, str) else "", CONFIGS)
-        raise DeviceError(f"{where}, line {line}: kind: {shortened(kind)} is unknown{advice}.")
+        advice = did_you_mean(kind if isinstance(kind, str) else "", CONFIGS)
+        raise DeviceError(f"{where}, line {document.line(('kind',))}: kind: {shortened(kind)} is unknown; {advice}")
     return validated(CONFIGS[kind], document)
 
 
@@ -117,8 +118,4 @@ def load_device_config(path: str | Path) -> DeviceConfig:
     Raises:
         DeviceError: If the file cannot be read or is malformed; the message has file and line.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"cannot read the device file {path}: {error}.") from error
-    return parse_device_config(text, where=str(path))
+    return parse_device_config(read_text(path), where=str(path))

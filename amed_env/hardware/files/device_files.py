@@ -1,4 +1,4 @@
-"""A device from a file, by what the file is: a simulated accelerator, a program, or a table."""
+"""Which files are devices, and a digest of all that one of them depends on."""
 
 from __future__ import annotations
 
@@ -6,44 +6,10 @@ import hashlib
 from pathlib import Path
 
 from amed_env.errors import DeviceError
-from amed_env.hardware.external.command import CommandBackend
-from amed_env.hardware.external.command_config import FORMAT as COMMAND_FORMAT
-from amed_env.hardware.external.command_config import parse_command_config
-from amed_env.hardware.files.backends import load_backend
 from amed_env.hardware.files.yaml_lines import YamlDocument
-from amed_env.hardware.protocol import HardwareBackend
-from amed_env.hardware.tables.lookup_config import FORMAT as TABLE_FORMAT
-from amed_env.hardware.tables.lookup_config import parse_table_config
-from amed_env.hardware.tables.lookup_files import load_table
-from amed_env.hardware.tables.lookup_table import TableBackend
 
 TABLE_SUFFIXES = (".csv", ".npy")
 FILE_SUFFIXES = (".yaml", ".yml", *TABLE_SUFFIXES)
-
-
-def load_device_file(path: Path) -> HardwareBackend:
-    """The device of a file.
-
-    Args:
-        path: A `.csv` or `.npy` table, or YAML in one of the formats `amed-device/1`, `amed-command/1`, `amed-table/1`.
-
-    Raises:
-        DeviceError: If it cannot be read or is malformed; the message has file, line and field.
-    """
-    if path.suffix.lower() in TABLE_SUFFIXES:
-        return TableBackend(load_table(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"cannot read the device file {path}: {error}.") from error
-    document = YamlDocument(text, str(path))
-    if document.data.get("format") == COMMAND_FORMAT:
-        return CommandBackend(parse_command_config(document, path.parent.resolve()))
-    if document.data.get("format") == TABLE_FORMAT:
-        config = parse_table_config(document)
-        table = load_table(path.parent / config.table, config.clock_mhz)
-        return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
-    return load_backend(path)
 
 
 def device_file_digest(path: Path) -> str:
@@ -52,6 +18,7 @@ def device_file_digest(path: Path) -> str:
     Raises:
         DeviceError: If one cannot be read.
     """
+    # Depth first, each file once: a file that is extended twice changes nothing, a circle ends.
     digest, seen, waiting = hashlib.sha256(), set[Path](), [path]
     while waiting:
         current = waiting.pop()
@@ -65,12 +32,9 @@ def device_file_digest(path: Path) -> str:
         digest.update(hashlib.sha256(content).digest())
         if current.suffix.lower() in (".yaml", ".yml"):
             data = YamlDocument(content.decode("utf-8-sig", errors="replace"), str(current)).data
-            named = [data.get(key) for key in ("extends", "table")]
-            waiting += [
-                current.parent / name
-                for name in named
-                if isinstance(name, str) and name.lower().endswith(FILE_SUFFIXES)
-            ]
+            for name in (data.get("extends"), data.get("table")):
+                if isinstance(name, str) and name.lower().endswith(FILE_SUFFIXES):
+                    waiting.append(current.parent / name)
         elif current.suffix.lower() == ".npy" and current.with_suffix(".json").exists():
             waiting.append(current.with_suffix(".json"))
     return digest.hexdigest()

@@ -7,20 +7,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from amed_env.hardware.files.yaml_faults import nearest
-from amed_env.hardware.simulator.precision_models import PRECISION_MODELS, SerialOperands, make_precision_model
+from amed_env.hardware.files.yaml_faults import Text
 from amed_env.problem.workload import KINDS, LayerKind
 
 # Upper limits catch a value in the wrong unit (Hz for MHz) and keep arithmetic inside int64.
+SerialOperands = Literal["weights", "activations", "both"]
 Flag = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True, min_length=1, pattern=r"\S")]
 Count = Annotated[int, Field(strict=True, ge=1, le=65536)]
 Cycles = Annotated[int, Field(strict=True, ge=0, le=10**12)]
 Bits = Annotated[int, Field(strict=True, ge=1, le=16)]
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e9, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
+
+
+def _distinct(bits: tuple[int, ...]) -> tuple[int, ...]:
+    """Widths in rising order; they come as a list, which may repeat one."""
+    if len(set(bits)) != len(bits):
+        raise ValueError("a width is repeated")
+    return tuple(sorted(bits))
+
+
+Widths = Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Section(BaseModel):
@@ -72,34 +81,19 @@ class PrecisionSection(Section):
     many products an element adds at once.
     """
 
-    model: Annotated[str, Field(strict=True)]
+    model: Literal["fixed", "fusion", "serial"]
     serial_operands: SerialOperands | None = None
     serial_lanes: Count | None = None
-    weight_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
-    activation_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    weight_bits: Widths
+    activation_bits: Widths
     accumulator_bits: Annotated[int, Field(strict=True, ge=8, le=64)] = 32
 
-    @field_validator("model")
-    @classmethod
-    def _known(cls, model: str) -> str:
-        if model not in PRECISION_MODELS:
-            raise ValueError(f"{model!r} is unknown{nearest(model, PRECISION_MODELS)}")
-        return model
-
-    @field_validator("weight_bits", "activation_bits")
-    @classmethod
-    def _distinct(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
-        return distinct_bits(bits)
-
     @model_validator(mode="after")
-    def _within_model(self) -> PrecisionSection:
+    def _serial_belongs_together(self) -> PrecisionSection:
         if (self.model == "serial") != (self.serial_operands is not None):
             raise ValueError("serial_operands belongs to the model 'serial' and is needed there")
         if self.serial_lanes is not None and self.model != "serial":
             raise ValueError("serial_lanes belongs to the model 'serial'")
-        widest = make_precision_model(self.model).widest
-        if max(*self.weight_bits, *self.activation_bits) > widest:
-            raise ValueError(f"the precision model {self.model!r} runs at most {widest} bits")
         return self
 
 
@@ -208,16 +202,11 @@ class ThroughputSection(Section):
         cycles_per_output: Cycles for every output element on top: bias, rescaling, clamping, loop control.
     """
 
-    weight_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
-    activation_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    weight_bits: Widths
+    activation_bits: Widths
     macs_per_cycle: dict[Bits, Annotated[dict[Bits, Positive], Field(min_length=1)]] | None = None
     cycles_per_mac: Annotated[dict[LayerKind, Positive], Field(min_length=1)] | None = None
     cycles_per_output: NotNegative = 0.0
-
-    @field_validator("weight_bits", "activation_bits")
-    @classmethod
-    def _distinct(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
-        return distinct_bits(bits)
 
     @model_validator(mode="after")
     def _one_table_that_covers_the_widths(self) -> ThroughputSection:
@@ -254,21 +243,6 @@ class ProxySection(Section):
 
     metric: Literal["bops", "memory"]
     per_ms: Annotated[float, Field(strict=True, gt=0, le=1e15, allow_inf_nan=False)]
-    weight_bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
-    activation_bits: Annotated[tuple[Bits | Literal[32], ...], Field(min_length=1)]  # 32: left in float
-
-    @field_validator("weight_bits", "activation_bits")
-    @classmethod
-    def _distinct(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
-        return distinct_bits(bits)
-
-
-def distinct_bits(bits: tuple[int, ...]) -> tuple[int, ...]:
-    """Widths in rising order.
-
-    Raises:
-        ValueError: If one stands there twice.
-    """
-    if len(set(bits)) != len(bits):
-        raise ValueError("a width stands there twice")
-    return tuple(sorted(bits))
+    weight_bits: Widths
+    # 32: activations are left in float
+    activation_bits: Annotated[tuple[Bits | Literal[32], ...], Field(min_length=1), AfterValidator(_distinct)]

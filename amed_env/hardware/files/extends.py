@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Mapping
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from amed_env.errors import DeviceError, UnknownNameError
 from amed_env.hardware.files.yaml_lines import YamlDocument
+from amed_env.hardware.names import shipped_files
 
 _KEY = "extends"
 
@@ -48,6 +47,7 @@ def _resolved(document: YamlDocument, chain: tuple[str, ...], check: Callable[[s
     base = base_document.data
     if _KEY in base:
         base = _resolved(base_document, (*chain, where), check)
+    # The base must be in order by itself, so that its faults are reported with its own file and lines.
     check(text, where)
     changes = {key: value for key, value in document.data.items() if key != _KEY}
     return _merged(base, changes, Path(document.where).name)
@@ -66,13 +66,6 @@ def _base(name: str, child: str, here: str) -> tuple[str, str]:
         unknown = UnknownNameError("device", name, shipped, hint="A path ends in .yaml or .yml.")
         raise DeviceError(f"{here}: extends: {unknown}")
     return f"{name}.yaml", shipped[name].read_text(encoding="utf-8")
-
-
-def shipped_files() -> dict[str, Traversable]:
-    """The device files of this package by their name without suffix."""
-    folder = importlib.resources.files("amed_env.hardware") / "devices"
-    files = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return {entry.name.removesuffix(".yaml"): entry for entry in files}
 
 
 def _merged(base: Mapping[Any, Any], changes: Mapping[Any, Any], child: str) -> dict[Any, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from amed_env.errors import DeviceError
+from amed_env.errors import DeviceError, did_you_mean
 from amed_env.hardware.files.yaml_lines import YamlDocument
+from amed_env.support.text import shortened
 
 M = TypeVar("M", bound=BaseModel)
+Text = Annotated[str, Field(strict=True, min_length=1, pattern=r"\S")]
+"""A field that holds more than spaces."""
 
 
 def validated(model: type[M], document: YamlDocument) -> M:
@@ -27,24 +28,6 @@ def validated(model: type[M], document: YamlDocument) -> M:
         raise DeviceError("\n".join(faults)) from error
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not known: `; did you mean 'x'?`, or what is allowed."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; allowed: {', '.join(known)}" if known else ""
-
-
-def shortened(value: object) -> str:
-    """A value as it would be written in Python, at most 60 characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer with too many digits to print
-        return "a very long number"
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _sentence(fault: Any, document: YamlDocument, model: type[BaseModel]) -> str:
     """One fault of pydantic as a sentence with file, line and field."""
     location = tuple(part for part in fault["loc"] if part != "[key]")
@@ -52,19 +35,18 @@ def _sentence(fault: Any, document: YamlDocument, model: type[BaseModel]) -> str
     here = f"{document.where}, line {document.line(location)}: "
     kind, value = fault["type"], fault["input"]
     if kind == "extra_forbidden":
-        advice = nearest(str(location[-1]), _fields_at(model, location[:-1]))
-        return f"{here}unknown key {field!r}{advice}{'' if advice.endswith('?') else '.'}"
+        return f"{here}unknown key {field!r}; {did_you_mean(str(location[-1]), _fields_at(model, location[:-1]))}"
     if kind == "missing":
         advice = " Say where the constants of this section come from." if location[-1] == "source" else ""
         return f"{here}{field!r} is missing.{advice}"
     message = fault["msg"].removeprefix("Value error, ").removesuffix(".")
     message = message[:1].lower() + message[1:]
-    found = ""
+    actual = ""
     if not isinstance(value, dict | list | tuple | BaseModel):
-        found = f", found {shortened(value)}"
+        actual = f", found {shortened(value)}"
         if isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value):
-            found += " as text (YAML reads numbers like 1e3 as text: write 1.0e+3)"
-    return f"{here}{field or 'device'}: {message}{found}."
+            actual += " as text (YAML reads numbers like 1e3 as text: write 1.0e+3)"
+    return f"{here}{field or 'device'}: {message}{actual}."
 
 
 def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,8 +11,20 @@ import yaml
 from amed_env.errors import DeviceError
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a device file.
+
+    Raises:
+        DeviceError: If it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"cannot read the device file {path}: {error}.") from error
+
+
 class YamlDocument:
-    """One YAML document: its data, and the lines where its fields stand.
+    """One YAML document: its data, and the lines of its fields.
 
     Args:
         text: The YAML source; a mapping at the top level.
@@ -34,7 +47,7 @@ class YamlDocument:
                 raise DeviceError(f"{where}: the file is empty; a {noun} is a YAML mapping.")
             self._root: yaml.Node = root
             self._check(root, set())
-            data = yaml.safe_load(text)
+            data = yaml.SafeLoader("").construct_document(root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = f", line {mark.line + 1}" if mark else ""
@@ -59,10 +72,10 @@ class YamlDocument:
         node, line = self._root, self._root.start_mark.line
         for part in location:
             if isinstance(node, yaml.MappingNode):
-                found = [(key, value) for key, value in node.value if key.value == str(part)]
-                if not found:
-                    continue
-                line, node = found[0][0].start_mark.line, found[0][1]
+                entries = [(key, value) for key, value in node.value if key.value == str(part)]
+                if entries:
+                    key, node = entries[0]
+                    line = key.start_mark.line
             elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 line = node.start_mark.line
@@ -86,7 +99,7 @@ class YamlDocument:
                     raise DeviceError(f"{self.where}, line {line}: the merge key '<<' is not supported.")
                 if key.value in lines:
                     raise DeviceError(
-                        f"{self.where}, line {line}: key {key.value!r} stands there already in line "
+                        f"{self.where}, line {line}: key {key.value!r} duplicates line "
                         f"{lines[key.value]}; keep one of them."
                     )
                 lines[key.value] = line

@@ -99,6 +99,8 @@ class SystolicArray(ProcessingArray):
 
         Operands count as in the unsplit product; sums follow the product as the array sees it.
         """
+        # Splitting fuses narrow operands into one element's word: as many operands enter, in fewer, wider words, while
+        # the elements' sums are already added up when they leave.
         operands = gemm_sram_accesses(shapes.m, shapes.n, shapes.k, self.rows, self.cols, self.dataflow)
         k = self.reduction(shapes, split)
         sums = gemm_sram_accesses(shapes.m, shapes.n, k, self.rows, self.cols, self.dataflow).ofmap_writes
@@ -117,7 +119,9 @@ class SystolicArray(ProcessingArray):
         if self.convolution == "im2col":
             return ceil_divide(shapes.k, split)
         channels = ceil_divide(shapes.k // shapes.positions, split)
-        if self.dataflow != "os":  # the channels lie along the rows, and what is left of the last fold is empty
+        # Where channels lie along the rows, the last fold of every kernel position is only partly filled, as the
+        # simulator of Bit Fusion counts (hsharma35/bitfusion). With outputs in place channels stream and fill no rows.
+        if self.dataflow != "os":
             channels = np.where(shapes.positions > 1, ceil_divide(channels, self.rows) * self.rows, channels)
         return checked_product("products of an output", shapes.positions, channels)
 

@@ -15,21 +15,18 @@ the narrow memory interface are design choices of this example, not parts of any
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.hardware.files.config import SystolicConfig, parse_device_config
-from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
-from amed_env.hardware.simulator.simulator import SystolicBackend
+from amed_env.hardware.simulator.simulator import BITS_PER_KIB, METRICS, SystolicBackend, bound_of
+from amed_env.hardware.simulator.systolic import IntArray
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.workload import Workload
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-METRICS = ("latency_ms", "energy_uj", "cycles", "compute_cycles", "memory_cycles")
-_BITS_PER_KIB = 8 * 1024
 _DEVICE = """\
 extends: bitfusion
 name: bitfusion-chained
@@ -71,19 +68,13 @@ class ChainedBackend(HardwareBackend):
         """
         allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
         own = np.array([precision.activation_bits for precision in allocation.values()], dtype=np.int64)
-        following = np.append(own[1:], own[-1])
+        following = np.append(own[1:], own[-1])  # what the network returns is written at the last layer's own width
         metrics = self._metrics(workload, allocation, own, following)
-        layers = tuple(
-            LayerCost(
-                layer.name,
-                allocation[layer.name],
-                {metric: values[row].item() for metric, values in metrics.items()},
-                "memory" if metrics["memory_cycles"][row] > metrics["compute_cycles"][row] else "compute",
-            )
-            for row, layer in enumerate(workload)
-        )
-        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in METRICS}
-        return Cost(self.name, totals, layers)
+        layers = []
+        for row, (name, precision) in enumerate(allocation.items()):
+            of_layer = {metric: values[row].item() for metric, values in metrics.items()}
+            layers.append(LayerCost(name, precision, of_layer, bound_of(of_layer)))
+        return Cost.of_layers(self.name, layers, METRICS)
 
     def lower_bound(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
         """What every layer costs if the next one reads at the narrowest of the widths: arrays of shape (L, W, A).
@@ -121,8 +112,9 @@ class ChainedBackend(HardwareBackend):
         alone = self._device.evaluate(workload, allocation)
         weights = np.array([precision.weight_bits for precision in allocation.values()], dtype=np.int64)
         traffic = self._device.dram_traffic(workload.layers, weights, own)
-        room = self.kept_kib * _BITS_PER_KIB
+        room = self.kept_kib * BITS_PER_KIB
         outputs = np.array([float(layer.output_elements) for layer in workload])
+        # The last layer's output leaves the chip.
         hands_on = np.append(self._follows(workload)[1:], False)
         # A tensor is written at the width of its reader, and so fits or not whichever of the two is asked.
         written = np.where(hands_on & (outputs * following <= room), 0.0, outputs * following)
@@ -145,13 +137,8 @@ class ChainedBackend(HardwareBackend):
     @staticmethod
     def _follows(workload: Workload) -> npt.NDArray[np.bool_]:
         """(L,) whether a layer reads what the layer before it wrote."""
-        pairs = zip(workload.layers, workload.layers[1:], strict=False)
-        return np.array(
-            [
-                False,
-                *(
-                    before.out_channels == layer.in_channels and layer.input_elements <= before.output_elements
-                    for before, layer in pairs
-                ),
-            ]
-        )
+        follows = [False]
+        for before, layer in pairwise(workload.layers):
+            same_channels = before.out_channels == layer.in_channels
+            follows.append(same_channels and layer.input_elements <= before.output_elements)
+        return np.array(follows)

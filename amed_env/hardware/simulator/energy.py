@@ -24,11 +24,12 @@ def mac_energy_by_bits(section: MacEnergySection) -> FloatArray:
     """
     widths = np.array(sorted(section.pj_by_bits))
     energies = np.array([section.pj_by_bits[int(width)] for width in widths], dtype=np.float64)
-    wanted = np.arange(widths[-1] + 1)
+    every_width = np.arange(widths[-1] + 1)
     if section.between == "next":
-        return np.asarray(energies[np.searchsorted(widths, wanted)])
-    # np.interp keeps the end values outside the table, which is the stated rule below the narrowest width.
-    return np.asarray(np.exp(np.interp(np.log(np.maximum(wanted, 1)), np.log(widths), np.log(energies))))
+        return np.asarray(energies[np.searchsorted(widths, every_width)])
+    # Energy of a multiplier follows a power of its width, a line in log-log scale. np.interp keeps the end values
+    # outside the table, which is the stated rule below the narrowest width.
+    return np.asarray(np.exp(np.interp(np.log(np.maximum(every_width, 1)), np.log(widths), np.log(energies))))
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class EnergyModel:
 
     def sums_uj(self, sum_writes: FloatArray) -> FloatArray:
         """Energy in uJ of sums in their buffer: written, and read once, to be added to or to leave the chip."""
+        # Sums stay at accumulator width whatever the operands: narrow operands do not make them cheaper.
         per_sum = self.accumulator_bits * (self.sram.ofmap_read_pj_per_bit + self.sram.ofmap_write_pj_per_bit)
         return np.asarray(sum_writes * (per_sum * _UJ))
 
@@ -84,5 +86,6 @@ class EnergyModel:
         # These often depend on fewer widths, so that little is computed for them.
         energy += accesses.ifmap_reads * (per_ifmap * _UJ) + outputs
         energy += accesses.weight_reads * (per_weight * _UJ)
+        # Half of the spilled bits are written into the buffer when they come back; all of them cross the interface.
         if traffic.spilled_bits.any():
             energy += np.multiply(traffic.spilled_bits, (sram.ofmap_write_pj_per_bit / 2 + dram) * _UJ, out=term)

@@ -91,7 +91,7 @@ def _sizes(layer: Layer, lowered_up_to_channels: int) -> tuple[int, ...]:
     m, n, k, groups, (height, width), inputs, weights, outputs = _values(layer)
     positions = height * width
     if positions > 1:
-        if k % positions:
+        if k % positions:  # the kernel is not that of this product (a file may say so): a plain product
             positions = 1
         elif k * groups <= lowered_up_to_channels * positions:
             positions, inputs = 1, m * k * groups

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from amed_env.errors import DeviceError, UnknownNameError
+from amed_env.hardware.files.device_sections import SerialOperands
 from amed_env.hardware.simulator.systolic import IntArray, ceil_divide
-
-SerialOperands = Literal["weights", "activations", "both"]
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,13 @@ class FusionPrecision(PrecisionModel):
         """More products at once for narrow operands, more passes for wide ones."""
         weights, activations = self._checked(weight_bits, activation_bits)
         split = self._at_once(weights) * self._at_once(activations)
-        parts = ceil_divide(weights, self.element_bits), ceil_divide(activations, self.element_bits)
-        return PrecisionEffect(split, parts[0] * parts[1], ifmap_rereads=parts[0], weight_rereads=parts[1])
+        # Two halves and no more: the published simulator stops at 8 bits, the hardware fuses in time above.
+        weight_parts, activation_parts = (ceil_divide(bits, self.element_bits) for bits in (weights, activations))
+        passes = weight_parts * activation_parts
+        return PrecisionEffect(split, passes, ifmap_rereads=weight_parts, weight_rereads=activation_parts)
 
     def _at_once(self, bits: IntArray) -> IntArray:
+        # Whole division: 3 bits take a 4-bit slot, 5 to 7 bits a whole element; below 2 bits a brick is the least.
         return np.asarray(np.maximum(1, self.element_bits // np.maximum(bits, self.brick_bits)))
 
 

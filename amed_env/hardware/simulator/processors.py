@@ -30,12 +30,7 @@ class _ScaledBackend(HardwareBackend):
         Raises:
             UnsupportedPrecisionError: If a kind of layer or a width is not supported.
         """
-        capabilities = self.capabilities()
-        for layer in {layer.kind: layer for layer in workload}.values():
-            for weight in weight_bits:
-                capabilities.require(layer, Precision(weight, activation_bits[0]), self.name)
-            for activation in activation_bits:
-                capabilities.require(layer, Precision(weight_bits[0], activation), self.name)
+        self.capabilities().require_table(workload, weight_bits, activation_bits, self.name)
         metrics = self._simulate(
             workload.layers,
             np.array(weight_bits, dtype=np.int64).reshape(1, -1, 1),
@@ -72,12 +67,8 @@ class ProcessorBackend(_ScaledBackend):
 
     def capabilities(self) -> Capabilities:
         """The kinds of layers and the widths of the device file; deterministic and additive."""
-        throughput = self.config.throughput
-        return Capabilities(
-            weight_bits=dict.fromkeys(throughput.kinds, throughput.weight_bits),
-            activation_bits=dict.fromkeys(throughput.kinds, throughput.activation_bits),
-            metrics=dict(self.metrics),
-        )
+        widths = self.config.throughput
+        return Capabilities.same_for_kinds(widths.kinds, widths.weight_bits, widths.activation_bits, self.metrics)
 
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
@@ -92,6 +83,7 @@ class ProcessorBackend(_ScaledBackend):
             ]
         )
         cycles = fixed + work * self._cycles_per_mac[weight_bits, activation_bits]
+        # Memory is not modelled: the published rates are those of whole kernels, loads and stores included.
         latency_ms = cycles / (config.processor.clock_mhz * 1e3)
         metrics = {"latency_ms": latency_ms, "cycles": cycles}
         if config.energy is not None:
@@ -117,11 +109,7 @@ class ProxyBackend(_ScaledBackend):
     def capabilities(self) -> Capabilities:
         """All kinds of layers at the widths of the device file; deterministic and additive."""
         proxy = self.config.proxy
-        return Capabilities(
-            weight_bits=dict.fromkeys(KINDS, proxy.weight_bits),
-            activation_bits=dict.fromkeys(KINDS, proxy.activation_bits),
-            metrics=dict(self.metrics),
-        )
+        return Capabilities.same_for_kinds(KINDS, proxy.weight_bits, proxy.activation_bits, self.metrics)
 
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
@@ -145,6 +133,7 @@ def cycles_per_mac_by_bits(section: ThroughputSection) -> FloatArray:
         return np.ones((section.weight_bits[-1] + 1, section.activation_bits[-1] + 1))
     weights, activations = sorted(table), sorted(next(iter(table.values())))
     cycles = np.array([[1 / table[weight][activation] for activation in activations] for weight in weights])
+    # A kernel for the next wider width runs a narrower operand unpacked; below the narrowest entry it is that one.
     rows = np.searchsorted(weights, np.arange(weights[-1] + 1))
     columns = np.searchsorted(activations, np.arange(activations[-1] + 1))
     return np.asarray(cycles[np.ix_(rows, columns)])

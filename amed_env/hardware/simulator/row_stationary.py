@@ -56,9 +56,9 @@ def row_stationary_mapping(shapes: GemmShapes, split: IntArray, rows: int, cols:
     height = np.where(side * side == shapes.positions, side, 1)
     products = ceil_divide(shapes.k, split)
     channels = ceil_divide(products, shapes.positions)
-    width = ceil_divide(products, channels * height)
+    width = ceil_divide(products, channels * height)  # of a kernel row, after splitting
     output_rows = _root(shapes.m - 1) + 1
-    # A kernel that is higher than the array is folded; blocks of kernel rows stand above each other and side by side.
+    # A kernel that is higher than the array is folded; blocks of kernel rows are stacked in both directions.
     kernel_folds = ceil_divide(height, rows)
     block_height = ceil_divide(height, kernel_folds)
     strips = ceil_divide(output_rows, cols)
@@ -70,9 +70,11 @@ def row_stationary_mapping(shapes: GemmShapes, split: IntArray, rows: int, cols:
     cycles = checked_product("cycles of a row-stationary layer", rounds, strips, kernel_folds, width, pixels_of_a_row)
     # Filters that one element keeps: they share every activation that it reads.
     channels_kept = np.minimum(channels, np.maximum(1, IFMAP_PAD // width))
+    # Limited by the pad of weights and by the pad of sums, one sum a filter.
     filters_kept = np.minimum(shapes.n, np.clip(WEIGHT_PAD // (channels_kept * width), 1, SUM_PAD))
     summed = np.minimum(channels, channels_kept * (rows // block_height))
     ifmap = checked_product("activation reads", ceil_divide(shapes.n, filters_kept), shapes.m, shapes.k)
+    # Diagonals and sliding windows pass an activation on inside the array: it is read once for a whole kernel.
     ifmap = ceil_divide(ifmap, height * width)
     return RowStationaryMapping(
         active=ceil_divide(pairs * output_rows * block_height, rounds * strips),
@@ -85,6 +87,7 @@ def row_stationary_mapping(shapes: GemmShapes, split: IntArray, rows: int, cols:
 
 def _root(values: IntArray) -> IntArray:
     """The largest integer whose square is not above the value; exact."""
+    # The square root of a large integer may be rounded to the next one, in both directions.
     root = np.floor(np.sqrt(values.astype(np.float64))).astype(np.int64)
     root = np.where(root * root > values, root - 1, root)
     return np.where((root + 1) * (root + 1) <= values, root + 1, root)

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from amed_env.errors import DeviceError
 from amed_env.hardware.files.config import SystolicConfig, load_device_config
-from amed_env.hardware.metrics import sum_over_layers
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.hardware.simulator.arrays import ArrayAccesses, make_array
 from amed_env.hardware.simulator.energy import EnergyModel, mac_energy_by_bits
@@ -32,7 +31,7 @@ from amed_env.problem.workload import KINDS, Layer, Workload
 
 METRICS = ("latency_ms", "energy_uj", "cycles", "compute_cycles", "memory_cycles")
 _WHOLE = ("cycles", "compute_cycles", "memory_cycles")
-_BITS_PER_KIB = 8 * 1024
+BITS_PER_KIB = 8 * 1024
 _BLOCK = 32768
 """Places of a table that are computed at a time: small enough for the caches, large enough for numpy."""
 
@@ -95,11 +94,7 @@ class SystolicBackend(HardwareBackend):
     def capabilities(self) -> Capabilities:
         """All kinds of layers at the widths of the device file; deterministic and additive."""
         precision = self.config.precision
-        return Capabilities(
-            weight_bits=dict.fromkeys(KINDS, precision.weight_bits),
-            activation_bits=dict.fromkeys(KINDS, precision.activation_bits),
-            metrics=dict(self.metrics),
-        )
+        return Capabilities.same_for_kinds(KINDS, precision.weight_bits, precision.activation_bits, self.metrics)
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Cost of one layer at one precision."""
@@ -115,18 +110,13 @@ class SystolicBackend(HardwareBackend):
             WorkloadError: If a layer is so large that its cycles are beyond int64.
         """
         allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
-        precisions = list(allocation.values())
-        capabilities = self.capabilities()
-        for layer, precision in zip(workload, precisions, strict=True):
-            capabilities.require(layer, precision, self.name)
-        layers = tuple(
-            LayerCost(layer.name, precision, metrics, _bound(metrics))
-            for layer, precision, metrics in zip(
-                workload, precisions, self._layer_metrics(workload.layers, precisions), strict=True
-            )
-        )
-        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in METRICS}
-        return Cost(self.name, totals, layers)
+        self.capabilities().require_allocation(workload, allocation, self.name)
+        metrics_of_layers = self._layer_metrics(workload.layers, list(allocation.values()))
+        layers = [
+            LayerCost(name, precision, metrics, bound_of(metrics))
+            for (name, precision), metrics in zip(allocation.items(), metrics_of_layers, strict=True)
+        ]
+        return Cost.of_layers(self.name, layers, METRICS)
 
     def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
         """Costs of every layer at every pair of widths: float64 arrays of shape (L, W, A).
@@ -135,21 +125,17 @@ class SystolicBackend(HardwareBackend):
             UnsupportedPrecisionError: If a width is not in the device file.
             WorkloadError: If a layer is so large that its cycles are beyond int64.
         """
-        capabilities = self.capabilities()
-        first = workload.layers[0]  # every kind has the same widths
-        for weight in weight_bits:
-            capabilities.require(first, Precision(weight, self.config.precision.activation_bits[0]), self.name)
-        for activation in activation_bits:
-            capabilities.require(first, Precision(self.config.precision.weight_bits[0], activation), self.name)
+        self.capabilities().require_table(workload, weight_bits, activation_bits, self.name)
         # Layers lie along the last axis while it is computed, so that numpy's inner loops are long, and are
         # computed in blocks that stay in the caches.
         weights = np.array(weight_bits, dtype=np.int64).reshape(-1, 1, 1)
         activations = np.array(activation_bits, dtype=np.int64).reshape(1, -1, 1)
         pairs = weights.size * activations.size
         work = self._work(self._arrays(workload.layers, (1, 1, len(workload))), weights, activations)
-        # One piece of memory for all metrics is large enough for large pages.
+        # One piece of memory for all metrics is large enough for large pages of the system.
         values = np.empty((len(METRICS), weights.size, activations.size, len(workload)))
-        size = -(-len(workload) // max(1, round(len(workload) * pairs / _BLOCK)))  # blocks of about the same size
+        blocks = max(1, round(len(workload) * pairs / _BLOCK))
+        size = -(-len(workload) // blocks)  # rounded up, so that blocks are of about the same size
         for start in range(0, len(workload), size):
             block = slice(start, start + size)
             self._simulate(work[block], weights, activations, values[..., block])
@@ -191,11 +177,10 @@ class SystolicBackend(HardwareBackend):
         work = self._work(self._arrays(layers, (len(layers),)), weight_bits, activation_bits)
         values = np.empty((len(METRICS), len(layers)))
         self._simulate(work, weight_bits, activation_bits, values)
-        columns = {
-            metric: (column.astype(np.int64) if metric in _WHOLE else column).tolist()
-            for metric, column in zip(METRICS, values, strict=True)
-        }
-        return [{metric: column[i] for metric, column in columns.items()} for i in range(len(layers))]
+        columns = []
+        for metric, column in zip(METRICS, values, strict=True):
+            columns.append((column.astype(np.int64) if metric in _WHOLE else column).tolist())
+        return [dict(zip(METRICS, of_layer, strict=True)) for of_layer in zip(*columns, strict=True)]
 
     def _work(self, layers: LayerArrays, weight_bits: IntArray, activation_bits: IntArray) -> _Work:
         effect = self._model.effect(weight_bits, activation_bits)
@@ -225,6 +210,8 @@ class SystolicBackend(HardwareBackend):
         traffic = plan_traffic(work.layers, weight_bits, activation_bits, self._memory)
         np.divide(traffic.total_bits, config.bandwidth_bits_per_cycle, out=memory)
         np.ceil(memory, out=memory)
+        # Traffic and compute overlap, so that the longer of the two counts. The published simulator of Bit Fusion adds
+        # what nothing hides: tensors that fit as a whole are loaded before the first product and stored after the last.
         if config.dram.exposed_transfers:
             exposed = np.ceil(traffic.resident_bits / config.bandwidth_bits_per_cycle)
             np.maximum(np.add(compute, exposed, out=cycles), memory, out=cycles)
@@ -232,7 +219,7 @@ class SystolicBackend(HardwareBackend):
             np.maximum(compute, memory, out=cycles)
         if config.array.overhead_cycles_per_layer:
             cycles += config.array.overhead_cycles_per_layer
-        float_to_int64("cycles of a layer", cycles.max())
+        float_to_int64("cycles of a layer", cycles.max())  # whole cycles are reported as integers
         np.divide(cycles, config.array.clock_mhz * 1e3, out=latency_ms)
         work.at_widths(self._energy.sums_uj(work.accesses.sum_writes), energy_uj)
         self._energy.add_uj(
@@ -280,7 +267,8 @@ def _narrowed(values: IntArray) -> IntArray:
 
 def _memory_system(config: SystolicConfig) -> MemorySystem:
     buffers, dram = config.buffers, config.dram
-    bits_per_kib = _BITS_PER_KIB / (2 if buffers.double_buffered else 1)
+    # One half works while the other is filled, so a tile is at most half a buffer.
+    bits_per_kib = BITS_PER_KIB / (2 if buffers.double_buffered else 1)
     return MemorySystem(
         ifmap_room=buffers.ifmap_kib * bits_per_kib,
         weight_room=buffers.weight_kib * bits_per_kib,
@@ -293,7 +281,7 @@ def _memory_system(config: SystolicConfig) -> MemorySystem:
     )
 
 
-def _bound(metrics: Mapping[str, float]) -> str:
+def bound_of(metrics: Mapping[str, float]) -> str:
     """What held: memory where traffic takes longest, else compute with the transfers that it waits for."""
     longest = metrics["memory_cycles"] > metrics["compute_cycles"]
     return "memory" if longest else "compute"

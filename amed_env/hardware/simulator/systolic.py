@@ -140,71 +140,60 @@ def gemm_cycles(
         478079
     """
     m, n, k, rows, cols = _checked_inputs(m, n, k, rows, cols, dataflow)
-    streamed, (down, across) = {"os": (k, (m, n)), "ws": (m, (k, n)), "is": (n, (k, m))}[dataflow]
+    # Two of the three dimensions lie along rows and columns, the third one streams through.
+    streamed, down, across = {"os": (k, m, n), "ws": (m, k, n), "is": (n, k, m)}[dataflow]
     folds = checked_product("folds", ceil_divide(down, rows), ceil_divide(across, cols))
     if not fill_and_drain:
         return checked_product("cycles of a matrix product", folds, streamed)
+    # Filling a stationary operand takes one cycle a row; outputs that stay in place need no such step.
     preload = () if dataflow == "os" else (rows,)
+    # Operands enter skewed: the last of R rows and C columns starts R - 1 and C - 1 cycles after the first.
     fold_cycles = checked_sum("cycles of one fold", streamed, rows, cols, *preload) - 2
+    # SCALE-Sim numbers cycles from zero and reports the number of the last one.
     return checked_product("cycles of a matrix product", folds, fold_cycles) - 1
 
 
 def gemm_sram_accesses(
-    m: npt.ArrayLike,
-    n: npt.ArrayLike,
-    k: npt.ArrayLike,
-    rows: npt.ArrayLike,
-    cols: npt.ArrayLike,
-    dataflow: str,
+    m: npt.ArrayLike, n: npt.ArrayLike, k: npt.ArrayLike, rows: npt.ArrayLike, cols: npt.ArrayLike, dataflow: str
 ) -> SramAccesses:
     """On-chip buffer accesses, in elements, of (m x k) by (k x n) on a systolic array.
 
-    Args:
-        m: Output pixels, times the batch; integers, any shape.
-        n: Filters; broadcasts with the others.
-        k: Products summed for one output.
-        rows: Rows of the array.
-        cols: Columns of the array.
-        dataflow: `"os"`, `"ws"` or `"is"`.
+    Args, errors: as `gemm_cycles`.
 
     Returns:
         Reads and writes as int64 arrays of the broadcast shape.
-
-    Raises:
-        WorkloadError: If m, n or k is no positive integer, or a result is beyond int64.
-        DeviceError: If rows or cols is no positive integer, or the dataflow is unknown.
     """
     m, n, k, rows, cols = _checked_inputs(m, n, k, rows, cols, dataflow)
-    ifmap_repeats = np.ones_like(m) if dataflow == "is" else ceil_divide(n, cols)
-    weight_repeats = {"os": ceil_divide(m, rows), "is": ceil_divide(m, cols)}.get(dataflow, np.ones_like(m))
-    ofmap_repeats = np.ones_like(m) if dataflow == "os" else ceil_divide(k, rows)
+    # The stationary tensor moves once; another one moves again for every fold that does not lie along it.
+    ifmap_moves = weight_moves = ofmap_moves = np.ones_like(m)
+    if dataflow != "is":
+        ifmap_moves = ceil_divide(n, cols)
+    if dataflow != "ws":
+        weight_moves = ceil_divide(m, rows if dataflow == "os" else cols)
+    if dataflow != "os":
+        ofmap_moves = ceil_divide(k, rows)
     return SramAccesses(
-        checked_product("activation reads", ifmap_repeats, m, k),
-        checked_product("weight reads", weight_repeats, k, n),
-        checked_product("output writes", ofmap_repeats, m, n),
+        checked_product("activation reads", ifmap_moves, m, k),
+        checked_product("weight reads", weight_moves, k, n),
+        checked_product("output writes", ofmap_moves, m, n),
     )
 
 
 def _checked_inputs(
-    m: npt.ArrayLike,
-    n: npt.ArrayLike,
-    k: npt.ArrayLike,
-    rows: npt.ArrayLike,
-    cols: npt.ArrayLike,
-    dataflow: str,
+    m: npt.ArrayLike, n: npt.ArrayLike, k: npt.ArrayLike, rows: npt.ArrayLike, cols: npt.ArrayLike, dataflow: str
 ) -> tuple[IntArray, ...]:
     if dataflow not in DATAFLOWS:
         raise DeviceError(f"dataflow {dataflow!r} is unknown; use one of {', '.join(DATAFLOWS)}.")
     named = {"m": m, "n": n, "k": k, "rows": rows, "cols": cols}
-    checked = [
-        _positive_int64(name, value, DeviceError if name in ("rows", "cols") else WorkloadError)
-        for name, value in named.items()
-    ]
+    checked = []
+    for name, value in named.items():
+        error = DeviceError if name in ("rows", "cols") else WorkloadError
+        checked.append(_positive_int64(name, value, error))
     try:
         return tuple(np.asarray(array) for array in np.broadcast_arrays(*checked))
-    except ValueError as error:
+    except ValueError as fault:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(named, checked, strict=True))
-        raise WorkloadError(f"matrix product: the shapes do not broadcast: {shapes}.") from error
+        raise WorkloadError(f"matrix product: the shapes do not broadcast: {shapes}.") from fault
 
 
 def _positive_int64(name: str, value: npt.ArrayLike, error: type[InputError]) -> IntArray:

@@ -19,7 +19,7 @@ from amed_env.hardware.simulator.layer_arrays import LayerArrays
 from amed_env.hardware.simulator.systolic import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
-_NEVER = 1e30
+_NEVER = 1e30  # tiles; far above any count, and finite, so that products with 0 bits stay 0
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,6 @@ class DramTraffic:
         """Sums and outputs written."""
         return self.spilled_bits / 2 + self.stored_bits
 
-    @property
-    def ofmap_bits(self) -> FloatArray:
-        """Sums and outputs, read and written."""
-        return self.spilled_bits + (self.loaded_bits + self.stored_bits)
-
-    @property
-    def read_bits(self) -> FloatArray:
-        """Everything that is read."""
-        return self.ifmap_bits + self.weight_bits + self.ofmap_read_bits
-
 
 class _Order(NamedTuple):
     """A loop order: bits of activations, of weights, and of sums that leave and come back, of all groups."""
@@ -139,7 +129,7 @@ def plan_traffic(
     shapes = layers.shapes
     groups, m, n = (values.astype(np.float64) for values in (shapes.groups, shapes.m, shapes.n))
     elements = layers.output_elements.astype(np.float64)
-    if memory.whole_columns:
+    if memory.whole_columns:  # as the simulator of Bit Fusion counts
         elements = elements / n * np.ceil(n / memory.cols) * memory.cols
     sums = elements * memory.accumulator_bits
     tensors = _Tensors(
@@ -153,6 +143,7 @@ def plan_traffic(
         memory=memory,
     )
     best, least = _cheapest(tensors.by_filters(weight_bits), tensors.other_orders())
+    # At the layer's own activation width: the width of the next layer would be truer, but costs would not add up.
     stored = sums if memory.writes_sums else elements * activation_bits
     loaded = sums if memory.loads_sums else np.zeros_like(sums)
     resident = tensors.resident(loaded + stored)
@@ -201,7 +192,7 @@ class _Tensors:
 
     @property
     def sums_held(self) -> float:
-        return math.floor(self.memory.ofmap_room / self.memory.accumulator_bits)
+        return math.floor(self.memory.ofmap_room / self.memory.accumulator_bits)  # whole sums only
 
     def resident(self, outputs: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Bits of a group's tensors where they fit their buffer as a whole."""
@@ -220,6 +211,8 @@ class _Tensors:
         """
         memory = self.memory
         steps = 1 + math.ceil(math.log2(max(1.0, self.n.max(initial=1) / memory.cols)))
+        # Doubling stays within a factor of two of the best number of filters, and a table of closed forms takes
+        # milliseconds where a search for the best tile takes seconds (as the published simulator of Bit Fusion does).
         together = memory.cols * 2.0 ** np.arange(steps).reshape(-1, *(1,) * self.n.ndim)
         q = np.minimum(self.n, together)
         ifmap = self.inputs + self.inputs_again * _further_tiles(self.n, q)
@@ -261,6 +254,7 @@ def _cheapest(stack: tuple[FloatArray, FloatArray, FloatArray], others: Iterator
     least = np.asarray(inputs[0] + rest[0])
     chosen = np.zeros(least.shape, dtype=np.int8)
     total, better = np.empty_like(least), np.empty(least.shape, dtype=np.bool_)
+    # In place, one order after the other, so that no array of all orders is made.
     for place in range(1, len(rest)):
         np.add(inputs[place], rest[place], out=total)
         np.less(total, least, out=better)

@@ -1,10 +1,10 @@
-"""Files of tables: this package's CSV and NPY, AMED's CSV and HAQ's NPY.
+"""Tables in files: this package's CSV and NPY, AMED's CSV and HAQ's NPY.
 
 CSV of this package: lines `# key: value` with the provenance, then the columns `layer,w_bits,a_bits` and a column for
 every metric, whose unit is known by its name (`latency_ms`) or written behind it (`area:mm2`). AMED's CSV has a row a
 layer, its name first, and columns `latency_2` and so on in ms. An NPY file has the axes (metric,) layer, weight width,
-activation width, and beside it a JSON file of the same name that says what they are; without one it is HAQ's: cycles,
-layers x 8 x 8 widths from 1 to 8.
+activation width, and a JSON file of the same name that describes them; without one it is HAQ's: cycles,
+layers x 8 x 8 widths from 1 to 8. A YAML file in format `amed-table/1` may name the table and say how to read it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,50 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from amed_env.errors import AllocationError, DeviceError
+from amed_env.hardware.files.yaml_faults import Text
 from amed_env.hardware.protocol import METRIC_UNITS
-from amed_env.hardware.tables.lookup_table import LookupTable, some
+from amed_env.hardware.tables.lookup_table import Interpolation, LookupTable, precision_axes
 from amed_env.problem.allocation import Precision, check_bits
+from amed_env.support.text import CsvTable, first_few, read_csv
 
 FORMAT = "amed-table/1"
 KEY_COLUMNS = ("layer", "w_bits", "a_bits")
+# HAQ's tables (Wang et al., CVPR 2019) have cycles of every layer at 1 to 8 bits of weights and of activations.
 HAQ_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
+# AMED's tables have one column a width, since it ties the widths of weights and activations.
 _AMED_COLUMN = re.compile(r"latency_(\d+)")
 _SIDECAR_KEYS = {"format", "layers", "weight_bits", "activation_bits", "metrics", "clock_mhz", "provenance"}
+
+
+class TableConfig(BaseModel):
+    """A table of costs as a device.
+
+    Attributes:
+        name: The device's name.
+        description: One line.
+        table: Path of the `.csv` or `.npy` file, relative to this one.
+        clock_mhz: Clock that turns cycles into milliseconds.
+        interpolation: `linear` for widths between those of the table; `none` refuses them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["amed-table/1"]
+    name: Text
+    description: Text = "A table of costs"
+    table: Text
+    clock_mhz: Annotated[float, Field(strict=True, gt=0, le=1e5, allow_inf_nan=False)] | None = None
+    interpolation: Interpolation = "none"
 
 
 def load_table(path: Path, clock_mhz: float | None = None) -> LookupTable:
@@ -40,7 +67,7 @@ def load_table(path: Path, clock_mhz: float | None = None) -> LookupTable:
         clock_mhz: Clock that turns the metric `cycles` into `latency_ms`.
 
     Raises:
-        DeviceError: If the file cannot be read or is malformed, rows are missing or stand twice, or a clock is given
+        DeviceError: If the file cannot be read or is malformed, rows are missing or repeated, or a clock is given
             for a table without cycles; the message has file, line, layer and precision.
     """
     if path.suffix.lower() == ".npy":
@@ -81,94 +108,68 @@ def parse_csv(text: str, where: str) -> LookupTable:
     Raises:
         DeviceError: As `load_table`.
     """
-    provenance: dict[str, str] = {}
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        reader = csv.reader(io.StringIO(text), strict=True)
-        for row in reader:
-            if row and row[0].startswith("#"):
-                key, _, value = ",".join(row).removeprefix("#").partition(":")
-                provenance[key.strip()] = value.strip()
-            elif any(cell.strip() for cell in row):
-                rows.append((reader.line_num, [cell.strip() for cell in row]))
-    except csv.Error as error:
-        raise DeviceError(f"{where}: no valid CSV: {error}.") from error
-    if not rows:
-        raise DeviceError(f"{where}: the table is empty; its header is {','.join(KEY_COLUMNS)} and metrics.")
-    (header_line, header), *body = rows
-    if not body:
-        raise DeviceError(f"{where}: there are no rows below the header in line {header_line}.")
-    for line, row in body:
-        if len(row) != len(header):
-            raise DeviceError(f"{where}, line {line}: {len(row)} values for {len(header)} columns.")
-    repeated = sorted({column for column in header if header.count(column) > 1})
-    if repeated:
-        raise DeviceError(f"{where}, line {header_line}: column {', '.join(map(repr, repeated))} stands there twice.")
-    if len(header) > 1 and all(_AMED_COLUMN.fullmatch(column) for column in header[1:]):
-        return _amed_table(header, body, provenance, where)
-    return _own_table(header, header_line, body, provenance, where)
+    table = read_csv(text, where, f"{','.join(KEY_COLUMNS)} and metrics", DeviceError, comments=True)
+    if not table.rows:
+        raise DeviceError(f"{where}: there are no rows below the header in line {table.header_line}.")
+    metric_columns = table.header[1:]
+    if metric_columns and all(_AMED_COLUMN.fullmatch(column) for column in metric_columns):
+        return _amed_table(table, where)
+    return _own_table(table, where)
 
 
-def _own_table(
-    header: list[str],
-    header_line: int,
-    body: Sequence[tuple[int, list[str]]],
-    provenance: Mapping[str, str],
-    where: str,
-) -> LookupTable:
-    units = _units_of_columns([c for c in header if c not in KEY_COLUMNS], f"{where}, line {header_line}")
-    missing = [column for column in KEY_COLUMNS if column not in header]
+def _own_table(table: CsvTable, where: str) -> LookupTable:
+    header_at = f"{where}, line {table.header_line}"
+    metric_columns = [column for column in table.header if column not in KEY_COLUMNS]
+    units = _units_of_columns(metric_columns, header_at)
+    missing = [column for column in KEY_COLUMNS if column not in table.header]
     if missing or not units:
         raise DeviceError(
-            f"{where}, line {header_line}: columns missing: {', '.join(missing) or 'a metric'}; expected "
+            f"{header_at}: columns missing: {', '.join(missing) or 'a metric'}; expected "
             f"{','.join(KEY_COLUMNS)} and metrics like latency_ms (AMED's tables have latency_2, latency_3 …)."
         )
-    values: dict[tuple[str, Precision], tuple[int, list[float]]] = {}
-    for line, row in body:
+    costs: dict[tuple[str, Precision], list[float]] = {}
+    lines: dict[tuple[str, Precision], int] = {}
+    for line, cells in table.rows:
         here = f"{where}, line {line}"
-        cells = dict(zip(header, row, strict=True))
-        precision = Precision(*(_width(cells[column], f"{here}, column {column!r}") for column in KEY_COLUMNS[1:]))
-        key = (cells["layer"], precision)
-        if key in values:
+        widths = [_width(cells[column], f"{here}, column {column!r}") for column in KEY_COLUMNS[1:]]
+        key = (cells["layer"], Precision(*widths))
+        if key in costs:
             raise DeviceError(
-                f"{here}: layer {key[0]!r} at {precision} stands already in line {values[key][0]}; keep one of them."
+                f"{here}: layer {key[0]!r} at {key[1]} is a duplicate of line {lines[key]}; keep one of them."
             )
-        numbers = [
-            _number(cells[column], f"{here}, column {column!r}") for column in header if column not in KEY_COLUMNS
-        ]
-        values[key] = line, numbers
-    layers = tuple(dict.fromkeys(layer for layer, _ in values))
-    precisions = tuple(sorted({precision for _, precision in values}))
-    absent = [f"{layer!r} at {p}" for layer in layers for p in precisions if (layer, p) not in values]
+        costs[key] = [_number(cells[column], f"{here}, column {column!r}") for column in metric_columns]
+        lines[key] = line
+    layers = tuple(dict.fromkeys(layer for layer, _ in costs))
+    precisions = tuple(sorted({precision for _, precision in costs}))
+    absent = [f"{layer!r} at {p}" for layer, p in product(layers, precisions) if (layer, p) not in costs]
     if absent:
         raise DeviceError(
-            f"{where}: rows are missing: {some(absent)}; every layer needs the same precisions "
-            f"({some([str(p) for p in precisions])})."
+            f"{where}: rows are missing: {first_few(absent)}; every layer needs the same precisions "
+            f"({first_few(precisions)})."
         )
-    array = np.array([[values[layer, p][1] for p in precisions] for layer in layers], dtype=np.float64)
-    metrics = {metric: array[:, :, i] for i, metric in enumerate(units)}
-    return LookupTable(where, layers, precisions, metrics, units, provenance)
+    values = np.array([costs[key] for key in product(layers, precisions)], dtype=np.float64)
+    values = values.reshape(len(layers), len(precisions), len(units))
+    metrics = {metric: values[:, :, i] for i, metric in enumerate(units)}
+    return LookupTable(where, layers, precisions, metrics, units, table.comments)
 
 
-def _amed_table(
-    header: list[str], body: Sequence[tuple[int, list[str]]], provenance: Mapping[str, str], where: str
-) -> LookupTable:
-    widths = [_width(column.removeprefix("latency_"), f"{where}: column {column!r}") for column in header[1:]]
+def _amed_table(table: CsvTable, where: str) -> LookupTable:
+    """AMED's layout: the layer first, under any heading, then its latency in ms at equal widths."""
+    layer_column, *latency_columns = table.header
+    widths = [_width(column.removeprefix("latency_"), f"{where}: column {column!r}") for column in latency_columns]
     lines: dict[str, int] = {}
-    for line, row in body:
-        if row[0] in lines:
-            raise DeviceError(f"{where}, line {line}: layer {row[0]!r} stands already in line {lines[row[0]]}.")
-        lines[row[0]] = line
-    values = [
-        [
-            _number(cell, f"{where}, line {line}, column {name!r}")
-            for name, cell in zip(header[1:], row[1:], strict=True)
-        ]
-        for line, row in body
-    ]
-    facts = {"imported from": "AMED, latency in ms at equal widths of weights and activations", **provenance}
+    latencies = []
+    for line, cells in table.rows:
+        layer = cells[layer_column]
+        if layer in lines:
+            raise DeviceError(f"{where}, line {line}: layer {layer!r} is a duplicate of line {lines[layer]}.")
+        lines[layer] = line
+        here = f"{where}, line {line}"
+        latencies.append([_number(cells[column], f"{here}, column {column!r}") for column in latency_columns])
+    facts = {"imported from": "AMED, latency in ms at equal widths of weights and activations", **table.comments}
     precisions = tuple(Precision(bits, bits) for bits in widths)
-    return LookupTable(where, tuple(lines), precisions, {"latency_ms": np.array(values)}, {"latency_ms": "ms"}, facts)
+    metrics = {"latency_ms": np.array(latencies)}
+    return LookupTable(where, tuple(lines), precisions, metrics, {"latency_ms": "ms"}, facts)
 
 
 def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
@@ -181,20 +182,19 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
         raise DeviceError(f"{where}: expected an array of numbers, found {getattr(array, 'dtype', 'something else')}.")
     sidecar = path.with_suffix(".json")
     facts = _read_sidecar(sidecar) if sidecar.exists() else {}
-    weights, activations = (
-        tuple(_width(bits, f"{sidecar}: {key!r}") for bits in facts.get(key, HAQ_WIDTHS))
-        for key in ("weight_bits", "activation_bits")
-    )
+    weights = [_width(bits, f"{sidecar}: 'weight_bits'") for bits in facts.get("weight_bits", HAQ_WIDTHS)]
+    activations = [_width(bits, f"{sidecar}: 'activation_bits'") for bits in facts.get("activation_bits", HAQ_WIDTHS)]
     metrics = facts.get("metrics", {"cycles": "cycles"})
+    # HAQ's arrays have no axis of metrics.
     if array.ndim == 3 and len(metrics) == 1:
         array = array[None]
     layers = tuple(facts["layers"]) if "layers" in facts else None
     count = array.shape[1] if layers is None and array.ndim == 4 else len(layers or ())
     expected = (len(metrics), count, len(weights), len(activations))
     if array.shape != expected:
-        advice = (
-            f"{sidecar.name} says so" if facts else "without a JSON file beside it HAQ's widths 1 to 8 are expected"
-        )
+        advice = f"{sidecar.name} says so"
+        if not facts:
+            advice = "without a JSON file of the same name HAQ's widths 1 to 8 are expected"
         raise DeviceError(
             f"{where}: the array has shape {array.shape}, expected {expected} for (metrics, layers, weight widths, "
             f"activation widths): {advice}."
@@ -203,7 +203,7 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     provenance = dict(facts.get("provenance", {}))
     if not facts:
         provenance = {"imported from": "HAQ, cycles at 1 to 8 bits"}
-    precisions = tuple(Precision(w, a) for w in weights for a in activations)
+    precisions = tuple(Precision(*pair) for pair in product(weights, activations))
     table = LookupTable(where, layers, precisions, dict(zip(metrics, values, strict=True)), metrics, provenance)
     return with_clock(table, facts.get("clock_mhz") if clock_mhz is None else clock_mhz)
 
@@ -242,8 +242,11 @@ def csv_text(table: LookupTable) -> str:
     for row in range(len(table)):
         name = table.layers[row] if table.layers is not None else str(row)
         for column, precision in enumerate(table.precisions):
-            numbers = (float(table.metrics[metric][row, column]) for metric in table.units)
-            writer.writerow([name, *precision, *(repr(n) if not n.is_integer() else str(int(n)) for n in numbers)])
+            cells = []
+            for metric in table.units:
+                number = float(table.metrics[metric][row, column])
+                cells.append(str(int(number)) if number.is_integer() else repr(number))
+            writer.writerow([name, *precision, *cells])
     return stream.getvalue()
 
 
@@ -253,13 +256,13 @@ def npy_files(table: LookupTable) -> tuple[bytes, dict[str, Any]]:
     Raises:
         DeviceError: If it lacks pairs of its widths, which an array has no place for.
     """
-    weights, activations = (sorted({p[i] for p in table.precisions}) for i in (0, 1))
+    weights, activations = precision_axes(table.precisions)
     if len(table.precisions) != len(weights) * len(activations):
         raise DeviceError(
             f"{table.where}: not every weight width goes with every activation width, which an array cannot say; "
             "write a .csv file."
         )
-    order = [table.precisions.index(Precision(w, a)) for w in weights for a in activations]
+    order = [table.precisions.index(Precision(*pair)) for pair in product(weights, activations)]
     shape = (len(table), len(weights), len(activations))
     stream = io.BytesIO()
     np.save(stream, np.stack([table.metrics[metric][:, order].reshape(shape) for metric in table.units]))

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import BackendError, DeviceError, UnsupportedLayerError, UnsupportedPrecisionError
-from amed_env.hardware.metrics import sum_over_layers
+from amed_env.hardware.costs import backend_capabilities, precision_costs
 from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
-from amed_env.hardware.tables.lookup_config import Interpolation
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.problem.workload import KINDS, Layer, Workload
+from amed_env.support.text import first_few, repeated
 
 FloatArray = npt.NDArray[np.float64]
-_NAMED = 5  # names in a message before it says how many more there are
+Interpolation = Literal["none", "linear"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class LookupTable:
         provenance: Where the numbers come from: `device`, `network`, `workload` (a digest of its shapes) and so on.
 
     Raises:
-        DeviceError: If shapes do not agree, a precision or a layer stands twice, or a number is negative or not finite.
+        DeviceError: If shapes do not agree, a precision or a layer is repeated, or a number is negative or not finite.
     """
 
     where: str
@@ -49,11 +48,10 @@ class LookupTable:
     def __post_init__(self) -> None:
         if not self.metrics or not self.precisions:
             raise DeviceError(f"{self.where}: the table is empty.")
-        named: dict[str, list[str]] = {"layer": list(self.layers or ()), "precision": [str(p) for p in self.precisions]}
-        for what, names in named.items():
-            repeated = sorted(name for name, times in Counter(names).items() if times > 1)
-            if repeated:
-                raise DeviceError(f"{self.where}: {what} {some(repeated)} stands there more than once.")
+        for axis, names in (("layer", self.layers or ()), ("precision", self.precisions)):
+            twice = repeated(map(str, names))
+            if twice:
+                raise DeviceError(f"{self.where}: {axis} {first_few(twice)} is repeated.")
         for metric, values in self.metrics.items():
             if values.ndim != 2 or values.shape != (len(self), len(self.precisions)):
                 raise DeviceError(
@@ -105,8 +103,7 @@ class TableBackend(HardwareBackend):
         self.metrics: Mapping[str, str] = dict(table.units)
         self._columns = {precision: column for column, precision in enumerate(table.precisions)}
         self._offered = self._offer()
-        self._weights = tuple(sorted({p.weight_bits for p in self._offered}))
-        self._activations = tuple(sorted({p.activation_bits for p in self._offered}))
+        self._weights, self._activations = map(tuple, precision_axes(self._offered))
         self.bits = tuple(sorted({*self._weights, *self._activations}))
         self._is_grid = len(self._offered) == len(self._weights) * len(self._activations)
 
@@ -118,7 +115,7 @@ class TableBackend(HardwareBackend):
         listed = self.lookup.precisions
         if self.interpolation == "none":
             return listed
-        weights, activations = (sorted({p[i] for p in listed}) for i in (0, 1))
+        weights, activations = precision_axes(listed)
         if all(p.weight_bits == p.activation_bits for p in listed):
             return tuple(Precision(bits, bits) for bits in _between(weights))
         if len(listed) != len(weights) * len(activations):
@@ -126,17 +123,12 @@ class TableBackend(HardwareBackend):
                 f"{self.lookup.where}: it can be interpolated only with all pairs of its widths, or with equal widths "
                 "of weights and activations; leave the option out, or add the missing rows."
             )
-        return tuple(Precision(w, a) for w in _between(weights) for a in _between(activations))
+        return tuple(Precision(*pair) for pair in product(_between(weights), _between(activations)))
 
     def capabilities(self) -> Capabilities:
         """Every kind of layer at the precisions of the table, and at those between them if that was asked for."""
-        pairs = None if self._is_grid else dict.fromkeys(KINDS, tuple(tuple(p) for p in self._offered))
-        return Capabilities(
-            dict.fromkeys(KINDS, self._weights),
-            dict.fromkeys(KINDS, self._activations),
-            dict(self.metrics),
-            pairs=pairs,  # type: ignore[arg-type]  # a Precision is a pair
-        )
+        pairs = None if self._is_grid else dict.fromkeys(KINDS, tuple(tuple(pair) for pair in self._offered))
+        return Capabilities.same_for_kinds(KINDS, self._weights, self._activations, self.metrics, pairs=pairs)
 
     def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
         """Cost of the table's network.
@@ -152,12 +144,11 @@ class TableBackend(HardwareBackend):
         for layer, row in zip(workload, self._rows(workload), strict=True):
             precision = allocation[layer.name]
             capabilities.require(layer, precision, self.name)
-            weights = self._mix(precision)
-            metrics = {metric: _mixed(values[row], weights) for metric, values in self.lookup.metrics.items()}
+            shares = self._mix(precision)
+            metrics = {metric: _mixed(values[row], shares) for metric, values in self.lookup.metrics.items()}
             bound = None if precision in self._columns else "interpolated"
             layers.append(LayerCost(layer.name, precision, metrics, bound))
-        totals = {metric: sum_over_layers([layer.metrics[metric] for layer in layers]) for metric in self.metrics}
-        return Cost(self.name, totals, tuple(layers))
+        return Cost.of_layers(self.name, layers, self.metrics)
 
     def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
         """Costs of every layer at every pair of widths.
@@ -166,19 +157,18 @@ class TableBackend(HardwareBackend):
             UnsupportedLayerError: If the network's layers are not those of the table.
             UnsupportedPrecisionError: If the table lacks a pair.
         """
+        self.capabilities().require_table(workload, weight_bits, activation_bits, self.name)
         rows = self._rows(workload)
-        capabilities = self.capabilities()
         metrics = {m: np.zeros((len(rows), len(weight_bits), len(activation_bits))) for m in self.lookup.metrics}
         for (i, weight), (j, activation) in product(enumerate(weight_bits), enumerate(activation_bits)):
             precision = Precision(weight, activation)
-            capabilities.require(workload.layers[0], precision, self.name)
-            weights = self._mix(precision)
+            shares = self._mix(precision)
             for metric, values in self.lookup.metrics.items():
-                metrics[metric][:, i, j] = [_mixed(values[row], weights) for row in rows]
+                metrics[metric][:, i, j] = [_mixed(values[row], shares) for row in rows]
         return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
 
     def sample_workload(self) -> Workload:
-        """The layers of the table; their shapes are not known to it and stand for nothing."""
+        """The layers of the table; their shapes are unknown and replaced by 1 x 1 products."""
         names = self.lookup.layers or [f"layer{row}" for row in range(len(self.lookup))]
         return Workload(self.name, tuple(Layer(name, "conv", m=1, n=1, k=1) for name in names))
 
@@ -197,14 +187,14 @@ class TableBackend(HardwareBackend):
         missing = [name for name in names if name not in known]
         spare = [name for name in table.layers if name not in set(names)]
         if missing or spare:
-            parts = [
-                f"{what} {some([repr(name) for name in found])}"
-                for what, found in (("the table lacks", missing), ("the network lacks", spare))
-                if found
-            ]
+            faults = []
+            if missing:
+                faults.append(f"the table lacks {first_few(list(map(repr, missing)))}")
+            if spare:
+                faults.append(f"the network lacks {first_few(list(map(repr, spare)))}")
             raise UnsupportedLayerError(
                 f"{table.where}: the table's {len(table)} layers are not the {len(names)} of network "
-                f"{workload.name!r}: {'; '.join(parts)}."
+                f"{workload.name!r}: {'; '.join(faults)}."
             )
         self._check_shapes(workload)
         return [known[name] for name in names]
@@ -215,7 +205,7 @@ class TableBackend(HardwareBackend):
             return
         raise DeviceError(
             f"{self.lookup.where}: the table was made for other shapes than those of {workload.name!r} (provenance "
-            "'workload' differs); make it anew with `amed table`."
+            "'workload' differs); build it again with `amed table`."
         )
 
     def _mix(self, precision: Precision) -> list[tuple[int, float]]:
@@ -224,21 +214,18 @@ class TableBackend(HardwareBackend):
             return [(self._columns[precision], 1.0)]
         if self.interpolation == "none":
             raise UnsupportedPrecisionError(f"{self.lookup.where}: the table has no row for {precision}.")
-        weights, activations = (sorted({p[i] for p in self.lookup.precisions}) for i in (0, 1))
+        weights, activations = precision_axes(self.lookup.precisions)
         if all(p.weight_bits == p.activation_bits for p in self.lookup.precisions):
             return [(self._columns[Precision(b, b)], share) for b, share in _neighbours(weights, precision[0])]
-        return [
-            (self._columns[Precision(w, a)], one * other)
-            for w, one in _neighbours(weights, precision.weight_bits)
-            for a, other in _neighbours(activations, precision.activation_bits)
-        ]
+        mix = []  # bilinear
+        for weight, weight_share in _neighbours(weights, precision.weight_bits):
+            for activation, activation_share in _neighbours(activations, precision.activation_bits):
+                mix.append((self._columns[Precision(weight, activation)], weight_share * activation_share))
+        return mix
 
 
 def build_table(
-    backend: HardwareBackend,
-    workload: Workload,
-    precisions: Sequence[Precision],
-    provenance: Mapping[str, str],
+    backend: HardwareBackend, workload: Workload, precisions: Sequence[Precision], provenance: Mapping[str, str]
 ) -> LookupTable:
     """The table of a device for a network.
 
@@ -252,8 +239,6 @@ def build_table(
         BackendError: If the costs do not add up, or the device fails.
         UnsupportedPrecisionError: If the device lacks a precision.
     """
-    from amed_env.hardware.costs import backend_capabilities, precision_costs
-
     capabilities = backend_capabilities(backend)
     if not capabilities.additive:
         raise BackendError(
@@ -273,15 +258,16 @@ def build_table(
     )
 
 
+def precision_axes(precisions: Sequence[Precision]) -> tuple[list[int], list[int]]:
+    """The different widths of weights, and those of activations, in rising order."""
+    weights = {precision.weight_bits for precision in precisions}
+    activations = {precision.activation_bits for precision in precisions}
+    return sorted(weights), sorted(activations)
+
+
 def workload_digest(workload: Workload) -> str:
     """Twelve hexadecimal digits that change with the names and shapes of the layers."""
     return hashlib.sha256(workload.to_csv().encode()).hexdigest()[:12]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _between(widths: Sequence[int]) -> list[int]:

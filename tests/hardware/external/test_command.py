@@ -233,7 +233,7 @@ def test_programs_that_cannot_be_started(tmp_path, monkeypatch, command, message
         ("weight_bits: [2]", "give either bits, or both weight_bits and activation_bits"),
         ("kinds: [convolution]", "line 4: kinds"),
         ("folder: /", "line 4: unknown key 'folder'"),
-        ("command: [3]", "line 4: key 'command' stands there already"),
+        ("command: [3]", "line 4: key 'command' duplicates line"),
     ],
 )
 def test_faults_of_the_file_have_line_and_field(tmp_path, line, message):

@@ -152,6 +152,26 @@ def test_limits_of_devices_that_keep_to_them_on_their_own_are_checked_too(wrong)
     assert device.timeout_s == 20 and isolated(device, 3).timeout_s == 3
 
 
+def test_the_device_of_the_caller_stays_as_it_is(tmp_path):
+    class Plain(Steady):
+        timeout_s = None
+
+    device = Plain()
+    changed = isolated(device, retries=7)
+    assert (changed.retries, device.retries) == (7, 1) and type(changed) is Plain
+    assert isolated(device, retries=1) is device
+    inner = isolated(Steady(), 20.0)
+    changed = isolated(inner, 5.0, 7)
+    assert (changed.timeout_s, changed.retries, inner.timeout_s, inner.retries) == (5, 7, 20, 1)
+    program = load_device("command: ./absent")
+    changed = isolated(program, 5.0, 7)
+    assert (changed.timeout_s, changed.retries, program.timeout_s, program.retries) == (5, 7, 60, 1)
+    closing = type("Closing", (Plain,), {"__del__": lambda self: None})()
+    with pytest.raises(PluginError, match="cannot be copied to set retries: it has a method __del__"):
+        isolated(closing, retries=7)
+    assert isolated(closing) is closing
+
+
 @pytest.mark.parametrize("wrong", [-1, 1.5, True])
 def test_retries_are_whole_numbers(wrong):
     with pytest.raises(InputError, match="retries"):

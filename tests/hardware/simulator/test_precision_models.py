@@ -87,8 +87,7 @@ def test_unknown_model_names_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("operands", "steps"),
-    [("weights", lambda w, a: w), ("activations", lambda w, a: a), ("both", lambda w, a: w * a)],
+    ("operands", "steps"), [("weights", lambda w, a: w), ("activations", lambda w, a: a), ("both", lambda w, a: w * a)]
 )
 @pytest.mark.parametrize("bits", [(1, 1), (2, 8), (8, 2), (16, 3)])
 def test_serial_cycles_grow_with_the_serial_bits(operands, steps, bits):

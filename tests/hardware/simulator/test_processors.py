@@ -5,14 +5,14 @@ import re
 
 import numpy as np
 import pytest
-from hardware_samples import MLPERF_TINY, RESNET20, SMALL
+from hardware_samples import MLPERF_TINY, RESNET20, SMALL, known_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import SystolicBackend, cost_table, evaluate_cost, load_device, parse_device_config
-from amed_env.hardware.files.backends import make_backend
+from amed_env.hardware.registry import make_backend
 
 LAYER = Layer("l", "conv", m=100, n=20, k=90)
 MACS = 100 * 20 * 90
@@ -111,7 +111,7 @@ def test_kinds_without_a_rate_are_refused():
     ("old", "new", "message"),
     [
         ("kind: processor", "kind: procesor", r"line 3: kind: 'procesor' is unknown; did you mean 'processor'"),
-        ("kind: processor", "kind: [1]", r"line 3: kind: .*allowed: systolic, processor, proxy"),
+        ("kind: processor", "kind: [1]", r"line 3: kind: .*known: systolic, processor, proxy"),
         ("kind: processor\n", "", r"unknown key 'processor'|'array' is missing"),
         ("    8: {8: 1}\n", "", r"macs_per_cycle ends at 4 weight bits, but 8 are allowed"),
         ("    8: {8: 1}", "    8: {4: 1}", r"same activation widths for every weight width"),
@@ -149,7 +149,7 @@ def test_proxies_are_what_they_are_named_after():
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.sampled_from(["mpic", "gap8", "cortex-m4", "bops", "memory"]))
 def test_evaluate_equals_the_table_to_the_last_bit(data, name):
-    device = load_device(name)
+    device = known_device(name)
     widths = st.sampled_from([2, 3, 4, 8])
     chosen = {layer.name: (data.draw(widths), data.draw(widths)) for layer in RESNET20}
     allocation = BitAllocation(chosen)

@@ -1,0 +1,192 @@
+"""Which agents there are: the ones of this package in a table, registered classes, and plug-ins.
+
+Nothing of an agent is imported to list it, nor torch, so that `amed agents` comes at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from amed_env.support.registry import Registry
+
+GROUP = "amed_env.agents"
+"""Entry-point group in which a distribution announces its agents."""
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A built-in agent, described without importing it: learners bring torch. A test compares with the class."""
+
+    path: str
+    family: str
+    needs: str
+    description: str
+
+
+BUILT_IN = {
+    "maskable-ppo": BuiltIn(
+        "amed_env.agents.learners.learners:MaskablePPOAgent",
+        "learner",
+        "sensitivities",
+        "PPO with forbidden actions masked (sb3-contrib); warm start on predicted loss",
+    ),
+    "ppo": BuiltIn(
+        "amed_env.agents.learners.learners:PPOAgent",
+        "learner",
+        "sensitivities",
+        "PPO (stable-baselines3); forbidden actions are clamped",
+    ),
+    "a2c": BuiltIn(
+        "amed_env.agents.learners.learners:A2CAgent",
+        "learner",
+        "sensitivities",
+        "A2C (stable-baselines3) with a masked policy",
+    ),
+    "dqn": BuiltIn(
+        "amed_env.agents.learners.learners:DQNAgent",
+        "learner",
+        "sensitivities, tied widths",
+        "DQN (stable-baselines3), behaviour and target masked",
+    ),
+    "qr-dqn": BuiltIn(
+        "amed_env.agents.learners.learners:QRDQNAgent",
+        "learner",
+        "sensitivities, tied widths",
+        "QR-DQN (sb3-contrib), behaviour and target masked",
+    ),
+    "ddpg": BuiltIn(
+        "amed_env.agents.learners.continuous:DDPGAgent",
+        "learner",
+        "sensitivities",
+        "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
+    ),
+    "td3": BuiltIn(
+        "amed_env.agents.learners.continuous:TD3Agent",
+        "learner",
+        "sensitivities",
+        "TD3 (stable-baselines3), continuous actions as ddpg",
+    ),
+    "sac": BuiltIn(
+        "amed_env.agents.learners.continuous:SACAgent",
+        "learner",
+        "sensitivities",
+        "SAC (stable-baselines3), continuous actions as ddpg",
+    ),
+    "model-ppo": BuiltIn(
+        "amed_env.agents.learners.model_based:ModelPPOAgent",
+        "learner",
+        "sensitivities",
+        "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
+    ),
+    "policy": BuiltIn(
+        "amed_env.agents.policy.agent:PolicyAgent",
+        "learner",
+        "sensitivities, a budget",
+        "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples",
+    ),
+    "uniform": BuiltIn(
+        "amed_env.agents.searchers.baselines:UniformAgent",
+        "search",
+        "",
+        "every uniform width that meets the budget",
+    ),
+    "random": BuiltIn(
+        "amed_env.agents.searchers.baselines:RandomAgent",
+        "search",
+        "",
+        "random allocations that meet the budget",
+    ),
+    "greedy": BuiltIn(
+        "amed_env.agents.searchers.baselines:GreedyAgent",
+        "search",
+        "sensitivities",
+        "single-layer KL sensitivity, best gain per cost until the budget is met",
+    ),
+    "amed": BuiltIn(
+        "amed_env.agents.walks.amed:AmedAgent",
+        "search",
+        "",
+        "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)",
+    ),
+    "amed-released": BuiltIn(
+        "amed_env.agents.walks.amed_released:AmedReleasedAgent",
+        "search",
+        "",
+        "the faults of AMED's released code, for comparison with amed only",
+    ),
+    "milp": BuiltIn(
+        "amed_env.agents.searchers.milp:MilpAgent",
+        "search",
+        "sensitivities",
+        "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
+    ),
+    "pairwise": BuiltIn(
+        "amed_env.agents.searchers.pairwise:PairwiseAgent",
+        "search",
+        "sensitivities",
+        "optimum of a proxy with terms of pairs of layers (CLADO); trials correct the terms",
+    ),
+    "local": BuiltIn(
+        "amed_env.agents.searchers.local:LocalAgent",
+        "search",
+        "sensitivities",
+        "best improvement from the proxy's optimum, with restarts",
+    ),
+    "annealing": BuiltIn(
+        "amed_env.agents.searchers.annealing:AnnealingAgent",
+        "search",
+        "sensitivities",
+        "simulated annealing within the budget",
+    ),
+    "evolution": BuiltIn(
+        "amed_env.agents.searchers.evolution:EvolutionAgent",
+        "search",
+        "sensitivities, amed-env[search]",
+        "NSGA-II (pymoo) on error and cost, started near the budget",
+    ),
+    "tpe": BuiltIn(
+        "amed_env.agents.searchers.tpe:TPEAgent",
+        "search",
+        "sensitivities, amed-env[search]",
+        "tree-structured Parzen estimator (optuna), started near the budget",
+    ),
+}
+
+AGENTS: Registry[Any] = Registry("agent", group=GROUP)
+"""Agents registered in this process, and plug-ins; the built-in ones are imported only when asked for."""
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """An agent in the listing; `error` says why it cannot be used, or is None."""
+
+    name: str
+    family: str
+    needs: str
+    description: str
+    source: str
+    error: str | None = None
+
+
+def agent_names() -> list[str]:
+    """Names of all agents; nothing is imported for it."""
+    return sorted({*BUILT_IN, *AGENTS.names()})
+
+
+def list_agents() -> dict[str, AgentInfo]:
+    """All agents by name; a plug-in that cannot be imported is listed with its error and hides no other."""
+    listing = {}
+    for name in agent_names():
+        if name in BUILT_IN:
+            agent = BUILT_IN[name]
+            listing[name] = AgentInfo(name, agent.family, agent.needs, agent.description, "built in")
+            continue
+        try:
+            found = AGENTS.get(name)
+            lines = (getattr(found, "description", "") or found.__doc__ or "").strip().splitlines()
+            family, needs = getattr(found, "family", "search"), str(getattr(found, "needs", ""))
+            listing[name] = AgentInfo(name, family, needs, lines[0] if lines else "", "plug-in")
+        except (Exception, SystemExit) as error:
+            listing[name] = AgentInfo(name, "", "", "", "plug-in", str(error))
+    return listing

@@ -1,0 +1,91 @@
+"""Words of messages and the rows of CSV text that several rooms need."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from amed_env.errors import AmedError
+
+_MOST_NAMED = 5  # names in a message; more would not be read
+
+
+def first_few(names: Sequence[object]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(map(str, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Names that come more than once, sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
+
+
+def shortened(value: object) -> str:
+    """A value as it would be written in Python, at most 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with too many digits to print
+        return "a very long number"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+class CsvTable(NamedTuple):
+    """CSV text as rows of stripped cells.
+
+    Attributes:
+        header: Names of the columns.
+        header_line: The line of the header, from 1.
+        rows: For every further row its line and its cells by column; blank rows are left out.
+        comments: What lines `# key: value` say.
+    """
+
+    header: tuple[str, ...]
+    header_line: int
+    rows: tuple[tuple[int, dict[str, str]], ...]
+    comments: dict[str, str]
+
+
+def read_csv(text: str, where: str, columns: str, error: type[AmedError], *, comments: bool = False) -> CsvTable:
+    """Read CSV text.
+
+    Args:
+        text: A header, then a row a line.
+        where: File name or other origin, for messages.
+        columns: What the header should have, for messages.
+        error: What is raised.
+        comments: Whether lines that begin with `#` are comments; a name may begin so too.
+
+    Raises:
+        AmedError: Of the type `error`, if it is no CSV text or empty, a column is repeated, or a row has more or fewer
+            cells than the header.
+    """
+    if "\0" in text:
+        raise error(f"{where}: this is no text file (it has NUL bytes).")
+    lines: list[tuple[int, list[str]]] = []
+    facts: dict[str, str] = {}
+    reader = csv.reader(io.StringIO(text), strict=True)
+    try:
+        for row in reader:
+            if comments and row and row[0].startswith("#"):
+                key, _, value = ",".join(row).removeprefix("#").partition(":")
+                facts[key.strip()] = value.strip()
+            elif any(cell.strip() for cell in row):
+                lines.append((reader.line_num, [cell.strip() for cell in row]))
+    except csv.Error as fault:
+        raise error(f"{where}: no valid CSV: {fault}.") from fault
+    if not lines:
+        raise error(f"{where}: the file is empty; its first line must be {columns}.")
+    (header_line, header), *body = lines
+    twice = repeated(header)
+    if twice:
+        raise error(f"{where}, line {header_line}: column {', '.join(map(repr, twice))} is repeated.")
+    rows = []
+    for line, cells in body:
+        if len(cells) != len(header):
+            raise error(f"{where}, line {line}: {len(cells)} values for {len(header)} columns.")
+        rows.append((line, dict(zip(header, cells, strict=True))))
+    return CsvTable(tuple(header), header_line, tuple(rows), facts)
