@@ -134,7 +134,8 @@ class QualityTable:
             "layers": [asdict(layer) for layer in self.ties.full],
             "ties": [list(group) for group in self.ties.groups if len(group) > 1],
             "precisions": [list(precision) for precision in self.precisions],
-            "float": {split: asdict(quality) for split, quality in self.float_quality.items()},
+            # "partial" has no meaning any more, but it is part of the digest by which results name their tables.
+            "float": {split: {**asdict(quality), "partial": False} for split, quality in self.float_quality.items()},
             "kept_float": list(self.kept_float),
             "provenance": self.provenance,
         }
