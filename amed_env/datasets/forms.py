@@ -48,11 +48,11 @@ def as_samples(source: Any, part: str, labelled: bool = True) -> Samples:
 
 
 def _is_several(source: Any) -> TypeGuard[tuple[torch.Tensor, ...]]:
-    """Whether these are several inputs of a network; labels are never floating-point."""
+    """Whether these are several inputs of a network; labels are one row of integers."""
     return (
         isinstance(source, tuple | list)
         and len(source) > 1
-        and all(isinstance(item, torch.Tensor) and item.is_floating_point() for item in source)
+        and all(isinstance(item, torch.Tensor) and (item.is_floating_point() or item.dim() > 1) for item in source)
     )
 
 
@@ -88,6 +88,6 @@ def _stacked(inputs: Any, part: str) -> torch.Tensor:
 
 
 def _make(inputs: Any, labels: torch.Tensor, part: str) -> Samples:
-    if _is_several(inputs):
+    if isinstance(inputs, tuple | list) and len(inputs) > 1 and all(isinstance(i, torch.Tensor) for i in inputs):
         return Samples.of_several(inputs, labels, part)
     return Samples(_tensor(inputs, f"the inputs of the {part} samples"), labels, part)

@@ -14,6 +14,9 @@ from amed_env.errors import DataError
 from amed_env.support.text import first_few
 from amed_env.tracing.packing import pack, unpack
 
+INPUT_TYPES = (torch.float32, torch.int64)
+"""Types of inputs: values, or numbers of tokens."""
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -25,6 +28,7 @@ class Samples:
         labels: (N,) int64, the class of each sample, from 0.
         name: What they are (`"digits/search"`); it begins every message and is no part of the fingerprint.
         packed_shapes: For a network that takes several tensors, the shape of each of them without N.
+        packed_types: The type of each of them; the packed tensor has a type that holds them all.
 
     Raises:
         DataError: If there are no samples, lengths or dtypes are wrong, a label is negative, or an input is
@@ -35,13 +39,14 @@ class Samples:
     labels: torch.Tensor
     name: str = "samples"
     packed_shapes: tuple[tuple[int, ...], ...] | None = None
+    packed_types: tuple[torch.dtype, ...] | None = None
 
     @classmethod
     def of_several(cls, inputs: Sequence[torch.Tensor], labels: torch.Tensor, name: str = "samples") -> Samples:
         """Samples of a network that takes several tensors.
 
         Args:
-            inputs: The tensors, float32 (N, ...) each.
+            inputs: The tensors, float32 or int64 (N, ...) each.
             labels: (N,) int64.
             name: What they are.
 
@@ -51,24 +56,29 @@ class Samples:
         counts = [len(tensor) if tensor.ndim else 0 for tensor in inputs]
         if len(set(counts)) != 1:
             raise DataError(f"{name}: the inputs have {counts} samples; give as many of each.")
-        dtypes = sorted({str(tensor.dtype) for tensor in inputs} - {"torch.float32"})
-        if dtypes:
+        wrong = sorted({str(tensor.dtype) for tensor in inputs if tensor.dtype not in INPUT_TYPES})
+        if wrong:
             raise DataError(
-                f"{name}: inputs are {', '.join(dtypes)}, expected torch.float32; convert them with .float()."
+                f"{name}: inputs are {', '.join(wrong)}, expected torch.float32, or torch.int64 for numbers of tokens."
             )
-        return cls(pack(inputs), labels, name, tuple(tuple(tensor.shape[1:]) for tensor in inputs))
+        shapes = tuple(tuple(tensor.shape[1:]) for tensor in inputs)
+        return cls(pack(inputs), labels, name, shapes, tuple(tensor.dtype for tensor in inputs))
 
     def __post_init__(self) -> None:
-        for attribute, dtype, cure in (("inputs", torch.float32, "float()"), ("labels", torch.int64, "long()")):
+        for attribute, dtypes, cure in (
+            ("inputs", INPUT_TYPES, "float(), or .long() for numbers of tokens"),
+            ("labels", (torch.int64,), "long()"),
+        ):
             value = getattr(self, attribute)
             if not isinstance(value, torch.Tensor):
                 raise DataError(
                     f"{self.name}: {attribute} must be a torch tensor, not {type(value).__name__}; "
                     "convert it with torch.as_tensor()."
                 )
-            if value.dtype != dtype:
+            if value.dtype not in dtypes:
                 raise DataError(
-                    f"{self.name}: {attribute} are {value.dtype}, expected {dtype}; convert them with .{cure}."
+                    f"{self.name}: {attribute} are {value.dtype}, expected {' or '.join(map(str, dtypes))}; convert "
+                    f"them with .{cure}."
                 )
         if self.inputs.ndim < 2:
             raise DataError(
@@ -134,12 +144,16 @@ class Samples:
                 f"{self.name}: indices from {low} to {high} do not fit {len(self)} samples; use 0 to {len(self) - 1}."
             )
         name = self.name if name is None else name
-        return Samples(self.inputs[chosen], self.labels[chosen], name, self.packed_shapes)
+        return Samples(self.inputs[chosen], self.labels[chosen], name, self.packed_shapes, self.packed_types)
 
     def example(self) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The first sample as the network takes it: a tensor (1, ...), or a tuple of them."""
         first = self.inputs[:1]
-        return first if self.packed_shapes is None else unpack(first, self.packed_shapes)
+        if self.packed_shapes is None:
+            return first
+        parts = unpack(first, self.packed_shapes)
+        types = self.packed_types or (first.dtype,) * len(parts)
+        return tuple(part.to(dtype) for part, dtype in zip(parts, types, strict=True))
 
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and labels in order, `size` samples at a time; the last batch may be smaller.

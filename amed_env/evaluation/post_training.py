@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from amed_env.datasets import Samples, Splits
-from amed_env.errors import DataError, NonFiniteError
+from amed_env.errors import DataError, InputError, NetworkError, NonFiniteError
 from amed_env.evaluation.divergences import measure_divergences, measure_pairs
 from amed_env.evaluation.preparation import Progress, prepare_network, prepared_digest
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
@@ -77,8 +77,20 @@ class PostTrainingEvaluator(Evaluator):
     ) -> None:
         self.workload = traced.workload
         self.kept_float = tuple(f"{kept.name} ({kept.type}): {kept.reason}" for kept in traced.kept_float)
+        if traced.batch_size is not None and recipe is None:
+            logger.warning(
+                "%s takes batches of %d samples only, so weights are rounded to the nearest and nothing is learned",
+                traced.workload.name,
+                traced.batch_size,
+            )
+            recipe = "nearest"
         self.recipe = make_recipe(recipe)
-        self.threads, self.batch_size = threads, batch_size
+        if traced.batch_size is not None and self.recipe.learns:
+            raise InputError(
+                f"network {traced.workload.name!r} takes batches of {traced.batch_size} samples only, so its rounding "
+                "cannot be learned; use the recipe 'nearest', or let the network take any number of samples."
+            )
+        self.threads, self.batch_size = threads, traced.batch_size or batch_size
         self.traced, self._splits = traced, splits
         with torch_threads(threads):
             self.network = QuantizedNetwork(
@@ -101,7 +113,14 @@ class PostTrainingEvaluator(Evaluator):
         self._workers: ProcessPool[PostTrainingEvaluator] | None = None
 
     def _check_labels(self) -> None:
-        classes = self.network(self._splits.calibration.inputs[:1]).shape[1]
+        scores = self.network(self._splits.calibration.inputs[:1])
+        if not isinstance(scores, torch.Tensor) or scores.dim() != 2 or len(scores) != 1:
+            shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+            raise NetworkError(
+                f"network {self.workload.name!r} must return class scores of shape (N, classes), which labels can "
+                f"score; it returns {shape} for one sample."
+            )
+        classes = scores.shape[1]
         for name, part in (("search", self._splits.search), ("test", self._splits.test)):
             largest = int(part.labels.max())
             if largest >= classes:

@@ -165,8 +165,9 @@ def clamp_limits(node: fx.Node) -> tuple[float, float] | None:
         return 0.0, 6.0
     if node.target not in _CLAMPS:
         return None
-    defaults = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
-    low, high = (*node.args[1:], *defaults[len(node.args) - 1 :])
+    given: dict[int, Any] = dict(enumerate(node.args))
+    ends = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
+    low, high = given.get(1, ends[0]), given.get(2, ends[1])
     if not all(limit is None or isinstance(limit, int | float) for limit in (low, high)):
         return None
     return -math.inf if low is None else float(low), math.inf if high is None else float(high)
@@ -194,9 +195,10 @@ def takes_maximum(node: fx.Node) -> bool:
 def zero_padding(node: fx.Node) -> bool:
     """Whether a padding pads with zeros."""
     if node.target is aten.constant_pad_nd.default:
-        return (*node.args, 0)[2] == 0
-    mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
-    return mode == "constant" and value in (None, 0)
+        return bool((*node.args, 0)[2] == 0)
+    given: dict[int, Any] = dict(enumerate(node.args))
+    mode, value = given.get(2, "constant"), given.get(3)
+    return bool(mode == "constant" and value in (None, 0))
 
 
 def effective_readers(node: fx.Node) -> Iterator[fx.Node]:

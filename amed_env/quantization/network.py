@@ -72,9 +72,10 @@ class QuantizedNetwork:
         if calibration.shape[0] == 0:
             raise DataError("calibration needs at least one sample; it has none.")
         self.workload = traced.workload
-        self.batch_size, self.device = batch_size, torch.device(device)
+        self.fixed_batch = traced.batch_size
+        self.batch_size, self.device = traced.batch_size or batch_size, torch.device(device)
         self.memory = ResultMemory(reuse_mib)
-        self._source = _Source(traced, calibration[:2], engine, equalize_layers)
+        self._source = _Source(traced, self._filled(calibration[: traced.batch_size or 2]), engine, equalize_layers)
         self._build()
         self._calibrate(calibration)
 
@@ -117,12 +118,22 @@ class QuantizedNetwork:
         for batch in calibration.split(self.batch_size):
             for part in recording:
                 part.recording_share = batch.shape[0] / calibration.shape[0]
-            self._run_module(batch, None)
+            self._run_module(self._filled(batch), None)
         for part in recording:
             part.recording_share = None
         for name, layer in self._layers.items():
             if not layer.statistics.finite:
                 raise NonFiniteError(f"layer {name!r} reads NaN or infinite activations on the calibration samples.")
+
+    def _filled(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A batch of the size that the network takes, if it takes one only: the last sample stands for missing ones."""
+        if self.fixed_batch is None or len(inputs) == self.fixed_batch:
+            return inputs
+        if len(inputs) > self.fixed_batch:
+            raise DataError(
+                f"network {self.workload.name!r} takes batches of {self.fixed_batch}, not of {len(inputs)}."
+            )
+        return torch.cat([inputs, inputs[-1:].expand(self.fixed_batch - len(inputs), *inputs.shape[1:])])
 
     @property
     def layers(self) -> Mapping[str, QuantizedLayer]:
@@ -207,14 +218,15 @@ class QuantizedNetwork:
             yield from self._sweep_together(allocations, batches)
             return
         memory = ResultMemory(SWEEP_MIB)
-        for number, inputs in enumerate(batches):
+        for number, batch in enumerate(batches):
+            count, inputs = len(batch), self._filled(batch)
             for position, (allocation, plan) in enumerate(zip(allocations, plans, strict=True)):
                 if plan is not None:
                     memory.start_pass()
-                    yield number, position, self._engine()((inputs,), plan, memory, "batch")
+                    yield number, position, self._engine()((inputs,), plan, memory, "batch")[:count]
                 else:
                     self.select(allocation)
-                    yield number, position, self._run_module(inputs, None)
+                    yield number, position, self._run_module(inputs, None)[:count]
             memory.clear()
 
     def _sweep_together(
@@ -285,13 +297,14 @@ class QuantizedNetwork:
         """
         if not self.memory.limit_mib:
             batch = None
+        count, inputs = len(inputs), self._filled(inputs)
         if self._plan is not None:
-            return self._engine()((inputs,), self._plan, self.memory, batch)
-        return self._run_module(inputs, batch)
+            return self._engine()((inputs,), self._plan, self.memory, batch)[:count]
+        return self._run_module(inputs, batch)[:count]
 
     def run_in_float(self, inputs: torch.Tensor) -> torch.Tensor:
         """Class scores of the fake-quantized float network at the selected precisions; nothing is kept or reused."""
-        return self._run_module(inputs, None)
+        return self._run_module(self._filled(inputs), None)[: len(inputs)]
 
     @torch.inference_mode(False)  # its tensors do not say that they were changed
     @torch.no_grad()

@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 DEFAULT_DEVICE = "bitfusion"
+COMPARED_SAMPLES = 64
+"""Calibration samples on which what was captured is compared with the network: half a batch, so it is quick."""
 _SEARCH_SALT = "amed/search/1"  # another text would deal the search samples of users' tasks anew
 
 
@@ -290,7 +292,8 @@ def _evaluator(
                 f"the example input has shapes {given} but the calibration samples {wanted}, both without N."
             )
         example = example_input
-    return PostTrainingEvaluator(trace(network, example, name), splits, recipe, **options)
+    traced = trace(network, example, name, samples=splits.calibration.inputs[:COMPARED_SAMPLES])
+    return PostTrainingEvaluator(traced, splits, recipe, **options)
 
 
 def load_allocation(path: str | Path, workload: Workload) -> BitAllocation:

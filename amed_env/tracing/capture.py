@@ -99,6 +99,7 @@ def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str,
     remarks = _to_float32(module)
     _drop_writes_into_inputs(module)
     _drop_checks(module)
+    _drop_copies(module)  # before constants are folded: a copy of a parameter keeps its name
     _fold_constants(module)
     _drop_copies(module)
     module.graph.eliminate_dead_code()
@@ -334,8 +335,10 @@ def _is_whole_slice(node: fx.Node) -> bool:
     """Whether a slice takes everything: `x[:]` of an axis."""
     if node.target is not aten.slice.Tensor:
         return False
-    _, _, start, end, step = (*node.args, *(0, 0, None, None, 1)[len(node.args) :])
-    return start in (None, 0) and (end is None or (isinstance(end, int) and end >= 2**62)) and step == 1
+    arguments: tuple[Any, ...] = node.args
+    given = dict(enumerate(arguments))
+    start, end, step = given.get(2), given.get(3), given.get(4, 1)
+    return bool(start in (None, 0) and (end is None or (isinstance(end, int) and end >= 2**62)) and step == 1)
 
 
 def _keeps_type(node: fx.Node) -> bool:
@@ -347,7 +350,7 @@ def _keeps_type(node: fx.Node) -> bool:
     if not isinstance(read, torch.Tensor) or not isinstance(written, torch.Tensor):
         return False
     kinds = {torch.float32 if tensor.dtype in FLOAT_TYPES else tensor.dtype for tensor in (read, written)}
-    return len(kinds) == 1
+    return bool(len(kinds) == 1)
 
 
 def _free_name(module: nn.Module, name: str) -> str:

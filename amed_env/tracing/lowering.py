@@ -224,7 +224,8 @@ def _linear(module: fx.GraphModule, read: Any, weight: Any, bias: Any, *, transp
 
 
 def _convolution(module: fx.GraphModule, node: fx.Node) -> _Operands | None:
-    read, weight, *others = node.args
+    arguments: tuple[Any, ...] = node.args
+    read, weight, *others = arguments
     values = constant_of(module, weight)
     if values is None or not isinstance(read, fx.Node) or read.op == "get_attr":
         return None

@@ -51,7 +51,7 @@ def fold_batch_norms(module: fx.GraphModule, layers: dict[str, nn.Module]) -> li
 
 
 def _fold(module: fx.GraphModule, node: fx.Node, layers: dict[str, nn.Module], calls: dict[str, int]) -> bool:
-    given = dict(zip(_NORMS[node.target], node.args, strict=False))
+    given: dict[str, Any] = dict(zip(_NORMS[node.target], node.args, strict=False))
     read = given["read"]
     if not isinstance(read, fx.Node) or read.op != "call_module" or len(read.users) != 1:
         return False

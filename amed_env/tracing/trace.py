@@ -380,7 +380,7 @@ def _macs(node: fx.Node, batch: int) -> int:
         return 0
     name = str(node.target)
     if node.target in _PRODUCTS:
-        left = node.args[-2] if node.target is aten.baddbmm.default else node.args[0]
+        left: Any = node.args[-2] if node.target is aten.baddbmm.default else node.args[0]
         return int(written.numel() * left.meta["tensor_meta"].shape[-1] // batch)
     if name.startswith(("aten.conv", "aten.linear", "aten.addmm")):
         weights = [source.meta["tensor_meta"].shape for source in node.all_input_nodes[1:2]]
