@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from amed_env.commands.options import JsonOption, NetworkOption, OptionalTaskArgument
 from amed_env.commands.output import Output
-from amed_env.commands.parsing import check_task_or_network
+from amed_env.commands.parsing import check_task_or_network, parse_bits
 from amed_env.commands.tables import MISSING, number, table_of
+from amed_env.problem.allocation import FLOAT_BITS
 from amed_env.tasks.catalogue import TABULAR_PREFIX, named_network
 from amed_env.tasks.make import example_of, imported_parts
 
@@ -41,14 +44,22 @@ class Call:
     signed: bool | None
 
 
-def inspect(task: OptionalTaskArgument = None, network: NetworkOption = None, as_json: JsonOption = False) -> None:
+def inspect(
+    task: OptionalTaskArgument = None,
+    network: NetworkOption = None,
+    bits: Annotated[
+        str | None,
+        typer.Option("--bits", metavar="LIST", help="Widths, 2,4,8: the error of the scores with each in all layers."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the layers of a network, with shapes and work: what is quantized, and what stays in float and why.
 
     [b]Examples:[/b]
 
     amed inspect cifar10-resnet20
 
-    amed inspect --network my_package.nets:make --json
+    amed inspect --network my_package.nets:make --bits 4,8
     """
     with Output(as_json) as output:
         check_task_or_network(task, network)
@@ -56,8 +67,11 @@ def inspect(task: OptionalTaskArgument = None, network: NetworkOption = None, as
             traced, inputs, are_samples = _trace_task(task) if task is not None else _trace_own(network or "")
             calls = observe(traced, inputs, are_samples)
             in_float = without_integer_kernel(traced, inputs)
+            errors = score_errors(traced, inputs, parse_bits(bits) or ()) if bits else {}
         signs, arithmetic = _signs_text(are_samples), _arithmetic_text(in_float, len(traced.workload))
-        output.show(_layer_table(traced, calls), signs, *_float_tables(traced), *arithmetic)
+        output.show(_layer_table(traced, calls), signs, *_float_tables(traced), *arithmetic, *_capture_lines(traced))
+        if errors:
+            output.show(_error_table(errors))
         output.document(
             {
                 "network": traced.workload.name,
@@ -67,6 +81,10 @@ def inspect(task: OptionalTaskArgument = None, network: NetworkOption = None, as
                 "layers": [_layer_json(layer, calls[layer.name]) for layer in traced.workload],
                 "kept_float": [asdict(kept) for kept in traced.kept_float],
                 "without_integer_kernel": in_float,
+                "difference": traced.difference,
+                "batch_size": traced.batch_size,
+                "remarks": list(traced.remarks),
+                **({"errors": {str(bits): error for bits, error in errors.items()}} if errors else {}),
             }
         )
 
@@ -152,6 +170,53 @@ def without_integer_kernel(traced: TracedNetwork, inputs: torch.Tensor) -> dict[
     return network.in_float
 
 
+def score_errors(traced: TracedNetwork, inputs: torch.Tensor, widths: Sequence[int]) -> dict[int, float]:
+    """How far the outputs with one width in all layers are from the float network's, by width.
+
+    Weights are rounded to the nearest, nothing is learned.
+
+    Args:
+        traced: The network.
+        inputs: Tensor (N, ...) that the traced module takes.
+        widths: Bit-widths.
+
+    Returns:
+        Width to the norm of the difference as a part of the norm of the float outputs.
+    """
+    import torch
+
+    from amed_env.quantization.network import QuantizedNetwork
+
+    network = QuantizedNetwork(traced, inputs)
+
+    def outputs(bits: int) -> torch.Tensor:
+        network.select(network.workload.uniform(bits))
+        parts = [network(part) for part in inputs.split(network.batch_size)]
+        return torch.cat([part.reshape(len(part), -1) for part in parts])
+
+    exact = outputs(FLOAT_BITS)
+    return {bits: float((outputs(bits) - exact).norm() / exact.norm().clamp_min(1e-30)) for bits in widths}
+
+
+def _capture_lines(traced: TracedNetwork) -> list[Table | str]:
+    lines: list[Table | str] = [
+        f"What was captured computes what the network does: largest difference {traced.difference:.1g} of the largest "
+        "output."
+    ]
+    if traced.batch_size is not None:
+        lines.append(f"It takes batches of {traced.batch_size} samples only.")
+    return [*lines, *(f"{remark}." for remark in traced.remarks)]
+
+
+def _error_table(errors: dict[int, float]) -> Table:
+    table = table_of("Error of the outputs with one width in all layers, weights rounded to the nearest")
+    table.add_column("bits", justify="right")
+    table.add_column("error, relative to the float outputs", justify="right")
+    for bits, error in errors.items():
+        table.add_row(str(bits), f"{error:.4f}")
+    return table
+
+
 def _layer_json(layer: Layer, call: Call) -> dict[str, Any]:
     return {
         "name": layer.name,
@@ -170,21 +235,24 @@ def _layer_json(layer: Layer, call: Call) -> dict[str, Any]:
 
 def _layer_table(traced: TracedNetwork, calls: dict[str, Call]) -> Table:
     workload = traced.workload
+    all_macs = workload.macs + sum(kept.macs for kept in traced.kept_float)
     table = table_of(f"{workload.name}: {len(workload)} quantized layers")
     table.add_column("layer", no_wrap=True)
     for column in ("kind", "reads", "writes", "kernel", "stride"):
         table.add_column(column)
-    for column in ("groups", "calls", "MACs", "weights"):
+    for column in ("groups", "calls", "MACs", "% of MACs", "weights"):
         table.add_column(column, justify="right")
     table.add_column("activations")
     for layer in workload:
         call = calls[layer.name]
         sign = MISSING if call.signed is None else "signed" if call.signed else "unsigned"
         sizes = (_by(call.input_shape), _by(call.output_shape), _by(layer.kernel), _by(layer.stride))
-        counts = (layer.groups, call.calls, layer.macs, layer.weight_elements)
-        table.add_row(layer.name, layer.kind, *sizes, *map(number, counts), sign)
+        share = f"{100 * layer.macs / all_macs:.1f}"
+        counts = (number(layer.groups), number(call.calls), number(layer.macs), share, number(layer.weight_elements))
+        table.add_row(layer.name, layer.kind, *sizes, *counts, sign)
     table.add_section()
-    total = [""] * 7 + [number(workload.macs), number(workload.weight_elements), ""]
+    covered = f"{100 * workload.macs / all_macs:.1f}"
+    total = [""] * 7 + [number(workload.macs), covered, number(workload.weight_elements), ""]
     table.add_row("total", *total, style="bold")
     return table
 

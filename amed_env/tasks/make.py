@@ -69,7 +69,7 @@ def make_task(
 
     Args:
         name: A name from `amed tasks`; or, with `network`, the name to give to it.
-        network: A trained module made of Conv1d, Conv2d and Linear layers; it is not changed. Where it takes several
+        network: A trained module that `torch.export` can follow; it is not changed. Where it takes several
             tensors, a tuple of tensors stands for the inputs everywhere below.
         example_input: Float tensor (N, …) for tracing; the first calibration sample by default.
         calibration: Samples that set the quantization ranges: a float32 tensor (N, …), an `(inputs, labels)` pair,

@@ -82,6 +82,8 @@ _TRANSPOSED: dict[Any, tuple[type[nn.Module], int]] = {
     aten.conv_transpose2d.input: (nn.ConvTranspose2d, 2),
     aten.conv_transpose3d.input: (nn.ConvTranspose3d, 3),
 }
+COMPUTES = "computes"
+"""Key of a node's meta: the name of the captured operation whose result it returns."""
 _PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.matmul.default)
 
 
@@ -137,7 +139,7 @@ def lower(module: fx.GraphModule, network: nn.Module) -> dict[str, nn.Module]:
         with module.graph.inserting_before(node):
             read = calls.get(operands.read, operands.read)
             calls[node] = call = module.graph.create_node("call_module", name, (read,))
-        call.meta = dict(node.meta)
+        call.meta = {**node.meta, COMPUTES: node.name}
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
     for name, layer in layers.items():

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from amed_env.tracing.capture import constant_of
+from amed_env.tracing.lowering import COMPUTES
 
 aten = torch.ops.aten
 
@@ -79,6 +80,7 @@ def _fold(module: fx.GraphModule, node: fx.Node, layers: dict[str, nn.Module], c
     layer.weight, layer.bias = (nn.Parameter(tensor.detach(), requires_grad=False) for tensor in fused)
     written = [user for user in node.users if user.target is operator.getitem] or [node]
     for user in written:
+        read.meta[COMPUTES] = user.name
         user.replace_all_uses_with(read)
         module.graph.erase_node(user)
     if written != [node]:

@@ -20,7 +20,7 @@ from amed_env.errors import NetworkError, NonFiniteError
 from amed_env.problem.workload import Layer, Workload
 from amed_env.tracing.capture import capture, constant_of, module_path
 from amed_env.tracing.finite import check_finite_weights, first_non_finite
-from amed_env.tracing.lowering import QUANTIZABLE, add_call, layer_of_call, lower
+from amed_env.tracing.lowering import COMPUTES, QUANTIZABLE, add_call, layer_of_call, lower
 from amed_env.tracing.norms import fold_batch_norms
 from amed_env.tracing.packing import Shapes, pack, unpack
 
@@ -65,6 +65,7 @@ class TracedNetwork:
         kept_float: Operations with weights, and products, that stay in float.
         batch_size: The only batch size that it takes, or None if it takes any.
         remarks: What a user should know, a line each.
+        difference: Largest difference from the untouched network that was found, as a part of its largest output.
     """
 
     module: fx.GraphModule
@@ -72,6 +73,7 @@ class TracedNetwork:
     kept_float: tuple[KeptFloat, ...]
     batch_size: int | None = None
     remarks: tuple[str, ...] = ()
+    difference: float = 0.0
 
 
 def trace(
@@ -114,17 +116,17 @@ def trace(
         )
     ShapeProp(module).propagate(example)
     workload = Workload(name, tuple(_observed(module, layers, len(example))))
-    _compare(
-        module(example), expected, tolerance, f"network {name!r} with its batch norms folded", (plain, module, example)
-    )
+    folded = f"network {name!r} with its batch norms folded"
+    differences = [_compare(module(example), expected, tolerance, folded, (plain, module, example))]
     if samples is not None:
         batch = program.batch_size or len(samples)
         for part in samples.split(batch):
             if len(part) == batch:
                 wanted = _outputs_of(network, unpacked, part, name)
-                _compare(module(part), wanted, tolerance, f"network {name!r} as captured", (plain, module, part))
+                what = f"network {name!r} as captured"
+                differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
     kept = [*_kept(module, network, norms, len(example)), *_idle(network, module, layers)]
-    return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks)
+    return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
 
 
 def _takes_any_batch(
@@ -297,8 +299,8 @@ def _compare(
     tolerance: float,
     what: str,
     run: tuple[Any, fx.GraphModule, torch.Tensor] | None,
-) -> None:
-    """Check that outputs are those of the untouched network.
+) -> float:
+    """Check that outputs are those of the untouched network; returns the largest difference, relative to them.
 
     Raises:
         NetworkError: If they differ; the first operation that does is named, where it can be found.
@@ -310,13 +312,15 @@ def _compare(
             raise NetworkError(f"{what} returns shape {tuple(one.shape)}, the network itself {tuple(other.shape)}.")
         largest = float(other.float().abs().max()) if other.numel() else 0.0
         difference = float((one.float() - other.float()).abs().max()) if other.numel() else 0.0
-        worst = max(worst, difference / max(largest, 1e-30) if difference > 1e-6 else 0.0)
+        if difference > 0:
+            worst = max(worst, difference / largest if largest > 0 else difference)
     if worst > tolerance:
         where = None if run is None else _first_difference(*run, tolerance)
         raise NetworkError(
             f"{what} differs from the network itself by {worst:.3g} of the largest output"
             f"{'' if where is None else f', first at {where}'}; it is not evaluated, since every figure would be wrong."
         )
+    return worst
 
 
 def _first_difference(
@@ -325,7 +329,7 @@ def _first_difference(
     """The first operation of a program whose result is another one than before."""
     known = {node.name: value for node, value in _results(before, inputs).items()}
     for node, value in _results(after, inputs).items():
-        other = known.get(node.name)
+        other = known.get(node.meta.get(COMPUTES, node.name))
         if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor) or value.shape != other.shape:
             continue
         if float((value.float() - other.float()).abs().max()) > tolerance * float(other.float().abs().max()) + 1e-6:

@@ -108,24 +108,31 @@ def test_wrong_arguments(amed, arguments, message):
 
 
 def test_layers_without_an_integer_kernel_are_listed_with_the_reason(amed, own, tmp_path):
-    (tmp_path / "reflecting.py").write_text(
+    (tmp_path / "uneven.py").write_text(
         "from torch import nn, rand\n"
         "def make():\n"
         "    network = nn.Sequential(\n"
-        "        nn.Conv2d(1, 4, 3, padding=1, padding_mode='reflect'), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(),\n"
-        "        nn.Linear(16, 2),\n"
+        "        nn.Conv2d(1, 4, 2, padding='same'), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2),\n"
         "    )\n"
         "    return {'network': network, 'calibration': rand(20, 1, 4, 4)}\n"
     )
-    found = amed("inspect", "--network", "reflecting:make", "--json").json["without_integer_kernel"]
+    found = amed("inspect", "--network", "uneven:make", "--json").json["without_integer_kernel"]
     if len(found) == 3:  # this machine has no integer kernels at all
         assert len(set(found.values())) == 1
     else:
-        assert found == {"0": "padding mode 'reflect'"}
-    text = " ".join(amed("inspect", "--network", "reflecting:make").out.split())
+        assert found == {"0": "padding 'same' that is not the same on both sides"}
+    text = " ".join(amed("inspect", "--network", "uneven:make").out.split())
     assert "fake quantization in float" in text
 
 
 def test_a_network_that_runs_on_integers_says_so(amed):
     text = " ".join(amed("inspect", "digits-cnn").out.split())
     assert "every layer is evaluated" in text.lower()
+
+
+def test_the_error_of_the_outputs_at_each_width(amed):
+    errors = amed("inspect", "digits-cnn", "--bits", "2,4,8", "--json").json["errors"]
+    assert list(errors) == ["2", "4", "8"] and errors["2"] > errors["4"] > errors["8"] > 0
+    text = " ".join(amed("inspect", "digits-cnn", "--bits", "4").out.split())
+    assert "Error of the outputs with one width in all layers" in text
+    assert "What was captured computes what the network does" in text

@@ -156,3 +156,46 @@ def test_scripts_are_refused():
         script = torch.jit.script(nn.Sequential(nn.Linear(4, 2)))
     with pytest.raises(NetworkError, match="TorchScript"):
         trace(script, torch.rand(3, 4))
+
+
+def test_a_program_that_computes_something_else_is_refused_and_the_operation_named(monkeypatch):
+    def spoils(module, layers):
+        layers["2"].weight.data[0] += 0.1
+        return []
+
+    network = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).eval()
+    monkeypatch.setattr("amed_env.tracing.trace.fold_batch_norms", spoils)
+    with pytest.raises(NetworkError, match=r"differs from the network itself by .*, first at .* in '2'"):
+        trace(network, torch.rand(5, 4))
+
+
+def test_further_samples_are_compared_too():
+    class Rare(nn.Module):
+        """A shape-free trick: a hook that only wakes up behind the capture's back."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer, self.awake = nn.Linear(4, 2), False
+
+        def forward(self, inputs):
+            return self.layer(inputs) * (2 if self.awake and not torch.compiler.is_exporting() else 1)
+
+    network = Rare().eval()
+    assert len(trace(network, torch.rand(2, 4), samples=torch.rand(6, 4)).workload) == 1
+    network.awake = True
+    with pytest.raises(NetworkError, match="differs from the network itself"):
+        trace(network, torch.rand(2, 4), samples=torch.rand(6, 4))
+
+
+def test_a_network_of_one_batch_size_runs_at_that_size():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, inputs):
+            return self.layer(inputs.view(6, 4))
+
+    network = Fixed()
+    traced = trace(network, torch.rand(6, 4))
+    assert traced.batch_size == 6 and traced.workload.layers[0].m == 1
