@@ -11,6 +11,7 @@ import io
 import logging
 import operator
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -84,9 +85,10 @@ def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str,
         NetworkError: If it cannot be recorded; the line of the user's code that is why is named.
     """
     called = _Called(network, unpacked)
-    with _in_eval_mode(network), torch.no_grad():
+    with _in_eval_mode(network), torch.no_grad(), _quiet():
         exported, batch_size = _export(called, example, name, any_batch)
         exported = exported.run_decompositions(_decompositions())
+        module = exported.module()
     changed = sorted(exported.graph_signature.buffers_to_mutate.values())
     if changed:
         raise NetworkError(
@@ -94,7 +96,6 @@ def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str,
             "called in eval mode, so its answers depend on what it saw before; let them stay as they are outside of "
             "training."
         )
-    module = exported.module()
     assert isinstance(module, fx.GraphModule)
     remarks = _to_float32(module)
     _drop_writes_into_inputs(module)
@@ -126,18 +127,17 @@ def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) 
     """The program, and the only batch size that it takes, if there is one."""
     # A size of 1 would be taken for a constant.
     several = example if len(example) > 1 else torch.cat([example, example])
-    with _quiet():
-        try:
-            if any_batch:
-                exported = export(called, (several,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-                if not isinstance(_read_shape(exported)[0], int):
-                    return exported, None
-        except Exception as error:  # export raises errors of many types, also those of the user's code
-            logger.info("network %s cannot be exported with any batch size (%s)", name, error)
-        try:
-            return export(called, (example,), strict=False), len(example)
-        except Exception as error:
-            raise NetworkError(_cannot_be_captured(name, example, error)) from error
+    try:
+        if any_batch:
+            exported = export(called, (several,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+            if not isinstance(_read_shape(exported)[0], int):
+                return exported, None
+    except Exception as error:  # export raises errors of many types, also those of the user's code
+        logger.info("network %s cannot be exported with any batch size (%s)", name, error)
+    try:
+        return export(called, (example,), strict=False), len(example)
+    except Exception as error:
+        raise NetworkError(_cannot_be_captured(name, example, error)) from error
 
 
 @contextmanager
@@ -148,7 +148,8 @@ def _quiet() -> Iterator[None]:
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with redirect_stderr(io.StringIO()):  # it prints the program that it has so far
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # it prints the program that it has so far
+            warnings.simplefilter("ignore", FutureWarning)  # of torch to itself
             yield
     finally:
         for name, level in levels.items():

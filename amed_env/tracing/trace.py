@@ -76,6 +76,7 @@ class TracedNetwork:
     difference: float = 0.0
 
 
+@torch.no_grad()
 def trace(
     network: nn.Module, example_input: Inputs, name: str | None = None, samples: torch.Tensor | None = None
 ) -> TracedNetwork:
@@ -347,6 +348,7 @@ def _results(module: fx.GraphModule, inputs: torch.Tensor) -> dict[fx.Node, Any]
 def _kept(module: fx.GraphModule, network: nn.Module, norms: list[fx.Node], batch: int) -> Iterator[KeptFloat]:
     """Operations with weights, and products, that are in no layer: one entry for what a module computes."""
     unfolded = {node.name for node in norms}
+    parameters = {f"constant_{key.replace('.', '_')}" for key, _ in network.named_parameters()}
     users_modules = dict(network.named_modules(remove_duplicate=False))
     entries: dict[tuple[str, str], tuple[str, int]] = {}
     for node in module.graph.nodes:
@@ -358,7 +360,7 @@ def _kept(module: fx.GraphModule, network: nn.Module, norms: list[fx.Node], batc
             reason = "it does not directly follow a layer, so it is not folded"
         elif macs:
             reason = "a product of computed values: neither quantized nor part of any cost"
-        elif any(constant.numel() > 1 and constant.is_floating_point() for constant in _constants(module, node)):
+        elif _has_weights(module, node, parameters):
             reason = "this kind of operation is not quantized"
         else:
             continue
@@ -372,9 +374,15 @@ def _kept(module: fx.GraphModule, network: nn.Module, norms: list[fx.Node], batc
         yield KeptFloat(name, kind, f"{reason}, {macs:,} multiplications a sample" if macs else reason, macs)
 
 
-def _constants(module: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:
-    constants = [constant_of(module, source) for source in node.all_input_nodes]
-    return [constant for constant in constants if constant is not None]
+def _has_weights(module: fx.GraphModule, node: fx.Node, parameters: set[str]) -> bool:
+    """Whether an operation takes a parameter, or another constant of several floating-point values."""
+    for source in node.all_input_nodes:
+        constant = constant_of(module, source)
+        if constant is None or not constant.is_floating_point():
+            continue
+        if constant.numel() > 1 or str(source.target) in parameters:
+            return True
+    return False
 
 
 def _macs(node: fx.Node, batch: int) -> int:

@@ -270,6 +270,6 @@ def test_what_stays_in_float_is_listed_with_the_reason():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.PReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval()
     task = own_task(network=network)
     assert task.workload.layer_names == ("0", "4")
-    assert [line.partition(":")[0] for line in task.evaluator.kept_float] == ["2 (BatchNorm2d)", "1 (PReLU)"]
+    assert [line.partition(":")[0] for line in task.evaluator.kept_float] == ["1 (PReLU)", "2 (BatchNorm2d)"]
     document = amed_env.make_agent("uniform").search(task, 3).to_json()
     assert document["kept_float"] == list(task.evaluator.kept_float)
