@@ -31,7 +31,7 @@ ONE = (torch.zeros(3), 1)
         ((torch.zeros(2, 3), [0.5, 1.5]), "labels are torch.float32"),
         (
             (torch.zeros(2, 3, dtype=torch.uint8), [0, 1]),
-            r"inputs are torch.uint8, expected torch.float32; .*float\(\)",
+            r"inputs are torch.uint8, expected torch.float32 or torch.int64; .*float\(\)",
         ),
         ((np.zeros((2, 3)), [0, 1]), "inputs are torch.float64"),
         ((torch.zeros(2, 3), [0, 1, 1]), "2 inputs but 3 labels"),
