@@ -16,9 +16,16 @@ GROUP = "amed_env.agents"
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A built-in agent, described without importing it: learners bring torch. A test compares with the class."""
+    """A built-in agent, described without importing it, as learners bring torch.
 
-    path: str
+    Attributes:
+        place: `module:Class` below `amed_env.agents`.
+        family: `learner` or `search`.
+        needs: What it needs beyond any task and the bare package; empty for nothing.
+        description: One line.
+    """
+
+    place: str
     family: str
     needs: str
     description: str
@@ -26,127 +33,111 @@ class BuiltIn:
 
 BUILT_IN = {
     "maskable-ppo": BuiltIn(
-        "amed_env.agents.learners.learners:MaskablePPOAgent",
+        "learners.learners:MaskablePPOAgent",
         "learner",
         "sensitivities",
         "PPO with forbidden actions masked (sb3-contrib); warm start on predicted loss",
     ),
     "ppo": BuiltIn(
-        "amed_env.agents.learners.learners:PPOAgent",
+        "learners.learners:PPOAgent",
         "learner",
         "sensitivities",
         "PPO (stable-baselines3); forbidden actions are clamped",
     ),
     "a2c": BuiltIn(
-        "amed_env.agents.learners.learners:A2CAgent",
-        "learner",
-        "sensitivities",
-        "A2C (stable-baselines3) with a masked policy",
+        "learners.learners:A2CAgent", "learner", "sensitivities", "A2C (stable-baselines3) with a masked policy"
     ),
     "dqn": BuiltIn(
-        "amed_env.agents.learners.learners:DQNAgent",
+        "learners.learners:DQNAgent",
         "learner",
         "sensitivities, tied widths",
         "DQN (stable-baselines3), behaviour and target masked",
     ),
     "qr-dqn": BuiltIn(
-        "amed_env.agents.learners.learners:QRDQNAgent",
+        "learners.learners:QRDQNAgent",
         "learner",
         "sensitivities, tied widths",
         "QR-DQN (sb3-contrib), behaviour and target masked",
     ),
     "ddpg": BuiltIn(
-        "amed_env.agents.learners.continuous:DDPGAgent",
+        "learners.continuous:DDPGAgent",
         "learner",
         "sensitivities",
         "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
     ),
     "td3": BuiltIn(
-        "amed_env.agents.learners.continuous:TD3Agent",
+        "learners.continuous:TD3Agent",
         "learner",
         "sensitivities",
         "TD3 (stable-baselines3), continuous actions as ddpg",
     ),
     "sac": BuiltIn(
-        "amed_env.agents.learners.continuous:SACAgent",
+        "learners.continuous:SACAgent",
         "learner",
         "sensitivities",
         "SAC (stable-baselines3), continuous actions as ddpg",
     ),
     "model-ppo": BuiltIn(
-        "amed_env.agents.learners.model_based:ModelPPOAgent",
+        "learners.model_based:ModelPPOAgent",
         "learner",
         "sensitivities",
         "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
     ),
     "policy": BuiltIn(
-        "amed_env.agents.policy.agent:PolicyAgent",
+        "policy.agent:PolicyAgent",
         "learner",
         "sensitivities, a budget",
         "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples",
     ),
-    "uniform": BuiltIn(
-        "amed_env.agents.searchers.baselines:UniformAgent",
-        "search",
-        "",
-        "every uniform width that meets the budget",
-    ),
-    "random": BuiltIn(
-        "amed_env.agents.searchers.baselines:RandomAgent",
-        "search",
-        "",
-        "random allocations that meet the budget",
-    ),
+    "uniform": BuiltIn("searchers.baselines:UniformAgent", "search", "", "every uniform width that meets the budget"),
+    "random": BuiltIn("searchers.baselines:RandomAgent", "search", "", "random allocations that meet the budget"),
     "greedy": BuiltIn(
-        "amed_env.agents.searchers.baselines:GreedyAgent",
+        "searchers.baselines:GreedyAgent",
         "search",
         "sensitivities",
         "single-layer KL sensitivity, best gain per cost until the budget is met",
     ),
     "amed": BuiltIn(
-        "amed_env.agents.walks.amed:AmedAgent",
+        "walks.amed:AmedAgent",
         "search",
         "",
         "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)",
     ),
     "amed-released": BuiltIn(
-        "amed_env.agents.walks.amed_released:AmedReleasedAgent",
+        "walks.amed_released:AmedReleasedAgent",
         "search",
         "",
         "the faults of AMED's released code, for comparison with amed only",
     ),
     "milp": BuiltIn(
-        "amed_env.agents.searchers.milp:MilpAgent",
+        "searchers.milp:MilpAgent",
         "search",
         "sensitivities",
         "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
     ),
     "pairwise": BuiltIn(
-        "amed_env.agents.searchers.pairwise:PairwiseAgent",
+        "searchers.pairwise:PairwiseAgent",
         "search",
         "sensitivities",
         "optimum of a proxy with terms of pairs of layers (CLADO); trials correct the terms",
     ),
     "local": BuiltIn(
-        "amed_env.agents.searchers.local:LocalAgent",
+        "searchers.local:LocalAgent",
         "search",
         "sensitivities",
         "best improvement from the proxy's optimum, with restarts",
     ),
     "annealing": BuiltIn(
-        "amed_env.agents.searchers.annealing:AnnealingAgent",
-        "search",
-        "sensitivities",
-        "simulated annealing within the budget",
+        "searchers.annealing:AnnealingAgent", "search", "sensitivities", "simulated annealing within the budget"
     ),
     "evolution": BuiltIn(
-        "amed_env.agents.searchers.evolution:EvolutionAgent",
+        "searchers.evolution:EvolutionAgent",
         "search",
         "sensitivities, amed-env[search]",
         "NSGA-II (pymoo) on error and cost, started near the budget",
     ),
     "tpe": BuiltIn(
-        "amed_env.agents.searchers.tpe:TPEAgent",
+        "searchers.tpe:TPEAgent",
         "search",
         "sensitivities, amed-env[search]",
         "tree-structured Parzen estimator (optuna), started near the budget",
@@ -183,9 +174,9 @@ def list_agents() -> dict[str, AgentInfo]:
             listing[name] = AgentInfo(name, agent.family, agent.needs, agent.description, "built in")
             continue
         try:
-            found = AGENTS.get(name)
-            lines = (getattr(found, "description", "") or found.__doc__ or "").strip().splitlines()
-            family, needs = getattr(found, "family", "search"), str(getattr(found, "needs", ""))
+            plugin = AGENTS.get(name)
+            lines = (getattr(plugin, "description", "") or plugin.__doc__ or "").strip().splitlines()
+            family, needs = getattr(plugin, "family", "search"), str(getattr(plugin, "needs", ""))
             listing[name] = AgentInfo(name, family, needs, lines[0] if lines else "", "plug-in")
         except (Exception, SystemExit) as error:
             listing[name] = AgentInfo(name, "", "", "", "plug-in", str(error))

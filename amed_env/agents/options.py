@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -60,23 +61,24 @@ def true_or_false(option: str, value: object) -> bool:
     return value
 
 
-def positive_whole(option: str, value: object) -> int:
-    """The value of an option that is a whole number of at least 1.
+def whole_number(option: str, value: object, least: int = 1) -> int:
+    """The value of an option that is a whole number.
 
     Raises:
-        AgentError: If it is not.
+        AgentError: If it is none, or less than `least`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise AgentError(f"{option} is {value!r}; give a whole number of at least 1.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise AgentError(f"{option} is {value!r}; give a whole number of at least {least}.")
     return value
 
 
-def number_between(option: str, value: object, low: float, high: float) -> float:
-    """The value of an option that is a number in an interval, ends included.
+def number_between(option: str, value: object, low: float, high: float = sys.float_info.max) -> float:
+    """The value of an option that is a finite number in an interval, ends included.
 
     Raises:
         AgentError: If it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise AgentError(f"{option} is {value!r}; give a number from {low:g} to {high:g}.")
+        interval = f"of at least {low:g}" if high == sys.float_info.max else f"from {low:g} to {high:g}"
+        raise AgentError(f"{option} is {value!r}; give a number {interval}.")
     return float(value)

@@ -53,7 +53,7 @@ def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
     if isinstance(spec, str):
         name = spec
         if spec in BUILT_IN:
-            found = import_object(BUILT_IN[spec].path, "agent class")
+            found = import_object(f"amed_env.agents.{BUILT_IN[spec].place}", "agent class")
         elif ":" in spec:
             found = import_object(spec, "agent class")
         else:
@@ -83,6 +83,8 @@ def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
         ) from error
     if name is not None:
         agent.name = name
+        if name in BUILT_IN:
+            agent.needs, agent.description = BUILT_IN[name].needs, BUILT_IN[name].description
     elif agent.name == Agent.name:
         agent.name = found.__name__
     return agent

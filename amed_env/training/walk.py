@@ -15,7 +15,8 @@ import numpy as np
 
 from amed_env.agents.options import parse_agent_options
 from amed_env.agents.session import SearchSession
-from amed_env.agents.walks.amed import AmedOptions, walk_task
+from amed_env.agents.walks.amed import walk_task
+from amed_env.agents.walks.options import AmedOptions
 from amed_env.agents.walks.walk import AllocationWalk
 from amed_env.errors import BudgetError
 from amed_env.evaluation.quality import Quality
@@ -59,7 +60,7 @@ class TrainingWalk:
         self.task = task = walk_task("amed", task, chosen)
         self.epochs, self.every = epochs, every
         self._session = SearchSession(task, _UNLIMITED, seed)
-        self._walk = AllocationWalk(self._session, task, chosen.quality_score(task), chosen.settings())
+        self._walk = AllocationWalk(self._session, task, chosen)
         if not self._walk.enter_budgets():
             raise BudgetError(f"the walk finds no way from uniform 8 bit into {' and '.join(map(str, task.budgets))}.")
         self.ended, self.moves = False, 0

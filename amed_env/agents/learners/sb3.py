@@ -26,7 +26,7 @@ from amed_env.agents.learners.hyperparameters import check_types, constructor_op
 from amed_env.agents.learners.masking import ObservedMask, masked, masks_itself
 from amed_env.agents.learners.vec_continuous import ContinuousVecEnv
 from amed_env.agents.learners.vec_env import LayerWiseVecEnv
-from amed_env.agents.options import number_between, positive_whole, true_or_false
+from amed_env.agents.options import number_between, true_or_false, whole_number
 from amed_env.agents.protocol import Agent, check_options
 from amed_env.agents.session import SearchSession
 from amed_env.envs.layer_wise import LayerWiseEnv, RewardKind
@@ -63,7 +63,6 @@ class SB3Agent(Agent):
     """
 
     family = "learner"
-    needs = "sensitivities"
     algorithm: ClassVar[str | None] = None
     defaults: ClassVar[dict[str, Any]] = {}
     default_masks: ClassVar[bool | None] = None
@@ -87,8 +86,6 @@ class SB3Agent(Agent):
     ) -> None:
         if warm_start_steps is None:
             warm_start_steps = self.default_warm_start_steps
-        if isinstance(warm_start_steps, bool) or not isinstance(warm_start_steps, int) or warm_start_steps < 0:
-            raise AgentError(f"warm_start_steps is {warm_start_steps!r}; give a whole number, 0 for none.")
         if reward not in ("shaped", "terminal"):
             raise AgentError(f"reward {reward!r} is unknown; a learner's true reward is 'shaped' or 'terminal'.")
         given = self.algorithm if algorithm is None else algorithm
@@ -102,15 +99,16 @@ class SB3Agent(Agent):
             raise AgentError(f"policy is {policy!r}; {self._class.__name__} has {known}.")
         check_options(self.name, hyperparameters, [*_OWN_OPTIONS, *constructor_options(self._class)])
         check_types(self.name, self._class, hyperparameters)
-        self.warm_start_steps, self.reward_kind, self.policy = warm_start_steps, reward, policy
+        self.warm_start_steps = whole_number("warm_start_steps", warm_start_steps, least=0)
+        self.reward_kind, self.policy = reward, policy
         self.gamma = number_between("gamma", gamma, 0.0, 1.0)
         self.masks = self._masked(self.default_masks if masks is None else masks)
-        self.environments = positive_whole(
+        self.environments = whole_number(
             "environments", self.default_environments if environments is None else environments
         )
         if practice_environments is None:
             practice_environments = self.default_practice_environments
-        self.practice_environments = positive_whole("practice_environments", practice_environments)
+        self.practice_environments = whole_number("practice_environments", practice_environments)
         self.hyperparameters = {**self.defaults, **hyperparameters}
 
     def _masked(self, wanted: bool | None) -> bool:
@@ -159,12 +157,12 @@ class SB3Agent(Agent):
         env = LayerWiseEnv(session.task, reward=self.reward_kind, gamma=self.gamma, measure=session.evaluate)
 
         def rewards(choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-            limits, found = vector.batch.limits(), []
+            limits = vector.batch.limits()
+            found = np.zeros(len(choices))
             for row, chosen in enumerate(choices):
-                if session.faulty:
-                    session.check()  # a dead device is not asked for the other episodes
-                found.append(env.true_reward(chosen, {metric: float(of[row]) for metric, of in limits.items()}))
-            return np.asarray(found)
+                session.check_device()  # a dead device is not asked for the other episodes
+                found[row] = env.true_reward(chosen, {metric: float(of[row]) for metric, of in limits.items()})
+            return found
 
         vector = LayerWiseVecEnv(count, env, reward_of=rewards)
         return self.acting(vector)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amed_env.agents.options import number_between, positive_whole
+from amed_env.agents.options import number_between, whole_number
 from amed_env.agents.policy.network import PolicyNetwork, Problems
 from amed_env.agents.policy.problem import problem_of
 from amed_env.agents.policy.saved import fingerprint, load_policy
@@ -67,8 +67,6 @@ class PolicyAgent(Agent):
     )
     name = "policy"
     family = "learner"
-    needs = "sensitivities, a budget"
-    description = "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples"
 
     def __init__(
         self, policy: str | Path | None = None, batch: int = 20, updates: int = 10, learning_rate: float = 1e-3
@@ -77,8 +75,8 @@ class PolicyAgent(Agent):
         self.recipe = {"policy": fingerprint(self._network)}  # a search with another policy is another search
         # In float32, what processors with wider registers add up in another order leads to another search before long.
         self._network = self._network.double()
-        self._batch = positive_whole("batch", batch)
-        self._updates = 0 if updates == 0 else positive_whole("updates", updates)
+        self._batch = whole_number("batch", batch)
+        self._updates = whole_number("updates", updates, least=0)
         self._learning_rate = number_between("learning_rate", learning_rate, 1e-9, 1.0)
 
     def answer(self, task: Task) -> npt.NDArray[np.int64]:

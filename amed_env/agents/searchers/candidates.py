@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from amed_env.agents.searchers.calibration import Terms
-from amed_env.agents.searchers.moves import additive_limits, fits_many, fresh_choices, good_starts
+from amed_env.agents.searchers.moves import fits_many, fresh_choices, good_starts
 from amed_env.agents.searchers.neighbours import IntArray, neighbours
 from amed_env.agents.session import SearchSession
 from amed_env.problem.best_choices import MOST_WIDTH, best_choices, objective
@@ -50,7 +50,7 @@ class Candidates:
             return self._walk(terms, count)
         task = self.session.task
         found = best_choices(
-            *additive_limits(task),
+            *task.device_costs.bounded_limits(task.limits),
             terms.single,
             terms.pairs,
             task.choosable,

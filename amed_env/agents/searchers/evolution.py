@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.options import import_optional, positive_whole
+from amed_env.agents.options import import_optional, whole_number
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.moves import evaluate, good_starts, near_the_budget, new_near, prior
 from amed_env.agents.session import SearchSession
@@ -39,10 +39,9 @@ class EvolutionAgent(Agent):
     """
 
     name = "evolution"
-    needs = "sensitivities, amed-env[search]"
 
     def __init__(self, population: int = 20, proxy: str = "kl") -> None:
-        self.population = positive_whole("population", population)
+        self.population = whole_number("population", population)
         self.proxy = get_proxies(proxy)[0]
         self._nsga2 = import_optional("pymoo.algorithms.moo.nsga2", self.name, "pymoo").NSGA2
 

@@ -37,7 +37,6 @@ class MilpAgent(Agent):
     """
 
     name = "milp"
-    needs = "sensitivities"
     saw = ("a few runs on digits-cnn and kws-dscnn, for the settings of its calibration",)
 
     def __init__(self, proxy: str | Iterable[str] = "kl", calibrate: bool = True) -> None:

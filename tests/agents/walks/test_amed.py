@@ -10,7 +10,8 @@ from small_task import BitProportional, SharedBuffer, formula_task
 import amed_env
 from amed_env import Task, optimum
 from amed_env.agents import SearchSession, make_agent
-from amed_env.agents.walks.amed import AmedAgent, AmedOptions
+from amed_env.agents.walks.amed import AmedAgent
+from amed_env.agents.walks.options import AmedOptions
 from amed_env.agents.walks.walk import AllocationWalk
 from amed_env.bench.run_statistics import interquartile_mean
 from amed_env.errors import AgentError, BudgetError, UnknownNameError
@@ -66,7 +67,7 @@ def test_scores_of_a_walk_are_those_of_the_formula():
     task = formula_task(3)
     session = SearchSession(task, 5)
     options = AmedOptions(learning_rate=0.5, reference_rate=0.2, accuracy_threshold=None)
-    walk = AllocationWalk(session, task, options.quality_score(task), options.settings())
+    walk = AllocationWalk(session, task, options)
     macs = np.array([layer.macs for layer in task.workload])
     expected, reference = np.zeros((3, 3)), None
     for choices, bits in (([2, 2, 2], [8, 8, 8]), ([0, 2, 1], [2, 8, 4]), ([1, 2, 1], [4, 8, 4])):
