@@ -72,7 +72,7 @@ def test_an_own_agent_by_import_path_gets_its_options(tmp_path):
         (("warm_start_steps: 0", "warm_start_steps: -1"), 4, "warm_start_steps.*greater than or equal to 0"),
         (("amed-agent/1", "amed-agent/2"), 1, "format.*amed-agent/1"),
         (("algorithm: dqn", "algorithm: 'import os'"), 3, "algorithm"),
-        (("algorithm: dqn", "algorithm: dqn\nalgorithm: ppo"), 4, "already in line 3"),
+        (("algorithm: dqn", "algorithm: dqn\nalgorithm: ppo"), 4, "duplicates line 3"),
         (("  learning_starts: 8", "  masks: true"), 7, "write environment.masks"),
         (("  learning_starts: 8", "  policy: MlpPolicy"), 7, "write policy"),
         (("tuned_on: []", "tuned_on: yes"), 10, "tuned_on"),
