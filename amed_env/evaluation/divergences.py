@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from amed_env.errors import NonFiniteError
+from amed_env.evaluation.quality import Progress
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Workload
 from amed_env.quantization.network import QuantizedNetwork
@@ -18,10 +19,10 @@ from amed_env.quantization.network import QuantizedNetwork
 # starts from.
 SENSITIVITY_BITS = 8
 """Width of all other layers meanwhile."""
-_AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
+AT_ONCE = 1_024
+"""Allocations of one sweep, whose plans are kept in memory together."""
 
 FloatArray = npt.NDArray[np.float64]
-ProgressCall = Callable[[int, int], None]
 
 
 def measure_divergences(
@@ -29,7 +30,7 @@ def measure_divergences(
     inputs: torch.Tensor,
     precisions: Sequence[Precision],
     batch_size: int,
-    progress: ProgressCall | None = None,
+    progress: Progress | None = None,
 ) -> FloatArray:
     """Mean divergence in nats from the 8-bit network when one layer is changed: float64 (L, P), not negative.
 
@@ -84,7 +85,7 @@ def measure_pairs(
     precisions: Sequence[Precision],
     batch_size: int,
     reach: int,
-    progress: ProgressCall | None = None,
+    progress: Progress | None = None,
 ) -> FloatArray:
     """KL(i, j) - KL(i) - KL(j) in nats: what two changed layers do together beyond the sum of each alone.
 
@@ -122,14 +123,14 @@ def _divergences(
     allocations: list[BitAllocation],
     inputs: torch.Tensor,
     batch_size: int,
-    progress: ProgressCall | None,
+    progress: Progress | None,
 ) -> FloatArray:
     """Mean divergence of each allocation's class probabilities from those of `base`: float64, one each."""
     batches = inputs.split(batch_size)
     found = np.zeros(len(allocations))
     done, steps = 0, len(batches) * len(allocations)
-    for start in range(0, len(allocations), _AT_ONCE):
-        part = allocations[start : start + _AT_ONCE]
+    for start in range(0, len(allocations), AT_ONCE):
+        part = allocations[start : start + AT_ONCE]
         reference = torch.empty(0)
         for _, position, scores in network.sweep([base, *part], batches):
             logarithms = F.log_softmax(scores.double(), dim=1)

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, NonFiniteError
-from amed_env.evaluation.divergences import measure_divergences, measure_pairs
-from amed_env.evaluation.preparation import Progress, prepare_network, prepared_digest
-from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
+from amed_env.evaluation.divergences import AT_ONCE, measure_divergences, measure_pairs
+from amed_env.evaluation.preparation import prepare_network, prepared_digest
+from amed_env.evaluation.quality import Evaluator, GradientMeasure, Progress, Quality, Split, check_split
 from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.quantization.layers import PreparedWidth
@@ -42,7 +42,6 @@ PAIR_SAMPLES = 256
 """Calibration samples on which pairs of layers are measured."""
 MEASURES_VERSION = 2
 """Changes when `sensitivities` does, so that what was kept is measured anew."""
-_AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
 
 
 class PostTrainingEvaluator(Evaluator):
@@ -191,7 +190,7 @@ class PostTrainingEvaluator(Evaluator):
         split: Split = "search",
         *,
         workers: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[Quality]:
         """Qualities of many allocations: the same numbers as one by one, but what they share is computed once.
 
@@ -213,7 +212,7 @@ class PostTrainingEvaluator(Evaluator):
             key=lambda allocation: tuple(allocation.values()),
         )
         found: dict[BitAllocation, Quality] = {}
-        parts = _in_parts(ordered, _AT_ONCE, workers)
+        parts = _in_parts(ordered, AT_ONCE, workers)
         for part, qualities in self._map(parts, split, workers):
             found.update(zip(part, qualities, strict=True))
             if progress is not None:
@@ -284,42 +283,56 @@ class PostTrainingEvaluator(Evaluator):
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """Kullback-Leibler divergence when one layer alone is changed; see `Evaluator.predicted_loss`.
 
-        The result is kept in the user's cache, as it depends on no device and no budget.
+        Like all sensitivities it is kept in the user's cache, as it depends on no device and no budget.
         """
-        shape = (len(self.workload), len(precisions))
-        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {' '.join(map(str, precisions))}"
         inputs = self._splits.calibration.inputs[:SENSITIVITY_SAMPLES]
-
-        def compute() -> npt.NDArray[np.float64]:
-            with torch_threads(self.threads):
-                return measure_divergences(self.network, inputs, precisions, self.batch_size, self.on_sensitivities)
-
-        return cached_array("predicted-loss", key, shape, compute)
+        return self._measured_once(
+            "predicted-loss",
+            (SENSITIVITY_SAMPLES,),
+            precisions,
+            (len(self.workload), len(precisions)),
+            lambda: measure_divergences(self.network, inputs, precisions, self.batch_size, self.on_sensitivities),
+        )
 
     def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """See `Evaluator.sensitivity` and `evaluation.sensitivities`; kept in the user's cache."""
+        """See `Evaluator.sensitivity` and `evaluation.sensitivities`."""
         calibration = self._splits.calibration
         samples = calibration.subset(range(min(SENSITIVITY_SAMPLES, len(calibration))))
-
-        def compute() -> npt.NDArray[np.float64]:
-            with torch_threads(self.threads):
-                return measure_sensitivity(self.network, samples, precisions, measure, self.batch_size)
-
-        shape = (len(self.workload), len(precisions))
-        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {self.batch_size} {' '.join(map(str, precisions))}"
-        return cached_array(f"sensitivity-{measure}-{MEASURES_VERSION}", key, shape, compute)
+        return self._measured_once(
+            f"sensitivity-{measure}-{MEASURES_VERSION}",
+            (SENSITIVITY_SAMPLES, self.batch_size),
+            precisions,
+            (len(self.workload), len(precisions)),
+            lambda: measure_sensitivity(self.network, samples, precisions, measure, self.batch_size),
+        )
 
     def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
-        """See `Evaluator.pair_divergences`; forward passes only, kept in the user's cache."""
-        layers, count = len(self.workload), len(precisions)
+        """See `Evaluator.pair_divergences`; forward passes only."""
         inputs = self._splits.calibration.inputs[:PAIR_SAMPLES]
+        return self._measured_once(
+            "pairs",
+            (PAIR_SAMPLES, reach),
+            precisions,
+            2 * (len(self.workload), len(precisions)),
+            lambda: measure_pairs(self.network, inputs, precisions, self.batch_size, reach, self.on_sensitivities),
+        )
+
+    def _measured_once(
+        self,
+        kind: str,
+        numbers: tuple[int, ...],
+        precisions: Sequence[Precision],
+        shape: tuple[int, ...],
+        measure: Callable[[], npt.NDArray[np.float64]],
+    ) -> npt.NDArray[np.float64]:
+        """An array from the user's cache, measured if it is not there; the numbers are those that it depends on."""
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
-                return measure_pairs(self.network, inputs, precisions, self.batch_size, reach, self.on_sensitivities)
+                return measure()
 
-        key = f"{self.fingerprint} {PAIR_SAMPLES} {reach} {' '.join(map(str, precisions))}"
-        return cached_array("pairs", key, (layers, count, layers, count), compute)
+        key = " ".join(map(str, (self.fingerprint, *numbers, *precisions)))
+        return cached_array(kind, key, shape, compute)
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """Largest magnitude over standard deviation of each layer's weights; see `Evaluator.weight_statistics`."""

@@ -11,7 +11,7 @@ from amed_env.errors import AmedError, DataError, InputError, UnsupportedPrecisi
 from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation
 from amed_env.problem.objective import Budget, parse_budgets
 from amed_env.support.registry import import_object
-from amed_env.tasks.catalogue import TABULAR_PREFIX, TASKS, NamedNetwork, named_network, named_workload
+from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,19 +25,6 @@ if TYPE_CHECKING:
     from amed_env.quantization.recipe import Recipe
     from amed_env.tasks.task import Task
     from amed_env.tracing.trace import Inputs
-
-__all__ = [
-    "DEFAULT_DEVICE",
-    "TASKS",
-    "NamedNetwork",
-    "import_task",
-    "import_workload",
-    "imported_parts",
-    "load_allocation",
-    "make_task",
-    "named_network",
-    "named_workload",
-]
 
 DEFAULT_DEVICE = "bitfusion"
 _SEARCH_SALT = "amed/search/1"  # another text would deal the search samples of users' tasks anew

@@ -13,7 +13,7 @@ from amed_env.commands.agents import agent_rows
 from amed_env.commands.listing import Listing
 from amed_env.hardware import HardwareBackend
 from amed_env.hardware.names import DEVICES
-from amed_env.tasks.make import TASKS
+from amed_env.tasks.catalogue import TASKS
 
 ROOT = Path(__file__).parents[2]
 
