@@ -45,6 +45,7 @@ def own_task(**changes):
         "calibration": small_data(0)[0],
         "search": small_data(1),
         "test": small_data(2),
+        "recipe": "nearest",
         **changes,
     }
     return amed_env.make_task(**arguments)

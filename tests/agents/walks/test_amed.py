@@ -138,11 +138,6 @@ def test_faults_are_survived_and_not_asked_for_again():
     assert len(asked) == len(set(asked))
 
 
-def test_it_ends_by_itself_where_every_allocation_is_known():
-    result = make_agent("amed").search(formula_task(2, bits=(4, 8)), 50)
-    assert result.evaluations == 4 and not result.interrupted
-
-
 def test_ends_can_be_pinned_to_eight_bits():
     result = make_agent("amed", pin_ends=True).search(formula_task(4, {"latency": 0.8}), 20)
     assert len(result.trials) > 3
@@ -182,13 +177,3 @@ class Scaled(BitProportional):
 
     def layer_cost(self, layer, precision):
         return {"latency_ms": self.factor * super().layer_cost(layer, precision)["latency_ms"]}
-
-
-@pytest.mark.parametrize("name", ["amed", "amed-released"])
-def test_equal_seeds_give_equal_searches(name):
-    def keys(seed):
-        result = make_agent(name).search(formula_task(5, {"latency": 0.6}), 15, seed)
-        assert result.agent == name and result.evaluations == len(result.trials) == 15
-        return [trial.allocation.key() for trial in result.trials]
-
-    assert keys(3) == keys(3) != keys(4)
