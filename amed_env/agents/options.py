@@ -16,21 +16,21 @@ from amed_env.support.typed_fields import faults_of
 M = TypeVar("M", bound=BaseModel)
 
 
-def parse_agent_options(agent: str, model: type[M], given: Mapping[str, Any]) -> M:
+def parse_agent_options(agent: str, model: type[M], options: Mapping[str, Any]) -> M:
     """The options of an agent as an instance of their model.
 
     Args:
         agent: The agent's name, for messages.
         model: The model; its fields are the options.
-        given: Option to value.
+        options: Option to value.
 
     Raises:
         UnknownNameError: For the first unknown option; the message has the nearest names.
         AgentError: If values are of the wrong type or out of range; all of them are named.
     """
-    check_options(agent, given, model.model_fields)
+    check_options(agent, options, model.model_fields)
     try:
-        return model.model_validate(dict(given))
+        return model.model_validate(dict(options))
     except ValidationError as error:
         raise AgentError(f"agent {agent!r}: {'; '.join(faults_of(error))}.") from error
 

@@ -119,13 +119,13 @@ class Agent(abc.ABC):
     folder: Path | None = None
 
 
-def check_options(agent: str, given: Iterable[str], known: Iterable[str]) -> None:
+def check_options(agent: str, options: Iterable[str], known: Iterable[str]) -> None:
     """Refuse options that an agent does not have.
 
     Raises:
         UnknownNameError: For the first unknown option; the message has the nearest names.
     """
     known = set(known)
-    for option in given:
+    for option in options:
         if option not in known:
             raise UnknownNameError(f"option of agent {agent!r}", option, known)

@@ -126,22 +126,22 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         ]
         return costs, np.asarray(reference)
 
-    def _budget_ranges(self, given: Mapping[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]]:
+    def _budget_ranges(self, budget_range: Mapping[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]]:
         if self.task.budgets:
-            if given is not None:
+            if budget_range is not None:
                 raise BudgetError("give either a fixed budget or a budget_range, not both.")
             return {}
         smallest = dict(zip(BUDGET_METRICS, self.rest[:, 0] / self.reference, strict=True))
-        if given is None:
+        if budget_range is None:
             name = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
             known = self.task.device_costs.smallest_known(BUDGET_METRICS[name])
             least = smallest[name] if known is None else known / self.reference[METRICS.index(BUDGET_METRICS[name])]
             least = float(least) * (1 + 1e-6)
             return {name: (min(1.0, least), max(1.0, least))} if least <= 1 else {name: (least, least)}
-        if not isinstance(given, Mapping):
-            raise BudgetError(f"budget_range is {given!r}; give a mapping such as {{'latency': (0.3, 0.9)}}.")
+        if not isinstance(budget_range, Mapping):
+            raise BudgetError(f"budget_range is {budget_range!r}; give a mapping such as {{'latency': (0.3, 0.9)}}.")
         ranges = {}
-        for name, pair in given.items():
+        for name, pair in budget_range.items():
             if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
                 raise BudgetError(f"budget_range {name}: {pair!r} is no range; give the smallest and the largest.")
             low, high = pair
@@ -198,10 +198,10 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         self._limits = dict(limits)
         return self._finish(choices, {})[0]
 
-    def _finish(self, wanted: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
+    def _finish(self, requested: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
         """The true reward of a whole allocation, and whether a fault cut the episode off; `info` gets the details."""
         try:
-            choices, info["repaired"] = self.within_limits(self.task.nearest_choosable(wanted))
+            choices, info["repaired"] = self.within_limits(self.task.nearest_choosable(requested))
             trial = self._trial(self.task.allocation(choices))
             reference = self.task.float_quality.accuracy
         except (SearchEnded, StoreError):
@@ -236,9 +236,9 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         repaired = repair(self.task, choices, self._limits)
         return (choices, False) if repaired is None else (repaired, True)
 
-    def _nearest_allowed(self, wanted: int, allowed: npt.NDArray[np.bool_]) -> int:
+    def _nearest_allowed(self, requested: int, allowed: npt.NDArray[np.bool_]) -> int:
         """The precision itself if it is allowed (P,), else the nearest that is; of two equally near the narrower."""
-        distance = np.abs(self._widths - self._widths[wanted]).sum(axis=1)
+        distance = np.abs(self._widths - self._widths[requested]).sum(axis=1)
         return int(np.where(allowed, distance, np.inf).argmin())
 
     def _trial(self, allocation: BitAllocation) -> Trial:

@@ -141,15 +141,15 @@ class LayerWiseEnv(AllocationEnv):
         state = self._state
         if state.step >= len(self.task.workload):
             raise InputError("the episode is over; call reset() before the next step().")
-        wanted = self._choice_of(action)
-        choice = wanted if self._allowed[wanted] else self._nearest_allowed(wanted, self._allowed)
+        requested = self._choice_of(action)
+        choice = requested if self._allowed[requested] else self._nearest_allowed(requested, self._allowed)
         before = potential(state.predicted_loss)
         state.used = state.used + self.cost_arrays[:, state.step, choice]
         state.predicted_loss += float(self.task.predicted_loss[state.step, choice])
         state.choices.append(choice)
         state.step += 1
         self._allowed = self._find_allowed()
-        info: dict[str, Any] = {"action_clamped": choice != wanted, "action_taken": choice}
+        info: dict[str, Any] = {"action_clamped": choice != requested, "action_taken": choice}
         terminated, truncated, reward = state.step == len(self.task.workload), False, 0.0
         if terminated:
             if self.reward_kind == "predicted":

@@ -176,18 +176,18 @@ class RandomWalkEnv(AllocationEnv):
         """
         if self._left == 0:
             raise InputError("the episode is over; call reset() before the next step().")
-        layer, wanted = self._move_of(action)
+        layer, requested = self._move_of(action)
         before = self._trial_here
         taken = int(self._choices[layer])
         if before is not None:
             if self._allowed[layer].any():
-                taken = self._nearest_allowed(wanted, self._allowed[layer])
+                taken = self._nearest_allowed(requested, self._allowed[layer])
             self._choices = self._choices.copy()
             self._choices[layer] = taken
             self._allowed = self._find_allowed()
             self._trial_here, self._fault = self._evaluate()
         info: dict[str, Any] = {
-            "action_clamped": taken != wanted,
+            "action_clamped": taken != requested,
             "action_taken": layer * len(self.task.precisions) + taken,
         }
         trial = self._trial_here

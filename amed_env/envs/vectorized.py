@@ -139,9 +139,9 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
         if self.batch.over:
             observations, info = self.reset()
             return observations, np.zeros(self.num_envs), never, never.copy(), info
-        rewards, found = self.batch.step(actions)
+        rewards, details = self.batch.step(actions)
         ended = np.full(self.num_envs, self.batch.over)
-        return self.batch.observe(), rewards, ended, never, self._with_masks(found)
+        return self.batch.observe(), rewards, ended, never, self._with_masks(details)
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """What may be done now: bool (N, P), or (N, 2W) for `MultiDiscrete`."""
@@ -163,8 +163,8 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
         """
         if name == "action_masks":
             return tuple(self.action_masks(*args, **kwargs))
-        found = getattr(self, name) if name in _GENERATOR else shared_attribute(self.batch.env, name)
-        return tuple(found(*args, **kwargs) if callable(found) else found for _ in range(self.num_envs))
+        attribute = getattr(self, name) if name in _GENERATOR else shared_attribute(self.batch.env, name)
+        return tuple(attribute(*args, **kwargs) if callable(attribute) else attribute for _ in range(self.num_envs))
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """An attribute of each environment: N values.

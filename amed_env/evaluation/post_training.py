@@ -211,13 +211,13 @@ class PostTrainingEvaluator(Evaluator):
             # Neighbours in this order share the most first layers, which are computed once.
             key=lambda allocation: tuple(allocation.values()),
         )
-        found: dict[BitAllocation, Quality] = {}
+        qualities_of: dict[BitAllocation, Quality] = {}
         parts = _in_parts(ordered, AT_ONCE, workers)
         for part, qualities in self._map(parts, split, workers):
-            found.update(zip(part, qualities, strict=True))
+            qualities_of.update(zip(part, qualities, strict=True))
             if progress is not None:
-                progress(len(found), len(ordered))
-        return [found[allocation.require_layers(names, "the network")] for allocation in allocations]
+                progress(len(qualities_of), len(ordered))
+        return [qualities_of[allocation.require_layers(names, "the network")] for allocation in allocations]
 
     def _map(
         self, parts: list[list[BitAllocation]], split: Split, workers: int

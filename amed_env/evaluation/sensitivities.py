@@ -173,7 +173,7 @@ def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisio
         loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
         every = [output for record in records for output in record.outputs]
         gradients = iter(torch.autograd.grad(loss, every, allow_unused=True))
-    found = np.zeros((len(records), len(precisions)))
+    sensitivities = np.zeros((len(records), len(precisions)))
     for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
         slopes = [next(gradients) for _ in record.outputs]
         for column, (weight_bits, activation_bits) in enumerate(precisions):
@@ -186,8 +186,8 @@ def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisio
                         part = ((output - returned) * slope).reshape(len(inputs), -1)
                         change += part.double().sum(dim=1).cpu()
             # Half the mean square of first-order changes: the Fisher matrix is the curvature of the divergence.
-            found[row, column] = 0.5 * float(change.square().mean())
-    return found
+            sensitivities[row, column] = 0.5 * float(change.square().mean())
+    return sensitivities
 
 
 def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
@@ -195,8 +195,10 @@ def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisi
         loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
         leaves = [tensor for record in records for tensor in (record.weight, *record.inputs)]
         # What does not reach the scores, an auxiliary head for example, has no gradient.
-        found = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-        slopes = [torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(found, leaves, strict=True)]
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+        slopes = [
+            torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(gradients, leaves, strict=True)
+        ]
         traces = np.zeros(len(leaves))
         curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]  # not linear in it
         for _ in range(HUTCHINSON_PROBES if curved else 0):

@@ -117,9 +117,11 @@ def _pairs_of_groups(pairs: npt.NDArray[np.float64], ties: Ties) -> npt.NDArray[
     """
     groups = members_of(ties)
     count = pairs.shape[1]
-    found = np.zeros((len(groups), count, len(groups), count))
+    between_groups = np.zeros((len(groups), count, len(groups), count))
     for first, mine in enumerate(groups):
         for second, others in enumerate(groups):
             if first != second:
-                found[first, :, second] = pairs[np.ix_(mine, range(count), others, range(count))].sum(axis=(0, 2))
-    return found
+                between_groups[first, :, second] = pairs[np.ix_(mine, range(count), others, range(count))].sum(
+                    axis=(0, 2)
+                )
+    return between_groups

@@ -121,11 +121,11 @@ class TableBuilder:
     def _evaluate(self, rows: range) -> npt.NDArray[np.float64]:
         """Correct samples and loss on each split: float64 (splits, 2, rows)."""
         allocations = [self.allocation(row) for row in rows]
-        found: list[list[list[float]]] = []
+        by_split: list[list[list[float]]] = []
         for split in SPLITS:
             qualities = self.evaluator.evaluate_many(allocations, split, workers=self.workers)
-            found.append([[quality.correct for quality in qualities], [quality.loss for quality in qualities]])
-        return np.asarray(found, dtype=np.float64)
+            by_split.append([[quality.correct for quality in qualities], [quality.loss for quality in qualities]])
+        return np.asarray(by_split, dtype=np.float64)
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:08d}.npy"

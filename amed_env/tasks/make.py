@@ -250,9 +250,9 @@ def imported_parts(path: str) -> Mapping[str, Any]:
         raise InputError(f"{path!r} failed: {type(error).__name__}: {error}.") from error
     allowed = {"name", "network", "example_input", "calibration", "search", "test"}
     if not isinstance(parts, Mapping) or "network" not in parts or not set(parts) <= allowed:
-        found = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
+        returned = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise InputError(
-            f"{path!r} returned {found}; expected a dict with network, calibration, search and test, and "
+            f"{path!r} returned {returned}; expected a dict with network, calibration, search and test, and "
             "perhaps name and example_input."
         )
     return parts
@@ -271,10 +271,11 @@ def _evaluator(
 
     example = splits.calibration.example()
     if example_input is not None:
-        given, wanted = input_shapes(example_input), input_shapes(example)
-        if given != wanted:
+        example_shapes, sample_shapes = input_shapes(example_input), input_shapes(example)
+        if example_shapes != sample_shapes:
             raise DataError(
-                f"the example input has shapes {given} but the calibration samples {wanted}, both without N."
+                f"the example input has shapes {example_shapes} but the calibration samples {sample_shapes}, "
+                "both without N."
             )
         example = example_input
     return PostTrainingEvaluator(trace(network, example, name), splits, recipe, **options)

@@ -197,17 +197,19 @@ class TrainedLayer(nn.Module):
     @torch.no_grad()
     def export(self) -> dict[int, PreparedWidth]:
         """The layer at the widths of its selected precision, in integers, with the batch norm folded; {} for float."""
-        found: dict[int, PreparedWidth] = {}
+        exported_widths: dict[int, PreparedWidth] = {}
         if self.weight_bits != FLOAT_BITS:
             self.layer.prepare(self.weight_bits)
-            found[self.weight_bits] = self._integer_weights(self.layer.prepared[self.weight_bits].activation_scale)
+            exported_widths[self.weight_bits] = self._integer_weights(
+                self.layer.prepared[self.weight_bits].activation_scale
+            )
         if self.activation_bits != FLOAT_BITS:
             self.layer.prepare(self.activation_bits)
-            width = found.get(self.activation_bits, self.layer.prepared[self.activation_bits])
+            width = exported_widths.get(self.activation_bits, self.layer.prepared[self.activation_bits])
             step = self.activation_steps[str(self.activation_bits)]
             assert isinstance(step, LearnedSteps)
-            found[self.activation_bits] = replace(width, activation_scale=short_scale(float(step.step)))
-        return found
+            exported_widths[self.activation_bits] = replace(width, activation_scale=short_scale(float(step.step)))
+        return exported_widths
 
     def _integer_weights(self, activation_scale: float) -> PreparedWidth:
         steps = self.weight_steps[str(self.weight_bits)]

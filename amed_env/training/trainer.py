@@ -203,8 +203,8 @@ def distillation_loss(scores: torch.Tensor, taught: torch.Tensor, temperature: f
         taught: (N, classes) of the teacher.
         temperature: T.
     """
-    found, wanted = F.log_softmax(scores / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
-    return F.kl_div(found, wanted, log_target=True, reduction="batchmean") * temperature**2
+    learned, target = F.log_softmax(scores / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
+    return F.kl_div(learned, target, log_target=True, reduction="batchmean") * temperature**2
 
 
 def _seed(seed: int, position: int, purpose: int) -> int:

@@ -100,8 +100,8 @@ class TrainingWalk:
     def candidates(self) -> list[BitAllocation]:
         """What is worth validating: where it stands, and what was best against its moving reference."""
         ranked = sorted(self._gains, key=lambda choices: -self._gains[choices])
-        found = [self.allocation, *(self.task.allocation(choices) for choices in ranked)]
-        return list(dict.fromkeys(found))[:CANDIDATES]
+        candidates = [self.allocation, *(self.task.allocation(choices) for choices in ranked)]
+        return list(dict.fromkeys(candidates))[:CANDIDATES]
 
     def choose(self, qualities: Mapping[BitAllocation, Quality]) -> None:
         """End with the candidate of the highest accuracy, of equal ones that of the lowest loss."""

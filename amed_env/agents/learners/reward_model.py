@@ -149,6 +149,6 @@ class RewardModel:
             optimiser.step(loss)
         except torch.linalg.LinAlgError:
             return
-        found = log.detach().numpy()
-        if np.isfinite(found).all():
-            self._log = found.copy()
+        fitted = log.detach().numpy()
+        if np.isfinite(fitted).all():
+            self._log = fitted.copy()

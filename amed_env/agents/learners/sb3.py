@@ -88,10 +88,12 @@ class SB3Agent(Agent):
             warm_start_steps = self.default_warm_start_steps
         if reward not in ("shaped", "terminal"):
             raise AgentError(f"reward {reward!r} is unknown; a learner's true reward is 'shaped' or 'terminal'.")
-        given = self.algorithm if algorithm is None else algorithm
-        self._class: type[Any] = import_object(given, "algorithm") if isinstance(given, str) else given  # type: ignore[assignment]
+        algorithm = self.algorithm if algorithm is None else algorithm
+        self._class: type[Any] = import_object(algorithm, "algorithm") if isinstance(algorithm, str) else algorithm  # type: ignore[assignment]
         if not (isinstance(self._class, type) and issubclass(self._class, BaseAlgorithm)):
-            raise AgentError(f"{given!r} is no algorithm; expected a subclass of stable-baselines3's BaseAlgorithm.")
+            raise AgentError(
+                f"{algorithm!r} is no algorithm; expected a subclass of stable-baselines3's BaseAlgorithm."
+            )
         if not issubclass(self._class, OffPolicyAlgorithm | OnPolicyAlgorithm):
             raise AgentError(f"{self._class.__name__} is neither an on-policy nor an off-policy algorithm.")
         if not isinstance(policy, str) or policy not in self._class.policy_aliases:
@@ -111,19 +113,19 @@ class SB3Agent(Agent):
         self.practice_environments = whole_number("practice_environments", practice_environments)
         self.hyperparameters = {**self.defaults, **hyperparameters}
 
-    def _masked(self, wanted: bool | None) -> bool:
+    def _masked(self, masks: bool | None) -> bool:
         """Whether the learner gets masks; takes the algorithm's masked variant for it."""
-        if wanted is not None:
-            true_or_false("masks", wanted)
+        if masks is not None:
+            true_or_false("masks", masks)
         if masks_itself(self._class):
-            if wanted is False:
+            if masks is False:
                 raise AgentError(f"{self._class.__name__} always masks; take ppo without masks.")
             return True
-        if wanted is False:
+        if masks is False:
             return False
         variant = masked(self._class)
         if variant is None:
-            if wanted:
+            if masks:
                 raise AgentError(
                     f"there are no masks for {self._class.__name__}; write masks: false, and forbidden actions are "
                     "replaced by the nearest allowed ones."
@@ -158,11 +160,11 @@ class SB3Agent(Agent):
 
         def rewards(choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
             limits = vector.batch.limits()
-            found = np.zeros(len(choices))
+            values = np.zeros(len(choices))
             for row, chosen in enumerate(choices):
                 session.check_device()  # a dead device is not asked for the other episodes
-                found[row] = env.true_reward(chosen, {metric: float(of[row]) for metric, of in limits.items()})
-            return found
+                values[row] = env.true_reward(chosen, {metric: float(of[row]) for metric, of in limits.items()})
+            return values
 
         vector = LayerWiseVecEnv(count, env, reward_of=rewards)
         return self.acting(vector)

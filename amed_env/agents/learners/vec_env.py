@@ -79,12 +79,12 @@ class LayerWiseVecEnv(VecEnv):
                 "give one for each, or a single dictionary for all."
             )
         budgets = [budget_option(options) for options in self._options]
-        given = np.asarray([budget is not None for budget in budgets])
-        if not given.any():
+        has_budget = np.asarray([budget is not None for budget in budgets])
+        if not has_budget.any():
             return self.batch.draw_limits(self._rng)
-        stand_in = budgets[int(given.argmax())]
+        stand_in = budgets[int(has_budget.argmax())]
         limits = self.batch.limits_of([stand_in if budget is None else budget for budget in budgets])
-        return limits if given.all() else np.where(given[:, None], limits, self.batch.draw_limits(self._rng))
+        return limits if has_budget.all() else np.where(has_budget[:, None], limits, self.batch.draw_limits(self._rng))
 
     def _begin(self, limits: npt.NDArray[np.float64]) -> None:
         self.batch.start(limits)
@@ -103,20 +103,20 @@ class LayerWiseVecEnv(VecEnv):
         self,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Observations (N, F), rewards (N,), whether episodes ended (N,), and information."""
-        rewards, found = self.batch.step(self._actions)
+        rewards, details = self.batch.step(self._actions)
         self._returns += rewards
         over = self.batch.over
-        infos = self._final_infos(found) if over else [{} for _ in range(self.num_envs)]
+        infos = self._final_infos(details) if over else [{} for _ in range(self.num_envs)]
         if over:
             self._begin(self.batch.draw_limits(self._rng))
         return self.batch.observe(), rewards.astype(np.float32), np.full(self.num_envs, over), infos
 
-    def _final_infos(self, found: dict[str, Any]) -> list[dict[str, Any]]:
+    def _final_infos(self, details: dict[str, Any]) -> list[dict[str, Any]]:
         observations, returns = self.batch.observe(), self._returns.tolist()
         length, seconds = self.batch.layers, round(perf_counter() - self._started, 6)
-        costs = found.pop("costs", {})
-        vectors = {key: found.pop(key) for key in ("choices", "reward_vector") if key in found}
-        plain = {key: values.tolist() for key, values in found.items()}
+        costs = details.pop("costs", {})
+        vectors = {key: details.pop(key) for key in ("choices", "reward_vector") if key in details}
+        plain = {key: values.tolist() for key, values in details.items()}
         rows = [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]
         each = [
             dict(zip(costs, values, strict=True)) for values in zip(*(c.tolist() for c in costs.values()), strict=True)

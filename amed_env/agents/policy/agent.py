@@ -108,24 +108,24 @@ class PolicyAgent(Agent):
         sampler = _Sampler(session, copy.deepcopy(self._network), self._batch, self._updates, self._learning_rate)
         solver = _Solver(session)
         sources: list[_Sampler | _Solver] = [solver, sampler]
-        found: list[list[float]] = [[], []]
+        accuracies: list[list[float]] = [[], []]
         while sources:
             session.check()
-            turn = _whose_turn(found, session.rng) if len(sources) == 2 else 0
+            turn = _whose_turn(accuracies, session.rng) if len(sources) == 2 else 0
             choices = sources[turn].propose()
             if choices is None:
-                del sources[turn], found[turn]
+                del sources[turn], accuracies[turn]
                 continue
             trial = evaluate(session, choices)
-            found[turn].append(-np.inf if trial is None else trial.quality.accuracy)
+            accuracies[turn].append(-np.inf if trial is None else trial.quality.accuracy)
 
 
-def _whose_turn(found: list[list[float]], rng: np.random.Generator) -> int:
+def _whose_turn(accuracies: list[list[float]], rng: np.random.Generator) -> int:
     """The source whose last proposals were better, mostly; in turn while there are few."""
-    counts = [len(accuracies) for accuracies in found]
+    counts = [len(those_of_one) for those_of_one in accuracies]
     if min(counts) < _FIRST_TURNS:
         return int(np.argmin(counts))
-    better = int(np.argmax([np.mean(accuracies[-_MEMORY:]) for accuracies in found]))
+    better = int(np.argmax([np.mean(those_of_one[-_MEMORY:]) for those_of_one in accuracies]))
     return better if rng.random() < _BETTER_SHARE else 1 - better
 
 
@@ -141,9 +141,9 @@ class _Solver:
 
     def propose(self) -> npt.NDArray[np.int64] | None:
         """The next choices (L,), or None if there are no more."""
-        while len(found := self._first or self._best()):
+        while len(proposals := self._first or self._best()):
             self._first = []
-            for choices in found:
+            for choices in proposals:
                 self._candidates.use(choices)
                 if self._session.task.allocation(choices) not in self._session.asked:
                     return choices

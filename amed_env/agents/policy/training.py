@@ -132,8 +132,8 @@ class _Training:
         if source.accuracy(best.numpy()) is None:
             return f"imitation on {source.name}", {"loss": self._update(-self._likelihood(problems, best))}
         rollouts = self._network.rollout(problems, options.samples, self._generator)
-        found = source.accuracy(rollouts.choices.numpy())
-        rewards = torch.from_numpy(found).float()
+        accuracies = source.accuracy(rollouts.choices.numpy())
+        rewards = torch.from_numpy(accuracies).float()
         advantages = rewards - rewards.mean(dim=1, keepdim=True)
         advantages = advantages / (rewards.std(dim=1, keepdim=True) + 0.1)
         entropy = options.entropy * (1 - step / options.steps)

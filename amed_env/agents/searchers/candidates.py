@@ -49,7 +49,7 @@ class Candidates:
             self.gap = np.inf
             return self._walk(terms, count)
         task = self.session.task
-        found = best_choices(
+        solutions = best_choices(
             *task.device_costs.bounded_limits(task.limits),
             terms.single,
             terms.pairs,
@@ -58,9 +58,9 @@ class Candidates:
             excluded=self._used,
             most_width=self.most_width,
         )
-        self.gap = found.gap
-        if len(found.choices) or found.floor == np.inf:
-            return found.choices
+        self.gap = solutions.gap
+        if len(solutions.choices) or solutions.floor == np.inf:
+            return solutions.choices
         fresh = fresh_choices(self.session)  # the solver's frontier had nothing but known ones
         return np.zeros((0, len(task.workload)), dtype=np.int64) if fresh is None else fresh[None]
 

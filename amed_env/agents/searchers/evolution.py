@@ -91,14 +91,14 @@ class EvolutionAgent(Agent):
 
     def _first_population(self, session: SearchSession) -> IntArray:
         starts = good_starts(session, prior(session, self.proxy))[:1]
-        found = {choices.tobytes(): choices for choices in starts}
+        members = {choices.tobytes(): choices for choices in starts}
         for _ in range(_DRAWS * self.population):
-            if len(found) >= min(self.population, session.limit):
+            if len(members) >= min(self.population, session.limit):
                 break
             drawn = near_the_budget(session)
             if drawn is not None:
-                found[drawn.tobytes()] = drawn
-        return np.asarray(list(found.values()), dtype=np.int64).reshape(len(found), len(session.task.workload))
+                members[drawn.tobytes()] = drawn
+        return np.asarray(list(members.values()), dtype=np.int64).reshape(len(members), len(session.task.workload))
 
     def _choices(self, session: SearchSession, genes: IntArray) -> IntArray:
         """A gene is the position among what a layer may choose."""

@@ -73,9 +73,9 @@ class LocalAgent(Agent):
             while len(around) and better is None and rounds < self.patience:
                 rounds += 1
                 around = order.sort(around)
-                position, found = self._round(session, around)
+                position, trials = self._round(session, around)
                 around = around[position:]
-                best = best_trial(found)
+                best = best_trial(trials)
                 if best is not None and (trial is None or best.quality.order < trial.quality.order):
                     better = best
             if better is None:

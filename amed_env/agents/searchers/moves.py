@@ -115,12 +115,14 @@ def good_starts(session: SearchSession, table: FloatArray) -> list[IntArray]:
     if best is not None and all(metric in task.costs for metric in task.limits):
         return [best]
     starts = [] if best is None else [within_budget(session, best)]
-    found = [spend_slack(session, start, table) for start in [*starts, *feasible_uniform(session)] if start is not None]
-    if not found:
+    widened = [
+        spend_slack(session, start, table) for start in [*starts, *feasible_uniform(session)] if start is not None
+    ]
+    if not widened:
         drawn = tolerant(session, lambda: random_choices(task, session.rng))
-        found = [] if drawn is None else [drawn]
+        widened = [] if drawn is None else [drawn]
     rows = np.arange(len(table))
-    unique = {choices.tobytes(): choices for choices in found}
+    unique = {choices.tobytes(): choices for choices in widened}
     return sorted(unique.values(), key=lambda choices: float(table[rows, choices].sum()))
 
 
@@ -161,15 +163,15 @@ def all_within(task: Task, most: int) -> IntArray | None:
         return None
     costs, limits = task.device_costs.bounded_limits(task.limits)
     rest, tolerant_limits = least_rest(costs, task.choosable), limits * (1 + TOLERANCE)
-    found, used = np.zeros((1, 0), dtype=np.int64), np.zeros((1, len(limits)))
+    beginnings, used = np.zeros((1, 0), dtype=np.int64), np.zeros((1, len(limits)))
     for layer in range(len(task.workload)):
         choices = np.flatnonzero(task.choosable[layer])
         total = used[:, None] + costs[:, layer, choices].T
         rows, columns = np.nonzero((total + rest[:, layer + 1] <= tolerant_limits).all(axis=2))
         if len(rows) > most:
             return None
-        found, used = np.column_stack([found[rows], choices[columns]]), total[rows, columns]
-    return found
+        beginnings, used = np.column_stack([beginnings[rows], choices[columns]]), total[rows, columns]
+    return beginnings
 
 
 def spend_slack(session: SearchSession, choices: IntArray, loss: FloatArray | None = None) -> IntArray:
@@ -245,9 +247,9 @@ def narrowed(session: SearchSession, choices: IntArray) -> IntArray | None:
                 current = current.copy()
                 current[layer] = narrower[np.argmax(widths[narrower])]
                 steps.append(current)
-        found = first_fit(session, np.asarray(steps[1:]).reshape(-1, len(current)))
-        if found is not None:
-            return found
+        inside = first_fit(session, np.asarray(steps[1:]).reshape(-1, len(current)))
+        if inside is not None:
+            return inside
     return within_budget(session, choices)
 
 

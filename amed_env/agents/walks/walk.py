@@ -74,10 +74,10 @@ class AllocationWalk:
         while excess > 0:
             lower = self._random_descent(excess)
             if lower is None:
-                found = self._stranded()
-                if found is None:
+                elsewhere = self._stranded()
+                if elsewhere is None:
                     return False
-                self.choices, lower = found, 0.0
+                self.choices, lower = elsewhere, 0.0
             excess = lower
         return True
 
