@@ -35,7 +35,8 @@ def measured_regret() -> MeasuredRegret | None:
     document = json.loads(path.read_text(encoding="utf-8"))
     conditions = (
         f"regret: points of accuracy below the exact optimum after {document['evaluations']} evaluations, "
-        f"interquartile mean of {document['cells']} cells of amed bench {document['suite']} with {document['seeds']} seeds"
+        f"interquartile mean of "
+        f"{document['cells']} cells of amed bench {document['suite']} with {document['seeds']} seeds"
     )
     return MeasuredRegret(
         conditions, {name: (value, low, high) for name, (value, low, high) in document["agents"].items()}

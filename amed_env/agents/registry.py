@@ -63,7 +63,7 @@ def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
     if isinstance(agent_class, Agent):
         return agent_class
     if isinstance(agent_class, type) and not issubclass(agent_class, Agent) and _is_algorithm(agent_class):
-        from amed_env.agents.learners.sb3 import SB3Agent
+        from amed_env.agents.learners.sb3 import SB3Agent  # brings torch, which other agents do not need
 
         options, agent_class = {"algorithm": agent_class, **options}, SB3Agent
     if not (isinstance(agent_class, type) and issubclass(agent_class, Agent)):

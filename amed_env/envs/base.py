@@ -136,7 +136,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             name = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
             known = self.task.device_costs.smallest_known(BUDGET_METRICS[name])
             least = smallest[name] if known is None else known / self.reference[METRICS.index(BUDGET_METRICS[name])]
-            least = float(least) * (1 + 1e-6)
+            least = float(least) * (1 + 1e-6)  # so that rounding leaves it reachable
             return {name: (min(1.0, least), max(1.0, least))} if least <= 1 else {name: (least, least)}
         if not isinstance(budget_range, Mapping):
             raise BudgetError(f"budget_range is {budget_range!r}; give a mapping such as {{'latency': (0.3, 0.9)}}.")

@@ -39,7 +39,7 @@ RANGE_SAMPLES = 1_024
 SENSITIVITY_SAMPLES = 1_024
 """Calibration samples on which single-layer sensitivities are measured."""
 PAIR_SAMPLES = 256
-"""Calibration samples on which pairs of layers are measured."""
+"""Calibration samples on which pairs of layers are measured; fewer, as pairs are many."""
 MEASURES_VERSION = 2
 """Changes when `sensitivities` does, so that what was kept is measured anew."""
 

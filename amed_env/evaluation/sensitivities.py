@@ -24,7 +24,7 @@ from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.rounding import integer_range
 
 HUTCHINSON_PROBES = 16
-"""Random vectors a batch of the trace estimate."""
+"""Random vectors a batch of the trace estimate; its error falls with their root, and batches average it further."""
 _SEED = 20_220_530  # of the probes and of the labels that are drawn, so that the same network gives the same numbers
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amed_env.errors import AmedError, DataError, InputError, UnsupportedPrecisionError
+from amed_env.hardware import load_device
 from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation
 from amed_env.problem.objective import Budget, parse_budgets
 from amed_env.support.registry import import_object
 from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
+from amed_env.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from amed_env.problem.workload import Workload
     from amed_env.quantization.network import Engine
     from amed_env.quantization.recipe import Recipe
-    from amed_env.tasks.task import Task
     from amed_env.tracing.trace import Inputs
 
 DEFAULT_DEVICE = "bitfusion"
@@ -81,8 +82,6 @@ def make_task(
     Raises:
         AmedError: One of its subclasses, if something does not fit; the message says what and how to mend it.
     """
-    from amed_env.hardware import load_device
-
     backend = load_device(device)
     chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin)
     evaluation: dict[str, Any] = {"threads": threads, "engine": engine, "device": evaluation_device}
@@ -120,8 +119,6 @@ class Chosen:
 
     def task(self, name: str, evaluator: Evaluator, backend: HardwareBackend, default_bits: Sequence[int]) -> Task:
         """The task of an evaluator and a device."""
-        from amed_env.tasks.task import Task
-
         return Task(
             name,
             evaluator,
@@ -176,6 +173,7 @@ def _task_of_module(
     absent = [key for key, value in samples.items() if value is None]
     if absent:
         raise DataError(f"a network of your own also needs {', '.join(absent)} samples.")
+    # Here and below: data and networks bring torch, which tabular tasks do without.
     from amed_env.datasets import Splits
     from amed_env.datasets.forms import as_samples
     from amed_env.datasets.samples import drawn_order

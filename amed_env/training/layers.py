@@ -16,12 +16,13 @@ from amed_env.quantization.statistics import short_scale
 from amed_env.training.lsq import quantize_activations, quantize_weights
 
 EPSILON = 1e-5
-"""Added to variances of batch norms."""
+"""Added to variances of batch norms; torch's own default."""
 NORM_MOMENTUM = 0.1
-"""How far running means and variances go to those of a batch."""
+"""How far running means and variances go to those of a batch; torch's own default."""
 CELL = 0.25
 """How far from the middle of its cell, in steps, a weight starts at the most, so that it rounds as it did before and a
-little noise does not change that."""
+little noise does not change that. At 0.45 twenty steps lost what rounding had learned
+(docs/decisions.md, 76)."""
 LEAST_STEP = 1e-2
 """No step size falls below this part of its first value: at zero it would divide by zero."""
 

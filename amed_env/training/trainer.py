@@ -20,11 +20,13 @@ from amed_env.training.network import TrainedNetwork
 from amed_env.training.settings import TrainingSettings
 
 MOMENTUM = 0.9
+"""Of SGD, as in LSQ's paper."""
 SLOW = 0.1
 """Part of the learning rate at which Adam moves step sizes, biases and batch norms, relative to their size."""
 WARM_UP = 0.05
 """Part of all steps in which the learning rate rises to its value."""
 OBSERVED_SAMPLES = 1_024
+"""Calibration samples by which batch norms and learning rates begin."""
 
 
 @dataclass

@@ -28,6 +28,7 @@ class ContinuousAgent(SB3Agent):
     default_warm_start_steps = 12_000
     default_environments = 32
     default_practice_environments = 64
+    # Least regret on the cells of `TUNED_ON` among candidates of at most 4 CPU seconds (docs/decisions.md, 72).
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-3,
         "buffer_size": 50_000,

@@ -15,7 +15,8 @@ TUNED_ON = (
     "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
     "digits-cnn on bops latency=0.55, edge-tpu-like memory=0.7, systolic-32 energy=0.4",
 )
-"""Tasks, devices and budgets on which `benchmarks/tune_agents.py` chose the defaults of learners."""
+"""Tasks, devices and budgets on which `benchmarks/tune_agents.py` chose the defaults of learners: least regret after 100
+and 500 evaluations among candidates of at most 4 CPU seconds (docs/decisions.md, 72)."""
 
 
 class _OnPolicyAgent(SB3Agent):
@@ -43,12 +44,12 @@ class PPOAgent(_OnPolicyAgent):
     algorithm = "stable_baselines3:PPO"
     default_masks = False
     defaults: ClassVar[dict[str, Any]] = {
-        "learning_rate": 3e-3,  # short episodes and few evaluations bear ten times the library's rate
+        "learning_rate": 3e-3,
         "n_epochs": 4,
         "gae_lambda": 0.95,
         "ent_coef": 0.005,
         "max_grad_norm": 0.5,
-        "policy_kwargs": {"optimizer_kwargs": {"fused": True, "eps": 1e-5}},  # Adam's epsilon as in the papers' code
+        "policy_kwargs": {"optimizer_kwargs": {"fused": True, "eps": 1e-5}},
     }
 
 

@@ -211,6 +211,8 @@ class _Sampler:
         weights = torch.from_numpy(shares / shares.sum())
         for _ in range(self._updates):
             rollouts = self._network.rollout(self._problems, choices.shape[1], given=choices)
+            # Clamped, as an allocation that the policy thinks impossible would outweigh all others; the entropy keeps
+            # it sampling.
             loss = -(weights * rollouts.log_probability[0].clamp(min=-60)).sum() - 0.02 * rollouts.entropy.mean()
             self._optimizer.zero_grad()
             loss.backward()

@@ -19,8 +19,8 @@ from amed_env.tasks.repair import repair
 from amed_env.tasks.task import Task
 
 _MOST_REPEATS = 2_000  # random draws in a row that bring nothing new before the space counts as exhausted
-_REPEATS_BEFORE_LISTING = 10
-_MOST_LISTED = 100_000
+_REPEATS_BEFORE_LISTING = 10  # in a row: few allocations seem to be left
+_MOST_LISTED = 100_000  # where there are more, it goes on drawing
 
 
 class UniformAgent(Agent):

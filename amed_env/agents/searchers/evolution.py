@@ -16,7 +16,7 @@ from amed_env.tasks.proxies import get_proxies
 
 IntArray = npt.NDArray[np.int64]
 
-_WORST = 1e6  # objective of what failed
+_WORST = 1e6  # objective of what failed: finite, as NSGA-II divides by the range of the objectives
 _CHEAP_ENOUGH = 0.9  # of the limit: below it nothing is gained
 _FILLED = 0.5  # probability that the slack of an offspring is spent
 _DRAWS = 10  # draws for each place in the first population
@@ -70,6 +70,7 @@ class EvolutionAgent(Agent):
             started = True
 
     def _algorithm(self, session: SearchSession, first: IntArray) -> Any:
+        # Here, as the library is optional.
         from pymoo.core.problem import Problem
         from pymoo.operators.crossover.ux import UniformCrossover
         from pymoo.operators.mutation.pm import PolynomialMutation
@@ -81,6 +82,7 @@ class EvolutionAgent(Agent):
             pop_size=len(first),
             sampling=np.asarray([self._genes(session, choices) for choices in first]),
             crossover=UniformCrossover(prob=0.9),
+            # With pymoo's own eta of 20, most steps would round back to the width that a layer has.
             mutation=PolynomialMutation(
                 prob=1.0, prob_var=max(0.05, 1.5 / len(most)), eta=3.0, repair=RoundingRepair()
             ),

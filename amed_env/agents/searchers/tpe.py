@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,6 @@ class TPEAgent(Agent):
                 study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
 
     def _study(self, seed: int) -> Any:
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
             sampler = self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)

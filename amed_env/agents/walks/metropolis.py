@@ -23,7 +23,7 @@ Proposal = Literal["uniform", "scores"]
 """Where the next precision of a layer comes from: any other one with equal probability, or the law itself."""
 
 
-_LEAST_EXPONENT = -500.0
+_LEAST_EXPONENT = -500.0  # exp(-745) is the smallest positive double; sums and ratios need some room above it
 
 
 class ScoreTable:

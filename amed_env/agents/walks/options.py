@@ -39,6 +39,7 @@ class AmedOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    # Tuned on the cells that `AmedAgent.saw` names (docs/decisions.md, 72).
     loss_weight: NotNegative = 1.0
     latency_weight: NotNegative = 0.1
     accuracy_threshold: Fraction | Literal["float"] | None = "float"

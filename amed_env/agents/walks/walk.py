@@ -19,7 +19,7 @@ from amed_env.tasks.task import Task
 IntArray = npt.NDArray[np.int64]
 
 _MOST_REPEATS = 2_000  # known allocations in a row after which the walk counts as having nothing new
-_MOST_HEAT = 1e6
+_MOST_HEAT = 1e6  # softmax is uniform long before
 
 
 class AllocationWalk:
@@ -131,6 +131,7 @@ class AllocationWalk:
 
     def learn(self, trial: Trial) -> None:
         """Move the cells of the allocation, then the reference, towards what a trial was worth."""
+        # The cells learn before the reference moves: ζ is compared with what was known before this trial.
         zeta, comparable = self.zeta(trial), self.comparable(trial)
         if self.reference is None:
             self.reference = comparable
