@@ -15,8 +15,8 @@ TUNED_ON = (
     "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
     "digits-cnn on bops latency=0.55, edge-tpu-like memory=0.7, systolic-32 energy=0.4",
 )
-"""Tasks, devices and budgets on which `benchmarks/tune_agents.py` chose the defaults of learners: least regret after 100
-and 500 evaluations among candidates of at most 4 CPU seconds (docs/decisions.md, 72)."""
+"""Tasks, devices and budgets on which `benchmarks/tune_agents.py` chose the defaults of learners: least regret after
+100 and 500 evaluations among candidates of at most 4 CPU seconds (docs/decisions.md, 72)."""
 
 
 class _OnPolicyAgent(SB3Agent):

@@ -38,7 +38,7 @@ class AnnealingAgent(Agent):
 
     name = "annealing"
 
-    # At first an error that is larger by a tenth is accepted with probability 1/e, at last one larger by half a percent.
+    # At first an error that is larger by a tenth is accepted with probability 1/e, at last one by half a percent.
     def __init__(self, proxy: str = "kl", first_temperature: float = 0.1, last_temperature: float = 0.005) -> None:
         self.proxy = get_proxies(proxy)[0]
         self.first = number_between("first_temperature", first_temperature, _LEAST_TEMPERATURE)

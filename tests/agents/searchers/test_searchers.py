@@ -12,7 +12,7 @@ from small_task import (
     formula_task,
 )
 
-from amed_env import Task, make_task
+from amed_env import Task
 from amed_env.agents import make_agent
 from amed_env.agents.searchers.calibration import Calibration, Terms
 from amed_env.agents.searchers.neighbours import neighbours
@@ -214,16 +214,6 @@ def test_searchers_beat_random_where_layers_interact_and_tie_where_nothing_matte
     # The negative control: where nothing matters, nobody is better.
     same = [make_agent(a).search(formula_task(5, harms=[1e-9] * 5), 20).best.quality.correct for a in (name, "random")]
     assert same[0] == same[1]
-
-
-@pytest.mark.parametrize("name", SEARCHERS)
-def test_searchers_beat_random_on_a_table(name):
-    # On digits-cnn the best of 100 random allocations is within a sample or two of the optimum; not so here.
-    def median(agent):
-        task = make_task("tabular/kws-dscnn", device="mpic", budget={"latency": 0.55})
-        return np.median([make_agent(agent).search(task, 60, seed).best.quality.correct for seed in range(5)])
-
-    assert median(name) > median("random")
 
 
 def test_neighbours_differ_in_one_layer_or_exchange_between_two():

@@ -96,13 +96,6 @@ def test_a_walk_visits_states_as_often_as_the_law_says():
         assert found[within] == pytest.approx(joint(law, STATES[within]), abs=0.02)
 
 
-def test_an_uncorrected_walk_visits_them_as_the_square_of_the_law():
-    law = softmax(SCORES, 0.3)
-    found = frequencies(MetropolisHastings(law, "scores", corrected=False))
-    assert found == pytest.approx(joint(law**2), abs=0.02)
-    assert np.abs(found - joint(law)).max() > 0.05
-
-
 def test_scores_move_towards_what_an_allocation_was_worth():
     table = ScoreTable(np.ones((2, 3), dtype=bool))
     table.update(np.array([0, 2]), 0.5, 0.2)
