@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from amed_env.agents.protocol import check_options
-from amed_env.errors import AgentError
+from amed_env.errors import AgentError, UnknownNameError
 from amed_env.support.typed_fields import faults_of
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def check_options(agent: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that an agent does not have.
+
+    Raises:
+        UnknownNameError: For the first unknown option; the message has the nearest names.
+    """
+    known = set(known)
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of agent {agent!r}", option, known)
 
 
 def parse_agent_options(agent: str, model: type[M], options: Mapping[str, Any]) -> M:

@@ -144,12 +144,12 @@ def _squared_errors(
     of_weights, of_inputs = np.zeros((2, len(records), len(precisions)))
     for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
         weight = layer.layer.weight.detach()
-        by_weight = {b: _energy(_rounded_weight(layer, b) - weight) for b in {p.weight_bits for p in precisions}}
-        values = [inputs.detach() for inputs in record.inputs]
-        by_input = {
-            bits: sum(_energy(_rounded_inputs(layer, value, bits) - value) / len(value) for value in values)
-            for bits in {p.activation_bits for p in precisions}
-        }
+        by_weight = {bits: _energy(_rounded_weight(layer, bits) - weight) for bits, _ in precisions}
+        by_input = dict.fromkeys((bits for _, bits in precisions), 0.0)
+        for bits in by_input:
+            for values in record.inputs:
+                error = _rounded_inputs(layer, values.detach(), bits) - values.detach()
+                by_input[bits] += _energy(error) / len(values)
         of_weights[row] = [by_weight[p.weight_bits] for p in precisions]
         of_inputs[row] = [by_input[p.activation_bits] for p in precisions]
     return of_weights, of_inputs

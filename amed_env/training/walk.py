@@ -105,7 +105,7 @@ class TrainingWalk:
 
     def choose(self, qualities: Mapping[BitAllocation, Quality]) -> None:
         """End with the candidate of the highest accuracy, of equal ones that of the lowest loss."""
-        self.allocation = min(qualities, key=lambda a: (-qualities[a].accuracy, qualities[a].loss))
+        self.allocation = min(qualities, key=lambda allocation: qualities[allocation].order)
         self.ended = True
 
     def state(self) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from amed_env.agents.learners.hyperparameters import check_types, constructor_op
 from amed_env.agents.learners.masking import ObservedMask, masked, masks_itself
 from amed_env.agents.learners.vec_continuous import ContinuousVecEnv
 from amed_env.agents.learners.vec_env import LayerWiseVecEnv
-from amed_env.agents.options import number_between, true_or_false, whole_number
-from amed_env.agents.protocol import Agent, check_options
+from amed_env.agents.options import check_options, number_between, true_or_false, whole_number
+from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.envs.layer_wise import LayerWiseEnv, RewardKind
 from amed_env.errors import AgentError

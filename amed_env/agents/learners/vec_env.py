@@ -140,7 +140,7 @@ class LayerWiseVecEnv(VecEnv):
         Raises:
             AttributeError: If there is none of this name, or it would be another one in each environment.
         """
-        return [self._attribute(position, attr_name) for position in self._positions(indices)]
+        return [self._attribute(position, attr_name) for position in self._get_indices(indices)]
 
     def _attribute(self, position: int, name: str) -> Any:
         if name == "action_masks":
@@ -170,24 +170,21 @@ class LayerWiseVecEnv(VecEnv):
             AttributeError: If there is no such attribute; see `get_attr`.
         """
         if method_name == "get_wrapper_attr":
-            return [self._attribute(position, *arguments, **keywords) for position in self._positions(indices)]
+            return [self._attribute(position, *arguments, **keywords) for position in self._get_indices(indices)]
         if method_name != "action_masks":
             raise InputError(
                 f"environments that are stepped together have no method {method_name!r} each; "
                 "there are 'action_masks' and 'get_wrapper_attr'."
             )
         masks = self.batch.masks()
-        return [masks[position] for position in self._positions(indices)]
+        return [masks[position] for position in self._get_indices(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: int | Iterable[int] | None = None
     ) -> list[bool]:
         """Whether each is wrapped: in nothing but `Monitor`, so to speak, as its information is there."""
-        return [issubclass(wrapper_class, Monitor)] * len(self._positions(indices))
+        return [issubclass(wrapper_class, Monitor)] * len(list(self._get_indices(indices)))
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
         """There are no images."""
         return [None] * self.num_envs
-
-    def _positions(self, indices: int | Iterable[int] | None) -> list[int]:
-        return list(self._get_indices(indices))

@@ -71,8 +71,8 @@ class Candidates:
         expansions = 0
         while True:
             session.check()
-            everyone = np.asarray(list(self._reached.values()), dtype=np.int64).reshape(len(self._reached), -1)
             keys = list(self._reached)
+            everyone = np.asarray(list(self._reached.values()), dtype=np.int64).reshape(len(keys), -1)
             values = objective(terms.single, terms.pairs, everyone) if len(everyone) else np.zeros(0)
             order = np.argsort(values, kind="stable").tolist()
             new = [row for row in order if keys[row] not in self._used][:count]

@@ -166,7 +166,9 @@ def released_latency_ms(
 
 def _layer_ms(layer: Layer, precision: Precision, more: int, dram_factor: float) -> float:
     ratio = max(1, round(REFERENCE_BITS / max(precision)))  # 2, 3 and 4 times at 4, 3 and 2 bits
-    filters = layer.n if ratio == 1 else (layer.n // ratio + 1 if more else -(-layer.n // ratio))
+    filters = -(-layer.n // ratio)
+    if more and ratio > 1:
+        filters = layer.n // ratio + 1
     compute = layer.groups * int(gemm_cycles(layer.m, filters, layer.k, ARRAY_SIDE, ARRAY_SIDE, "ws"))
     bits = layer.weight_elements * precision.weight_bits
     bits += (layer.input_elements + layer.output_elements) * precision.activation_bits
