@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -283,56 +283,42 @@ class PostTrainingEvaluator(Evaluator):
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """Kullback-Leibler divergence when one layer alone is changed; see `Evaluator.predicted_loss`.
 
-        Like all sensitivities it is kept in the user's cache, as it depends on no device and no budget.
+        The result is kept in the user's cache, as it depends on no device and no budget.
         """
+        shape = (len(self.workload), len(precisions))
+        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {' '.join(map(str, precisions))}"
         inputs = self._splits.calibration.inputs[:SENSITIVITY_SAMPLES]
-        return self._measured_once(
-            "predicted-loss",
-            (SENSITIVITY_SAMPLES,),
-            precisions,
-            (len(self.workload), len(precisions)),
-            lambda: measure_divergences(self.network, inputs, precisions, self.batch_size, self.on_sensitivities),
-        )
-
-    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """See `Evaluator.sensitivity` and `evaluation.sensitivities`."""
-        calibration = self._splits.calibration
-        samples = calibration.subset(range(min(SENSITIVITY_SAMPLES, len(calibration))))
-        return self._measured_once(
-            f"sensitivity-{measure}-{MEASURES_VERSION}",
-            (SENSITIVITY_SAMPLES, self.batch_size),
-            precisions,
-            (len(self.workload), len(precisions)),
-            lambda: measure_sensitivity(self.network, samples, precisions, measure, self.batch_size),
-        )
-
-    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
-        """See `Evaluator.pair_divergences`; forward passes only."""
-        inputs = self._splits.calibration.inputs[:PAIR_SAMPLES]
-        return self._measured_once(
-            "pairs",
-            (PAIR_SAMPLES, reach),
-            precisions,
-            2 * (len(self.workload), len(precisions)),
-            lambda: measure_pairs(self.network, inputs, precisions, self.batch_size, reach, self.on_sensitivities),
-        )
-
-    def _measured_once(
-        self,
-        kind: str,
-        numbers: tuple[int, ...],
-        precisions: Sequence[Precision],
-        shape: tuple[int, ...],
-        measure: Callable[[], npt.NDArray[np.float64]],
-    ) -> npt.NDArray[np.float64]:
-        """An array from the user's cache, measured if it is not there; the numbers are those that it depends on."""
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
-                return measure()
+                return measure_divergences(self.network, inputs, precisions, self.batch_size, self.on_sensitivities)
 
-        key = " ".join(map(str, (self.fingerprint, *numbers, *precisions)))
-        return cached_array(kind, key, shape, compute)
+        return cached_array("predicted-loss", key, shape, compute)
+
+    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+        """See `Evaluator.sensitivity` and `evaluation.sensitivities`; kept in the user's cache."""
+        calibration = self._splits.calibration
+        samples = calibration.subset(range(min(SENSITIVITY_SAMPLES, len(calibration))))
+
+        def compute() -> npt.NDArray[np.float64]:
+            with torch_threads(self.threads):
+                return measure_sensitivity(self.network, samples, precisions, measure, self.batch_size)
+
+        shape = (len(self.workload), len(precisions))
+        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {self.batch_size} {' '.join(map(str, precisions))}"
+        return cached_array(f"sensitivity-{measure}-{MEASURES_VERSION}", key, shape, compute)
+
+    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
+        """See `Evaluator.pair_divergences`; forward passes only, kept in the user's cache."""
+        layers, count = len(self.workload), len(precisions)
+        inputs = self._splits.calibration.inputs[:PAIR_SAMPLES]
+
+        def compute() -> npt.NDArray[np.float64]:
+            with torch_threads(self.threads):
+                return measure_pairs(self.network, inputs, precisions, self.batch_size, reach, self.on_sensitivities)
+
+        key = f"{self.fingerprint} {PAIR_SAMPLES} {reach} {' '.join(map(str, precisions))}"
+        return cached_array("pairs", key, (layers, count, layers, count), compute)
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """Largest magnitude over standard deviation of each layer's weights; see `Evaluator.weight_statistics`."""

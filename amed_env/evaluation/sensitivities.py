@@ -144,8 +144,9 @@ def _squared_errors(
     of_weights, of_inputs = np.zeros((2, len(records), len(precisions)))
     for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
         weight = layer.layer.weight.detach()
-        by_weight = {bits: _energy(_rounded_weight(layer, bits) - weight) for bits, _ in precisions}
-        by_input = dict.fromkeys((bits for _, bits in precisions), 0.0)
+        widths = {precision.weight_bits for precision in precisions}
+        by_weight = {bits: _energy(_rounded_weight(layer, bits) - weight) for bits in widths}
+        by_input = {precision.activation_bits: 0.0 for precision in precisions}
         for bits in by_input:
             for values in record.inputs:
                 error = _rounded_inputs(layer, values.detach(), bits) - values.detach()
