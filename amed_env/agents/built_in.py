@@ -20,127 +20,84 @@ class BuiltIn:
 
     Attributes:
         place: `module:Class` below `amed_env.agents`.
-        family: `learner` or `search`.
-        needs: What it needs beyond any task and the bare package; empty for nothing.
         description: One line.
+        needs: What it needs beyond any task and the bare package; empty for nothing.
     """
 
     place: str
-    family: str
-    needs: str
     description: str
+    needs: str = "sensitivities"
+
+    @property
+    def family(self) -> str:
+        """`learner` or `search`, by its room."""
+        return "learner" if self.place.startswith(("learners.", "policy.")) else "search"
 
 
 BUILT_IN = {
     "maskable-ppo": BuiltIn(
         "learners.learners:MaskablePPOAgent",
-        "learner",
-        "sensitivities",
         "PPO with forbidden actions masked (sb3-contrib); warm start on predicted loss",
     ),
-    "ppo": BuiltIn(
-        "learners.learners:PPOAgent",
-        "learner",
-        "sensitivities",
-        "PPO (stable-baselines3); forbidden actions are clamped",
-    ),
-    "a2c": BuiltIn(
-        "learners.learners:A2CAgent", "learner", "sensitivities", "A2C (stable-baselines3) with a masked policy"
-    ),
+    "ppo": BuiltIn("learners.learners:PPOAgent", "PPO (stable-baselines3); forbidden actions are clamped"),
+    "a2c": BuiltIn("learners.learners:A2CAgent", "A2C (stable-baselines3) with a masked policy"),
     "dqn": BuiltIn(
         "learners.learners:DQNAgent",
-        "learner",
-        "sensitivities, tied widths",
         "DQN (stable-baselines3), behaviour and target masked",
+        needs="sensitivities, tied widths",
     ),
     "qr-dqn": BuiltIn(
         "learners.learners:QRDQNAgent",
-        "learner",
-        "sensitivities, tied widths",
         "QR-DQN (sb3-contrib), behaviour and target masked",
+        needs="sensitivities, tied widths",
     ),
     "ddpg": BuiltIn(
         "learners.continuous:DDPGAgent",
-        "learner",
-        "sensitivities",
         "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
     ),
-    "td3": BuiltIn(
-        "learners.continuous:TD3Agent",
-        "learner",
-        "sensitivities",
-        "TD3 (stable-baselines3), continuous actions as ddpg",
-    ),
-    "sac": BuiltIn(
-        "learners.continuous:SACAgent",
-        "learner",
-        "sensitivities",
-        "SAC (stable-baselines3), continuous actions as ddpg",
-    ),
+    "td3": BuiltIn("learners.continuous:TD3Agent", "TD3 (stable-baselines3), continuous actions as ddpg"),
+    "sac": BuiltIn("learners.continuous:SACAgent", "SAC (stable-baselines3), continuous actions as ddpg"),
     "model-ppo": BuiltIn(
         "learners.model_based:ModelPPOAgent",
-        "learner",
-        "sensitivities",
         "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
     ),
     "policy": BuiltIn(
         "policy.agent:PolicyAgent",
-        "learner",
-        "sensitivities, a budget",
         "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples",
+        needs="sensitivities, a budget",
     ),
-    "uniform": BuiltIn("searchers.baselines:UniformAgent", "search", "", "every uniform width that meets the budget"),
-    "random": BuiltIn("searchers.baselines:RandomAgent", "search", "", "random allocations that meet the budget"),
+    "uniform": BuiltIn("searchers.baselines:UniformAgent", "every uniform width that meets the budget", needs=""),
+    "random": BuiltIn("searchers.baselines:RandomAgent", "random allocations that meet the budget", needs=""),
     "greedy": BuiltIn(
-        "searchers.baselines:GreedyAgent",
-        "search",
-        "sensitivities",
-        "single-layer KL sensitivity, best gain per cost until the budget is met",
+        "searchers.baselines:GreedyAgent", "single-layer KL sensitivity, best gain per cost until the budget is met"
     ),
     "amed": BuiltIn(
-        "walks.amed:AmedAgent",
-        "search",
-        "",
-        "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)",
+        "walks.amed:AmedAgent", "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)", needs=""
     ),
     "amed-released": BuiltIn(
         "walks.amed_released:AmedReleasedAgent",
-        "search",
-        "",
         "the faults of AMED's released code, for comparison with amed only",
+        needs="",
     ),
     "milp": BuiltIn(
         "searchers.milp:MilpAgent",
-        "search",
-        "sensitivities",
         "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
     ),
     "pairwise": BuiltIn(
         "searchers.pairwise:PairwiseAgent",
-        "search",
-        "sensitivities",
         "optimum of a proxy with terms of pairs of layers (CLADO); trials correct the terms",
     ),
-    "local": BuiltIn(
-        "searchers.local:LocalAgent",
-        "search",
-        "sensitivities",
-        "best improvement from the proxy's optimum, with restarts",
-    ),
-    "annealing": BuiltIn(
-        "searchers.annealing:AnnealingAgent", "search", "sensitivities", "simulated annealing within the budget"
-    ),
+    "local": BuiltIn("searchers.local:LocalAgent", "best improvement from the proxy's optimum, with restarts"),
+    "annealing": BuiltIn("searchers.annealing:AnnealingAgent", "simulated annealing within the budget"),
     "evolution": BuiltIn(
         "searchers.evolution:EvolutionAgent",
-        "search",
-        "sensitivities, amed-env[search]",
         "NSGA-II (pymoo) on error and cost, started near the budget",
+        needs="sensitivities, amed-env[search]",
     ),
     "tpe": BuiltIn(
         "searchers.tpe:TPEAgent",
-        "search",
-        "sensitivities, amed-env[search]",
         "tree-structured Parzen estimator (optuna), started near the budget",
+        needs="sensitivities, amed-env[search]",
     ),
 }
 

@@ -63,6 +63,7 @@ class SB3Agent(Agent):
     """
 
     family = "learner"
+    needs = "sensitivities"
     algorithm: ClassVar[str | None] = None
     defaults: ClassVar[dict[str, Any]] = {}
     default_masks: ClassVar[bool | None] = None
