@@ -16,140 +16,88 @@ GROUP = "amed_env.agents"
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A built-in agent, described without importing it: learners bring torch. A test compares with the class."""
+    """A built-in agent, described without importing it, as learners bring torch.
 
-    path: str
-    family: str
-    needs: str
+    Attributes:
+        place: `module:Class` below `amed_env.agents`.
+        description: One line.
+        needs: What it needs beyond any task and the bare package; empty for nothing.
+    """
+
+    place: str
     description: str
+    needs: str = "sensitivities"
+
+    @property
+    def family(self) -> str:
+        """`learner` or `search`, by its room."""
+        return "learner" if self.place.startswith(("learners.", "policy.")) else "search"
 
 
 BUILT_IN = {
     "maskable-ppo": BuiltIn(
-        "amed_env.agents.learners.learners:MaskablePPOAgent",
-        "learner",
-        "sensitivities",
+        "learners.learners:MaskablePPOAgent",
         "PPO with forbidden actions masked (sb3-contrib); warm start on predicted loss",
     ),
-    "ppo": BuiltIn(
-        "amed_env.agents.learners.learners:PPOAgent",
-        "learner",
-        "sensitivities",
-        "PPO (stable-baselines3); forbidden actions are clamped",
-    ),
-    "a2c": BuiltIn(
-        "amed_env.agents.learners.learners:A2CAgent",
-        "learner",
-        "sensitivities",
-        "A2C (stable-baselines3) with a masked policy",
-    ),
+    "ppo": BuiltIn("learners.learners:PPOAgent", "PPO (stable-baselines3); forbidden actions are clamped"),
+    "a2c": BuiltIn("learners.learners:A2CAgent", "A2C (stable-baselines3) with a masked policy"),
     "dqn": BuiltIn(
-        "amed_env.agents.learners.learners:DQNAgent",
-        "learner",
-        "sensitivities, tied widths",
+        "learners.learners:DQNAgent",
         "DQN (stable-baselines3), behaviour and target masked",
+        needs="sensitivities, tied widths",
     ),
     "qr-dqn": BuiltIn(
-        "amed_env.agents.learners.learners:QRDQNAgent",
-        "learner",
-        "sensitivities, tied widths",
+        "learners.learners:QRDQNAgent",
         "QR-DQN (sb3-contrib), behaviour and target masked",
+        needs="sensitivities, tied widths",
     ),
     "ddpg": BuiltIn(
-        "amed_env.agents.learners.continuous:DDPGAgent",
-        "learner",
-        "sensitivities",
+        "learners.continuous:DDPGAgent",
         "DDPG (stable-baselines3), one continuous action a layer as in HAQ, projected on the budget",
     ),
-    "td3": BuiltIn(
-        "amed_env.agents.learners.continuous:TD3Agent",
-        "learner",
-        "sensitivities",
-        "TD3 (stable-baselines3), continuous actions as ddpg",
-    ),
-    "sac": BuiltIn(
-        "amed_env.agents.learners.continuous:SACAgent",
-        "learner",
-        "sensitivities",
-        "SAC (stable-baselines3), continuous actions as ddpg",
-    ),
+    "td3": BuiltIn("learners.continuous:TD3Agent", "TD3 (stable-baselines3), continuous actions as ddpg"),
+    "sac": BuiltIn("learners.continuous:SACAgent", "SAC (stable-baselines3), continuous actions as ddpg"),
     "model-ppo": BuiltIn(
-        "amed_env.agents.learners.model_based:ModelPPOAgent",
-        "learner",
-        "sensitivities",
+        "learners.model_based:ModelPPOAgent",
         "PPO with masks on a learned model of the reward; the most hopeful of what it proposes is evaluated",
     ),
     "policy": BuiltIn(
-        "amed_env.agents.policy.agent:PolicyAgent",
-        "learner",
-        "sensitivities, a budget",
+        "policy.agent:PolicyAgent",
         "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples",
+        needs="sensitivities, a budget",
     ),
-    "uniform": BuiltIn(
-        "amed_env.agents.searchers.baselines:UniformAgent",
-        "search",
-        "",
-        "every uniform width that meets the budget",
-    ),
-    "random": BuiltIn(
-        "amed_env.agents.searchers.baselines:RandomAgent",
-        "search",
-        "",
-        "random allocations that meet the budget",
-    ),
+    "uniform": BuiltIn("searchers.baselines:UniformAgent", "every uniform width that meets the budget", needs=""),
+    "random": BuiltIn("searchers.baselines:RandomAgent", "random allocations that meet the budget", needs=""),
     "greedy": BuiltIn(
-        "amed_env.agents.searchers.baselines:GreedyAgent",
-        "search",
-        "sensitivities",
-        "single-layer KL sensitivity, best gain per cost until the budget is met",
+        "searchers.baselines:GreedyAgent", "single-layer KL sensitivity, best gain per cost until the budget is met"
     ),
     "amed": BuiltIn(
-        "amed_env.agents.walks.amed:AmedAgent",
-        "search",
-        "",
-        "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)",
+        "walks.amed:AmedAgent", "AMED's random walk: learned scores, Metropolis-Hastings (arXiv 2205.15437)", needs=""
     ),
     "amed-released": BuiltIn(
-        "amed_env.agents.walks.amed_released:AmedReleasedAgent",
-        "search",
-        "",
+        "walks.amed_released:AmedReleasedAgent",
         "the faults of AMED's released code, for comparison with amed only",
+        needs="",
     ),
     "milp": BuiltIn(
-        "amed_env.agents.searchers.milp:MilpAgent",
-        "search",
-        "sensitivities",
+        "searchers.milp:MilpAgent",
         "exact optimum of a proxy (HiGHS), corrected by trials; proxy=kl, fisher, hessian, squared-error",
     ),
     "pairwise": BuiltIn(
-        "amed_env.agents.searchers.pairwise:PairwiseAgent",
-        "search",
-        "sensitivities",
+        "searchers.pairwise:PairwiseAgent",
         "optimum of a proxy with terms of pairs of layers (CLADO); trials correct the terms",
     ),
-    "local": BuiltIn(
-        "amed_env.agents.searchers.local:LocalAgent",
-        "search",
-        "sensitivities",
-        "best improvement from the proxy's optimum, with restarts",
-    ),
-    "annealing": BuiltIn(
-        "amed_env.agents.searchers.annealing:AnnealingAgent",
-        "search",
-        "sensitivities",
-        "simulated annealing within the budget",
-    ),
+    "local": BuiltIn("searchers.local:LocalAgent", "best improvement from the proxy's optimum, with restarts"),
+    "annealing": BuiltIn("searchers.annealing:AnnealingAgent", "simulated annealing within the budget"),
     "evolution": BuiltIn(
-        "amed_env.agents.searchers.evolution:EvolutionAgent",
-        "search",
-        "sensitivities, amed-env[search]",
+        "searchers.evolution:EvolutionAgent",
         "NSGA-II (pymoo) on error and cost, started near the budget",
+        needs="sensitivities, amed-env[search]",
     ),
     "tpe": BuiltIn(
-        "amed_env.agents.searchers.tpe:TPEAgent",
-        "search",
-        "sensitivities, amed-env[search]",
+        "searchers.tpe:TPEAgent",
         "tree-structured Parzen estimator (optuna), started near the budget",
+        needs="sensitivities, amed-env[search]",
     ),
 }
 
@@ -183,9 +131,9 @@ def list_agents() -> dict[str, AgentInfo]:
             listing[name] = AgentInfo(name, agent.family, agent.needs, agent.description, "built in")
             continue
         try:
-            found = AGENTS.get(name)
-            lines = (getattr(found, "description", "") or found.__doc__ or "").strip().splitlines()
-            family, needs = getattr(found, "family", "search"), str(getattr(found, "needs", ""))
+            plugin = AGENTS.get(name)
+            lines = (getattr(plugin, "description", "") or plugin.__doc__ or "").strip().splitlines()
+            family, needs = getattr(plugin, "family", "search"), str(getattr(plugin, "needs", ""))
             listing[name] = AgentInfo(name, family, needs, lines[0] if lines else "", "plug-in")
         except (Exception, SystemExit) as error:
             listing[name] = AgentInfo(name, "", "", "", "plug-in", str(error))

@@ -32,11 +32,12 @@ def measured_regret() -> MeasuredRegret | None:
     path = files("amed_env.agents") / FILE
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(path.read_text(encoding="utf-8"))
     conditions = (
-        f"regret: points of accuracy below the exact optimum after {found['evaluations']} evaluations, interquartile "
-        f"mean of {found['cells']} cells of amed bench {found['suite']} with {found['seeds']} seeds"
+        f"regret: points of accuracy below the exact optimum after {document['evaluations']} evaluations, "
+        f"interquartile mean of "
+        f"{document['cells']} cells of amed bench {document['suite']} with {document['seeds']} seeds"
     )
     return MeasuredRegret(
-        conditions, {name: (value, low, high) for name, (value, low, high) in found["agents"].items()}
+        conditions, {name: (value, low, high) for name, (value, low, high) in document["agents"].items()}
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from amed_env.agents.result import SearchResult, pareto_front
 from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
-from amed_env.errors import BackendError, SearchEnded, UnknownNameError
+from amed_env.errors import BackendError, SearchEnded
 from amed_env.evaluation.store import TrialStore
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.tasks.task import Task, search_split_only
@@ -117,15 +117,3 @@ class Agent(abc.ABC):
         )
 
     folder: Path | None = None
-
-
-def check_options(agent: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options that an agent does not have.
-
-    Raises:
-        UnknownNameError: For the first unknown option; the message has the nearest names.
-    """
-    known = set(known)
-    for option in given:
-        if option not in known:
-            raise UnknownNameError(f"option of agent {agent!r}", option, known)

@@ -49,42 +49,46 @@ def make_agent(spec: str | Agent | type[Agent], /, **options: Any) -> Agent:
     if isinstance(spec, str) and is_recipe(spec):
         return _from_recipe(spec, options)
     name: str | None = None
-    found: Any = spec
+    agent_class: Any = spec
     if isinstance(spec, str):
         name = spec
         if spec in BUILT_IN:
-            found = import_object(BUILT_IN[spec].path, "agent class")
+            agent_class = import_object(f"amed_env.agents.{BUILT_IN[spec].place}", "agent class")
         elif ":" in spec:
-            found = import_object(spec, "agent class")
+            agent_class = import_object(spec, "agent class")
         else:
             if spec not in AGENTS:
                 raise UnknownNameError("agent", spec, agent_names(), "A class is written package.module:Class.")
-            found = AGENTS.get(spec)
-    if isinstance(found, Agent):
-        return found
-    if isinstance(found, type) and not issubclass(found, Agent) and _is_algorithm(found):
-        from amed_env.agents.learners.sb3 import SB3Agent
+            agent_class = AGENTS.get(spec)
+    if isinstance(agent_class, Agent):
+        return agent_class
+    if isinstance(agent_class, type) and not issubclass(agent_class, Agent) and _is_algorithm(agent_class):
+        from amed_env.agents.learners.sb3 import SB3Agent  # brings torch, which other agents do not need
 
-        options, found = {"algorithm": found, **options}, SB3Agent
-    if not (isinstance(found, type) and issubclass(found, Agent)):
+        options, agent_class = {"algorithm": agent_class, **options}, SB3Agent
+    if not (isinstance(agent_class, type) and issubclass(agent_class, Agent)):
         # The object itself is not shown: what a file of results names may be the environment with its secrets.
-        is_class = isinstance(found, type)
-        what = f"the class {found.__qualname__}" if is_class else f"an object of type {type(found).__name__}"
+        is_class = isinstance(agent_class, type)
+        what = (
+            f"the class {agent_class.__qualname__}" if is_class else f"an object of type {type(agent_class).__name__}"
+        )
         raise AgentError(
             f"{'the agent' if name is None else repr(name)} is {what}; expected a subclass of amed_env.Agent."
         )
     try:
-        agent = found(**options)
+        agent = agent_class(**options)
     except AmedError:
         raise
     except (Exception, SystemExit) as error:
         raise AgentError(
-            f"agent {name or found.__name__!r} cannot be made: {type(error).__name__}: {error}."
+            f"agent {name or agent_class.__name__!r} cannot be made: {type(error).__name__}: {error}."
         ) from error
     if name is not None:
         agent.name = name
+        if name in BUILT_IN:
+            agent.needs, agent.description = BUILT_IN[name].needs, BUILT_IN[name].description
     elif agent.name == Agent.name:
-        agent.name = found.__name__
+        agent.name = agent_class.__name__
     return agent
 
 
@@ -103,6 +107,6 @@ def _from_recipe(path: str, options: dict[str, Any]) -> Agent:
     return agent
 
 
-def _is_algorithm(found: type) -> bool:
+def _is_algorithm(algorithm: type) -> bool:
     """Whether a class is an algorithm of stable-baselines3, told without importing the library."""
-    return any(parent.__module__ == "stable_baselines3.common.base_class" for parent in found.__mro__)
+    return any(parent.__module__ == "stable_baselines3.common.base_class" for parent in algorithm.__mro__)

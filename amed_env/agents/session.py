@@ -117,6 +117,11 @@ class SearchSession:
         if self.evaluations >= self.limit:
             raise SearchEnded(f"all {self.limit} evaluations are used up.")
 
+    def check_device(self) -> None:
+        """Raise `SearchEnded` if the device failed too often in a row; for what catches its single failures."""
+        if self.faulty:
+            self.check()
+
     def feasible(self, allocation: BitAllocation) -> bool:
         """Whether an allocation is within the budgets; where the device fails to say, it is taken not to be.
 
@@ -126,8 +131,7 @@ class SearchSession:
         try:
             return self.task.feasible(self.task.cost(allocation).metrics)
         except BackendError:
-            if self.faulty:
-                self.check()
+            self.check_device()
             return False
 
     def knows(self, allocation: BitAllocation) -> bool:

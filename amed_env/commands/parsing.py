@@ -14,7 +14,8 @@ from amed_env.errors import AgentError, AllocationError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import parse_pins
 from amed_env.problem.workload import Workload
-from amed_env.tasks.make import TASKS, import_task, import_workload, load_allocation, make_task, named_workload
+from amed_env.tasks.catalogue import TASKS, named_workload
+from amed_env.tasks.make import import_task, import_workload, load_allocation, make_task
 
 if TYPE_CHECKING:
     from amed_env.tasks.task import Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import gymnasium as gym
 import numpy as np
@@ -41,6 +41,18 @@ def budget_option(options: Mapping[str, Any] | None) -> Any:
     return (options or {}).get("budget")
 
 
+class AllocationOptions(TypedDict, total=False):
+    """What every environment takes by keyword; see `AllocationEnv`."""
+
+    device: str | Path | HardwareBackend | None
+    bits: Sequence[int] | None
+    separate: bool
+    budget: Mapping[str, str | float] | Sequence[str] | None
+    pin: Mapping[str, Any] | Sequence[str] | None
+    budget_range: Mapping[str, tuple[float, float]] | None
+    measure: Callable[[BitAllocation], Trial] | None
+
+
 class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     """Base of the environments; its arguments are those of every one of them.
 
@@ -57,6 +69,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
 
     Attributes:
         task: The task.
+        measure: What evaluates allocations in place of the task, or None.
         cost_arrays: (4, L, P) costs in the order of `features.METRICS`; lower bounds where they do not add up.
         reference: (4,) cost of the uniform 8-bit network.
         rest: (4, L + 1) the least that the layers from t on can cost.
@@ -66,13 +79,14 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     def __init__(
         self,
         task: str | Task,
-        device: str | Path | HardwareBackend | None,
-        bits: Sequence[int] | None,
-        separate: bool,
-        budget: Mapping[str, str | float] | Sequence[str] | None,
-        pin: Mapping[str, Any] | Sequence[str] | None,
-        budget_range: Mapping[str, tuple[float, float]] | None,
-        measure: Callable[[BitAllocation], Trial] | None,
+        *,
+        device: str | Path | HardwareBackend | None = None,
+        bits: Sequence[int] | None = None,
+        separate: bool = False,
+        budget: Mapping[str, str | float] | Sequence[str] | None = None,
+        pin: Mapping[str, Any] | Sequence[str] | None = None,
+        budget_range: Mapping[str, tuple[float, float]] | None = None,
+        measure: Callable[[BitAllocation], Trial] | None = None,
     ) -> None:
         if isinstance(task, Task):
             if device is not None or bits is not None or separate or pin is not None:
@@ -90,7 +104,8 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
                 budget=budget,
                 pin=pin,
             )
-        self._measure = measure
+        self._widths = np.asarray(self.task.precisions, dtype=float)
+        self.measure = measure
         self._trials: dict[BitAllocation, Trial] = {}
         self.cost_arrays, self.reference = self._cost_arrays()
         self.rest = least_rest(self.cost_arrays, self.task.choosable)
@@ -111,22 +126,22 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         ]
         return costs, np.asarray(reference)
 
-    def _budget_ranges(self, given: Mapping[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]]:
+    def _budget_ranges(self, budget_range: Mapping[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]]:
         if self.task.budgets:
-            if given is not None:
+            if budget_range is not None:
                 raise BudgetError("give either a fixed budget or a budget_range, not both.")
             return {}
         smallest = dict(zip(BUDGET_METRICS, self.rest[:, 0] / self.reference, strict=True))
-        if given is None:
+        if budget_range is None:
             name = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
             known = self.task.device_costs.smallest_known(BUDGET_METRICS[name])
             least = smallest[name] if known is None else known / self.reference[METRICS.index(BUDGET_METRICS[name])]
-            least = float(least) * (1 + 1e-6)
+            least = float(least) * (1 + 1e-6)  # so that rounding leaves it reachable
             return {name: (min(1.0, least), max(1.0, least))} if least <= 1 else {name: (least, least)}
-        if not isinstance(given, Mapping):
-            raise BudgetError(f"budget_range is {given!r}; give a mapping such as {{'latency': (0.3, 0.9)}}.")
+        if not isinstance(budget_range, Mapping):
+            raise BudgetError(f"budget_range is {budget_range!r}; give a mapping such as {{'latency': (0.3, 0.9)}}.")
         ranges = {}
-        for name, pair in given.items():
+        for name, pair in budget_range.items():
             if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
                 raise BudgetError(f"budget_range {name}: {pair!r} is no range; give the smallest and the largest.")
             low, high = pair
@@ -183,19 +198,19 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         self._limits = dict(limits)
         return self._finish(choices, {})[0]
 
-    def _finish(self, wanted: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
+    def _finish(self, requested: Sequence[int], info: dict[str, Any]) -> tuple[float, bool]:
         """The true reward of a whole allocation, and whether a fault cut the episode off; `info` gets the details."""
         try:
-            choices, info["repaired"] = self.within_limits(self.task.nearest_choosable(wanted))
+            choices, info["repaired"] = self.within_limits(self.task.nearest_choosable(requested))
             trial = self._trial(self.task.allocation(choices))
-            reference = self.task.float_quality
+            reference = self.task.float_quality.accuracy
         except (SearchEnded, StoreError):
             raise
         except Exception as error:
             logger.warning("the episode is cut off: %s: %s", type(error).__name__, error)
             info["fault"] = f"{type(error).__name__}: {error}"
             return FAULT_REWARD, True
-        reward = final_reward(trial.quality.accuracy, reference.accuracy, trial.costs, self._limits)
+        reward = final_reward(trial.quality.accuracy, reference, trial.costs, self._limits)
         ratios = [trial.costs.get(metric, 0.0) / scale for metric, scale in zip(METRICS, self.reference, strict=True)]
         info |= {
             "allocation": trial.allocation,
@@ -221,14 +236,14 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         repaired = repair(self.task, choices, self._limits)
         return (choices, False) if repaired is None else (repaired, True)
 
-    @property
-    def measures_itself(self) -> bool:
-        """Whether allocations are evaluated by a function that was given, and not by the task."""
-        return self._measure is not None
+    def _nearest_allowed(self, requested: int, allowed: npt.NDArray[np.bool_]) -> int:
+        """The precision itself if it is allowed (P,), else the nearest that is; of two equally near the narrower."""
+        distance = np.abs(self._widths - self._widths[requested]).sum(axis=1)
+        return int(np.where(allowed, distance, np.inf).argmin())
 
     def _trial(self, allocation: BitAllocation) -> Trial:
-        if self._measure is not None:
-            return self._measure(allocation)
+        if self.measure is not None:
+            return self.measure(allocation)
         if allocation not in self._trials:
             if len(self._trials) >= _REMEMBERED_TRIALS:
                 self._trials.clear()

@@ -27,7 +27,7 @@ def why_not(env: LayerWiseEnv) -> str | None:
     """Why many episodes of an environment cannot be stepped at once, or None if they can."""
     if env.reward_kind == "predicted":
         return None
-    if env.measures_itself:
+    if env.measure is not None:
         return "allocations are evaluated by `measure`, one after the other"
     if env.task.evaluator.complete_table() is None:
         return f"the quality of {env.task.network!r} is evaluated, not looked up"
@@ -167,16 +167,16 @@ class LayerWiseBatch:
             InputError: If an action is not in the action space.
         """
         state, kind = self.state, self.env.reward_kind
-        wanted = self._choices_of(actions)
-        taken = wanted
-        if not self._allowed[self._rows, wanted].all():
-            taken = np.where(self._allowed, self._distance[wanted], np.inf).argmin(axis=1)
+        requested = self._choices_of(actions)
+        taken = requested
+        if not self._allowed[self._rows, requested].all():
+            taken = np.where(self._allowed, self._distance[requested], np.inf).argmin(axis=1)
         before = state.predicted_loss
         state.used = state.used + self._costs[state.step, taken]
         state.predicted_loss = before + self.task.predicted_loss[state.step, taken]
         state.choices[:, state.step] = taken
         state.step += 1
-        info: dict[str, Any] = {"action_clamped": taken != wanted, "action_taken": taken}
+        info: dict[str, Any] = {"action_clamped": taken != requested, "action_taken": taken}
         rewards = np.zeros(self.count)
         if self.over:
             if self._reward_of is not None:

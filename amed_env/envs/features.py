@@ -20,6 +20,7 @@ METRICS = tuple(BUDGET_METRICS.values())
 
 FloatArray = npt.NDArray[np.float64]
 _SIZES = ("weight_elements", "macs", "in_channels", "out_channels")
+# What common networks have at the most; beyond, features are clipped at 1. The spread is in standard deviations.
 _LARGEST_KERNEL, _LARGEST_STRIDE, _LARGEST_SPREAD = 7.0, 4.0, 16.0
 
 

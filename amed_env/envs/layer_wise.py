@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.envs.base import AllocationEnv
+from amed_env.envs.base import AllocationEnv, AllocationOptions
 from amed_env.envs.features import METRICS, EpisodeState, Observer
 from amed_env.errors import InputError, RenderModeError
-from amed_env.evaluation.store import Trial
-from amed_env.hardware.protocol import HardwareBackend
-from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.constraints import allowed_choices
 from amed_env.problem.objective import potential, shaping
 from amed_env.tasks.task import Task
@@ -59,10 +54,10 @@ class LayerWiseEnv(AllocationEnv):
     `feasible`, `repaired`, `score`, `reward_vector` (see `envs.base.REWARD_VECTOR`). After a fault: `fault`.
 
     Args:
-        task, device, bits, separate, budget, pin, budget_range: See `AllocationEnv`.
+        task, **options: See `AllocationEnv`.
         reward: `shaped`, `terminal` or `predicted`.
         gamma: Discount of the shaping; give the learner's own.
-        measure: What evaluates a whole allocation; by default the task itself, each allocation only once.
+        render_mode: `ansi`, or None.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it as an instance variable
@@ -71,18 +66,12 @@ class LayerWiseEnv(AllocationEnv):
         self,
         task: str | Task = "digits-cnn",
         *,
-        device: str | Path | HardwareBackend | None = None,
-        bits: Sequence[int] | None = None,
-        separate: bool = False,
-        budget: Mapping[str, str | float] | Sequence[str] | None = None,
-        pin: Mapping[str, Any] | Sequence[str] | None = None,
-        budget_range: Mapping[str, tuple[float, float]] | None = None,
         reward: RewardKind = "shaped",
         gamma: float = 1.0,
-        measure: Callable[[BitAllocation], Trial] | None = None,
         render_mode: str | None = None,
+        **options: Unpack[AllocationOptions],
     ) -> None:
-        super().__init__(task, device, bits, separate, budget, pin, budget_range, measure)
+        super().__init__(task, **options)
         if reward not in get_args(RewardKind):
             raise InputError(f"reward {reward!r} is unknown; use one of {', '.join(get_args(RewardKind))}.")
         if not 0 < gamma <= 1:
@@ -143,12 +132,6 @@ class LayerWiseEnv(AllocationEnv):
         grid = self._allowed.reshape(len(self.task.bits), len(self.task.bits))
         return np.concatenate([grid.any(axis=1), grid.any(axis=0)])
 
-    def _nearest_allowed(self, choice: int, allowed: npt.NDArray[np.bool_]) -> int:
-        """The allowed precision whose widths are nearest; of two equally near ones the narrower."""
-        widths = np.asarray(self.task.precisions, dtype=float)
-        distance = np.abs(widths - widths[choice]).sum(axis=1)
-        return int(np.where(allowed, distance, np.inf).argmin())
-
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Set the precision of the current layer; see the class for rewards and information.
 
@@ -158,15 +141,15 @@ class LayerWiseEnv(AllocationEnv):
         state = self._state
         if state.step >= len(self.task.workload):
             raise InputError("the episode is over; call reset() before the next step().")
-        wanted = self._choice_of(action)
-        choice = wanted if self._allowed[wanted] else self._nearest_allowed(wanted, self._allowed)
+        requested = self._choice_of(action)
+        choice = requested if self._allowed[requested] else self._nearest_allowed(requested, self._allowed)
         before = potential(state.predicted_loss)
         state.used = state.used + self.cost_arrays[:, state.step, choice]
         state.predicted_loss += float(self.task.predicted_loss[state.step, choice])
         state.choices.append(choice)
         state.step += 1
         self._allowed = self._find_allowed()
-        info: dict[str, Any] = {"action_clamped": choice != wanted, "action_taken": choice}
+        info: dict[str, Any] = {"action_clamped": choice != requested, "action_taken": choice}
         terminated, truncated, reward = state.step == len(self.task.workload), False, 0.0
         if terminated:
             if self.reward_kind == "predicted":

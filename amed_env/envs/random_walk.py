@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.envs.base import AllocationEnv
+from amed_env.envs.base import AllocationEnv, AllocationOptions
 from amed_env.envs.features import METRICS
 from amed_env.errors import InputError, RenderModeError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial
-from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.objective import FAULT_REWARD, TOLERANCE, VIOLATION_PENALTY, final_reward, fits, violation
 from amed_env.problem.quality_score import QualityScore, latency_ratio
@@ -68,11 +66,11 @@ class RandomWalkEnv(AllocationEnv):
     `costs`, `feasible`, `zeta`, `score`. After a fault: `fault`.
 
     Args:
-        task, device, bits, separate, budget, pin, budget_range: See `AllocationEnv`.
+        task, **options: See `AllocationEnv`; `measure` is asked at every step.
         moves: Steps of an episode; by default four for every layer.
         reward: `zeta` or `score`.
         quality: The quality score ζ, or its fields; by default `QualityScore()`.
-        measure: What evaluates an allocation; by default the task itself, each allocation only once.
+        render_mode: `ansi`, or None.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it as an instance variable
@@ -81,19 +79,13 @@ class RandomWalkEnv(AllocationEnv):
         self,
         task: str | Task = "digits-cnn",
         *,
-        device: str | Path | HardwareBackend | None = None,
-        bits: Sequence[int] | None = None,
-        separate: bool = False,
-        budget: Mapping[str, str | float] | Sequence[str] | None = None,
-        pin: Mapping[str, Any] | Sequence[str] | None = None,
-        budget_range: Mapping[str, tuple[float, float]] | None = None,
         moves: int | None = None,
         reward: WalkReward = "zeta",
         quality: QualityScore | Mapping[str, Any] | None = None,
-        measure: Callable[[BitAllocation], Trial] | None = None,
         render_mode: str | None = None,
+        **options: Unpack[AllocationOptions],
     ) -> None:
-        super().__init__(task, device, bits, separate, budget, pin, budget_range, measure)
+        super().__init__(task, **options)
         if reward not in get_args(WalkReward):
             raise InputError(f"reward {reward!r} is unknown; use one of {', '.join(get_args(WalkReward))}.")
         if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int) or moves < 1):
@@ -109,7 +101,6 @@ class RandomWalkEnv(AllocationEnv):
         self._rows = np.arange(layers)
         largest = max(float(self.task.predicted_loss.max()), 1e-6)
         self._predicted = np.log1p(self.task.predicted_loss).ravel() / math.log1p(largest)
-        self._widths = np.asarray(self.task.precisions, dtype=float)
         self._choices = self.task.space.start_choices()
         self._left = 0
         self._trial_here: Trial | None = None
@@ -185,17 +176,18 @@ class RandomWalkEnv(AllocationEnv):
         """
         if self._left == 0:
             raise InputError("the episode is over; call reset() before the next step().")
-        layer, wanted = self._move_of(action)
+        layer, requested = self._move_of(action)
         before = self._trial_here
         taken = int(self._choices[layer])
         if before is not None:
-            taken = self._nearest_allowed(layer, wanted)
+            if self._allowed[layer].any():
+                taken = self._nearest_allowed(requested, self._allowed[layer])
             self._choices = self._choices.copy()
             self._choices[layer] = taken
             self._allowed = self._find_allowed()
             self._trial_here, self._fault = self._evaluate()
         info: dict[str, Any] = {
-            "action_clamped": taken != wanted,
+            "action_clamped": taken != requested,
             "action_taken": layer * len(self.task.precisions) + taken,
         }
         trial = self._trial_here
@@ -216,14 +208,6 @@ class RandomWalkEnv(AllocationEnv):
             raise InputError(f"action {action!r} is not in {self.action_space}.")
         layer, choice = divmod(number, len(self.task.precisions))
         return layer, choice
-
-    def _nearest_allowed(self, layer: int, wanted: int) -> int:
-        """The allowed precision of a layer whose widths are nearest, narrower ones first; the present one if none."""
-        allowed = self._allowed[layer]
-        if not allowed.any():
-            return int(self._choices[layer])
-        distance = np.abs(self._widths - self._widths[wanted]).sum(axis=1)
-        return wanted if allowed[wanted] else int(np.where(allowed, distance, np.inf).argmin())
 
     def _zeta(self, trial: Trial) -> float:
         reference = {} if self.task.reference_cost is None else self.task.reference_cost.metrics

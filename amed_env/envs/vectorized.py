@@ -66,6 +66,7 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
 
     Args:
         num_envs: N.
+        env: An environment that they are like; made of the options by default.
         **options: Those of `LayerWiseEnv`.
 
     Raises:
@@ -74,17 +75,8 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
-    def __init__(self, num_envs: int = 1, **options: Any) -> None:
-        self._setup(LayerWiseEnv(**options), num_envs)
-
-    @classmethod
-    def of(cls, env: LayerWiseEnv, num_envs: int) -> LayerWiseVectorEnv:
-        """Environments like a given one."""
-        made = cls.__new__(cls)
-        made._setup(env, num_envs)
-        return made
-
-    def _setup(self, env: LayerWiseEnv, num_envs: int) -> None:
+    def __init__(self, num_envs: int = 1, env: LayerWiseEnv | None = None, **options: Any) -> None:
+        env = LayerWiseEnv(**options) if env is None else env
         self.batch = LayerWiseBatch(env, num_envs)
         self.task, self.num_envs = env.task, num_envs
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
@@ -139,9 +131,9 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
         if self.batch.over:
             observations, info = self.reset()
             return observations, np.zeros(self.num_envs), never, never.copy(), info
-        rewards, found = self.batch.step(actions)
+        rewards, details = self.batch.step(actions)
         ended = np.full(self.num_envs, self.batch.over)
-        return self.batch.observe(), rewards, ended, never, self._with_masks(found)
+        return self.batch.observe(), rewards, ended, never, self._with_masks(details)
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """What may be done now: bool (N, P), or (N, 2W) for `MultiDiscrete`."""
@@ -163,8 +155,8 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
         """
         if name == "action_masks":
             return tuple(self.action_masks(*args, **kwargs))
-        found = getattr(self, name) if name in _GENERATOR else shared_attribute(self.batch.env, name)
-        return tuple(found(*args, **kwargs) if callable(found) else found for _ in range(self.num_envs))
+        attribute = getattr(self, name) if name in _GENERATOR else shared_attribute(self.batch.env, name)
+        return tuple(attribute(*args, **kwargs) if callable(attribute) else attribute for _ in range(self.num_envs))
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """An attribute of each environment: N values.
@@ -211,7 +203,7 @@ def make_layer_wise_vector(num_envs: int = 1, **options: Any) -> VectorEnv[Obser
     first = LayerWiseEnv(**options)
     reason = why_not(first)
     if reason is None:
-        return LayerWiseVectorEnv.of(first, num_envs)
+        return LayerWiseVectorEnv(num_envs, first)
     logger.info("environments are stepped one after the other: %s", reason)
     of_the_task = {"task", "device", "bits", "separate", "budget", "pin"}
     shared = {"task": first.task, **{key: value for key, value in options.items() if key not in of_the_task}}

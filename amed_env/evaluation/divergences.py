@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from amed_env.errors import NonFiniteError
+from amed_env.evaluation.quality import Progress
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Workload
 from amed_env.quantization.network import QuantizedNetwork
@@ -18,10 +19,10 @@ from amed_env.quantization.network import QuantizedNetwork
 # starts from.
 SENSITIVITY_BITS = 8
 """Width of all other layers meanwhile."""
-_AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
+AT_ONCE = 1_024
+"""Allocations of one sweep, whose plans are kept in memory together."""
 
 FloatArray = npt.NDArray[np.float64]
-ProgressCall = Callable[[int, int], None]
 
 
 def measure_divergences(
@@ -29,7 +30,7 @@ def measure_divergences(
     inputs: torch.Tensor,
     precisions: Sequence[Precision],
     batch_size: int,
-    progress: ProgressCall | None = None,
+    progress: Progress | None = None,
 ) -> FloatArray:
     """Mean divergence in nats from the 8-bit network when one layer is changed: float64 (L, P), not negative.
 
@@ -47,11 +48,11 @@ def measure_divergences(
     # From the last layer to the first, so that each shares all layers before its own with the one before.
     cells = [(row, column) for row in reversed(range(len(names))) for column in range(len(precisions))]
     allocations = [base.replace({names[row]: precisions[column]}) for row, column in cells]
-    found = np.zeros((len(names), len(precisions)))
+    divergences = np.zeros((len(names), len(precisions)))
     for cell, value in zip(cells, _divergences(network, base, allocations, inputs, batch_size, progress), strict=True):
-        found[cell] = value
+        divergences[cell] = value
     # A divergence is never negative; sums of rounded logarithms can be, by their last bits.
-    return np.maximum(found, 0.0)
+    return np.maximum(divergences, 0.0)
 
 
 def pair_cells(layers: int, precisions: Sequence[Precision], reach: int) -> list[tuple[int, int, int, int]]:
@@ -84,7 +85,7 @@ def measure_pairs(
     precisions: Sequence[Precision],
     batch_size: int,
     reach: int,
-    progress: ProgressCall | None = None,
+    progress: Progress | None = None,
 ) -> FloatArray:
     """KL(i, j) - KL(i) - KL(j) in nats: what two changed layers do together beyond the sum of each alone.
 
@@ -109,11 +110,11 @@ def measure_pairs(
     values = _divergences(network, base, allocations, inputs, batch_size, progress)
     known = dict(zip(allocations, values, strict=True))
     alone = np.array([[known.get(base.replace({name: p}), 0.0) for p in precisions] for name in names])
-    found = np.zeros((layers, count, layers, count))
+    interactions = np.zeros((layers, count, layers, count))
     for i, m, j, n in pair_cells(layers, precisions, reach):
         together = known[base.replace({names[i]: precisions[m], names[j]: precisions[n]})]
-        found[i, m, j, n] = found[j, n, i, m] = together - alone[i, m] - alone[j, n]
-    return found
+        interactions[i, m, j, n] = interactions[j, n, i, m] = together - alone[i, m] - alone[j, n]
+    return interactions
 
 
 def _divergences(
@@ -122,14 +123,14 @@ def _divergences(
     allocations: list[BitAllocation],
     inputs: torch.Tensor,
     batch_size: int,
-    progress: ProgressCall | None,
+    progress: Progress | None,
 ) -> FloatArray:
     """Mean divergence of each allocation's class probabilities from those of `base`: float64, one each."""
     batches = inputs.split(batch_size)
-    found = np.zeros(len(allocations))
+    means = np.zeros(len(allocations))
     done, steps = 0, len(batches) * len(allocations)
-    for start in range(0, len(allocations), _AT_ONCE):
-        part = allocations[start : start + _AT_ONCE]
+    for start in range(0, len(allocations), AT_ONCE):
+        part = allocations[start : start + AT_ONCE]
         reference = torch.empty(0)
         for _, position, scores in network.sweep([base, *part], batches):
             logarithms = F.log_softmax(scores.double(), dim=1)
@@ -137,10 +138,10 @@ def _divergences(
                 reference = logarithms
                 continue
             divergence = F.kl_div(logarithms, reference, reduction="sum", log_target=True)
-            found[start + position - 1] += float(divergence) / len(inputs)
+            means[start + position - 1] += float(divergence) / len(inputs)
             done += 1
             if progress is not None:
                 progress(done, steps)
-    if not np.isfinite(found).all():
+    if not np.isfinite(means).all():
         raise NonFiniteError("the network returns NaN or infinity on the calibration samples when quantized.")
-    return found
+    return means

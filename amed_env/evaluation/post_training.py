@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, InputError, NetworkError, NonFiniteError
-from amed_env.evaluation.divergences import measure_divergences, measure_pairs
-from amed_env.evaluation.preparation import Progress, prepare_network, prepared_digest
-from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
+from amed_env.evaluation.divergences import AT_ONCE, measure_divergences, measure_pairs
+from amed_env.evaluation.preparation import prepare_network, prepared_digest
+from amed_env.evaluation.quality import Evaluator, GradientMeasure, Progress, Quality, Split, check_split
 from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.quantization.layers import PreparedWidth
@@ -39,10 +39,9 @@ RANGE_SAMPLES = 1_024
 SENSITIVITY_SAMPLES = 1_024
 """Calibration samples on which single-layer sensitivities are measured."""
 PAIR_SAMPLES = 256
-"""Calibration samples on which pairs of layers are measured."""
+"""Calibration samples on which pairs of layers are measured; fewer, as pairs are many."""
 MEASURES_VERSION = 2
 """Changes when `sensitivities` does, so that what was kept is measured anew."""
-_AT_ONCE = 1_024  # allocations of one sweep, whose plans are kept in memory together
 
 
 class PostTrainingEvaluator(Evaluator):
@@ -210,7 +209,7 @@ class PostTrainingEvaluator(Evaluator):
         split: Split = "search",
         *,
         workers: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[Quality]:
         """Qualities of many allocations: the same numbers as one by one, but what they share is computed once.
 
@@ -231,13 +230,13 @@ class PostTrainingEvaluator(Evaluator):
             # Neighbours in this order share the most first layers, which are computed once.
             key=lambda allocation: tuple(allocation.values()),
         )
-        found: dict[BitAllocation, Quality] = {}
-        parts = _in_parts(ordered, _AT_ONCE, workers)
+        qualities_of: dict[BitAllocation, Quality] = {}
+        parts = _in_parts(ordered, AT_ONCE, workers)
         for part, qualities in self._map(parts, split, workers):
-            found.update(zip(part, qualities, strict=True))
+            qualities_of.update(zip(part, qualities, strict=True))
             if progress is not None:
-                progress(len(found), len(ordered))
-        return [found[allocation.require_layers(names, "the network")] for allocation in allocations]
+                progress(len(qualities_of), len(ordered))
+        return [qualities_of[allocation.require_layers(names, "the network")] for allocation in allocations]
 
     def _map(
         self, parts: list[list[BitAllocation]], split: Split, workers: int

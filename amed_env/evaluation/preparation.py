@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from amed_env._version import __version__
 from amed_env.errors import AmedError
 from amed_env.evaluation.prepared_file import FORMAT, digest_of, file_content, prepared_tensors, read_prepared
+from amed_env.evaluation.quality import Progress
 from amed_env.quantization.bias_correction import corrected
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.learned_rounding import RoundingLearner
@@ -38,9 +39,6 @@ SMALL_STEP_MACS = 5e8
 """A step of less work than this is fastest on one thread; with more of them it was up to 14 times slower."""
 NARROW_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 """Widths whose biases are corrected; at 16 bits there is nothing to correct."""
-
-Progress = Callable[[int, int], None]
-"""Called with the steps done and all steps."""
 
 
 def prepare_network(
@@ -73,7 +71,9 @@ def prepare_network(
     prepared = _shipped(network, name) or _cached(network, name)
     if prepared is None:
         prepared = _make(network, recipe, calibration, name, threads, progress)
-        _keep(prepared, kept_path(name), {"recipe": recipe.fingerprint(), "network": network.workload.name})
+        facts = {"recipe": recipe.fingerprint(), "network": network.workload.name}
+        made = {"amed_env": __version__, "widths": list(LEARNED_WIDTHS), **facts}
+        _write(kept_path(name), file_content(prepared_tensors(prepared), made))
     for (layer, bits), width in prepared.items():
         network.use(layer, bits, width)
     return prepared_digest(prepared)
@@ -183,15 +183,6 @@ def _cached(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], Prepa
 def prepared_digest(prepared: Mapping[tuple[str, int], PreparedWidth]) -> str:
     """A digest (hex) of everything that was prepared."""
     return digest_of(prepared_tensors(prepared))
-
-
-def prepared_file(prepared: Mapping[tuple[str, int], PreparedWidth], facts: Mapping[str, str]) -> bytes:
-    """A file of what was prepared."""
-    return file_content(prepared_tensors(prepared), {"amed_env": __version__, "widths": list(LEARNED_WIDTHS), **facts})
-
-
-def _keep(prepared: Mapping[tuple[str, int], PreparedWidth], path: Path, facts: Mapping[str, str]) -> None:
-    _write(path, prepared_file(prepared, facts))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -85,11 +85,11 @@ def read_prepared(network: QuantizedNetwork, path: Path) -> PreparedFile:
         if part != "integers":
             continue
         layer, _, bits = where.rpartition("/")
-        found = {name: others.pop(f"{where}/{name}", None) for name in _PARTS}
-        if layer not in network.layers or not bits.isdecimal() or not _fits(network, layer, int(bits), found):
+        parts = {name: others.pop(f"{where}/{name}", None) for name in _PARTS}
+        if layer not in network.layers or not bits.isdecimal() or not _fits(network, layer, int(bits), parts):
             raise AmedError(f"{path} does not fit the network at layer {layer!r} with {bits} bits")
         widths[layer, int(bits)] = PreparedWidth(
-            found["integers"], found["scales"], found["bias"], float(found["activation_scale"])
+            parts["integers"], parts["scales"], parts["bias"], float(parts["activation_scale"])
         )
     return PreparedFile(widths, others, made)
 
@@ -104,10 +104,10 @@ def _made(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     return made
 
 
-def _fits(network: QuantizedNetwork, layer: str, bits: int, found: Mapping[str, torch.Tensor | None]) -> bool:
+def _fits(network: QuantizedNetwork, layer: str, bits: int, parts: Mapping[str, torch.Tensor | None]) -> bool:
     """Whether the parts of a layer at a width are all there, of the right shapes, and sound numbers."""
     weight = network.layers[layer].layer.weight
-    integers, scales, bias, activation_scale = (found[part] for part in _PARTS)
+    integers, scales, bias, activation_scale = (parts[part] for part in _PARTS)
     if integers is None or scales is None or activation_scale is None:
         return False
     channels = weight.shape[:1]

@@ -24,7 +24,7 @@ from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.rounding import integer_range
 
 HUTCHINSON_PROBES = 16
-"""Random vectors a batch of the trace estimate."""
+"""Random vectors a batch of the trace estimate; its error falls with their root, and batches average it further."""
 _SEED = 20_220_530  # of the probes and of the labels that are drawn, so that the same network gives the same numbers
 
 
@@ -144,12 +144,13 @@ def _squared_errors(
     of_weights, of_inputs = np.zeros((2, len(records), len(precisions)))
     for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
         weight = layer.layer.weight.detach()
-        by_weight = {b: _energy(_rounded_weight(layer, b) - weight) for b in {p.weight_bits for p in precisions}}
-        values = [inputs.detach() for inputs in record.inputs]
-        by_input = {
-            bits: sum(_energy(_rounded_inputs(layer, value, bits) - value) / len(value) for value in values)
-            for bits in {p.activation_bits for p in precisions}
-        }
+        widths = {precision.weight_bits for precision in precisions}
+        by_weight = {bits: _energy(_rounded_weight(layer, bits) - weight) for bits in widths}
+        by_input = {precision.activation_bits: 0.0 for precision in precisions}
+        for bits in by_input:
+            for values in record.inputs:
+                error = _rounded_inputs(layer, values.detach(), bits) - values.detach()
+                by_input[bits] += _energy(error) / len(values)
         of_weights[row] = [by_weight[p.weight_bits] for p in precisions]
         of_inputs[row] = [by_input[p.activation_bits] for p in precisions]
     return of_weights, of_inputs
@@ -173,7 +174,7 @@ def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisio
         loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
         every = [output for record in records for output in record.outputs]
         gradients = iter(torch.autograd.grad(loss, every, allow_unused=True))
-    found = np.zeros((len(records), len(precisions)))
+    sensitivities = np.zeros((len(records), len(precisions)))
     for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
         slopes = [next(gradients) for _ in record.outputs]
         for column, (weight_bits, activation_bits) in enumerate(precisions):
@@ -186,8 +187,8 @@ def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisio
                         part = ((output - returned) * slope).reshape(len(inputs), -1)
                         change += part.double().sum(dim=1).cpu()
             # Half the mean square of first-order changes: the Fisher matrix is the curvature of the divergence.
-            found[row, column] = 0.5 * float(change.square().mean())
-    return found
+            sensitivities[row, column] = 0.5 * float(change.square().mean())
+    return sensitivities
 
 
 def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
@@ -195,8 +196,10 @@ def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisi
         loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
         leaves = [tensor for record in records for tensor in (record.weight, *record.inputs)]
         # What does not reach the scores, an auxiliary head for example, has no gradient.
-        found = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-        slopes = [torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(found, leaves, strict=True)]
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+        slopes = [
+            torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(gradients, leaves, strict=True)
+        ]
         traces = np.zeros(len(leaves))
         curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]  # not linear in it
         for _ in range(HUTCHINSON_PROBES if curved else 0):

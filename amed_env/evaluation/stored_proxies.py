@@ -7,9 +7,7 @@ network, samples and recipe; it is an `.npz` file without any pickle.
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy.typing as npt
 
 from amed_env.errors import AmedError, TableError
 from amed_env.evaluation.quality import Evaluator, GradientMeasure
-from amed_env.evaluation.table_file import QualityTable
+from amed_env.evaluation.table_file import QualityTable, members_of, write_arrays
 from amed_env.problem.ties import Ties
 
 FORMAT = "amed-proxies/1"
@@ -78,17 +76,9 @@ class StoredProxies:
     def save(self, path: Path) -> None:
         """Write the file; equal proxies give equal bytes."""
         header = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint}, sort_keys=True).encode()
-        parts: dict[str, npt.NDArray[Any]] = {
-            "header": np.frombuffer(header, dtype=np.uint8),
-            **self.sensitivities,
-            "pairs": self.pairs,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for name, array in parts.items():
-                buffer = io.BytesIO()
-                np.save(buffer, array, allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+        parts: dict[str, npt.NDArray[Any]] = {"header": np.frombuffer(header, dtype=np.uint8), **self.sensitivities}
+        parts["pairs"] = self.pairs
+        write_arrays(path, parts)
 
     @classmethod
     def load(cls, path: Path, table: QualityTable) -> StoredProxies:
@@ -115,14 +105,9 @@ class StoredProxies:
             ) from error
 
 
-def _members(ties: Ties) -> list[list[int]]:
-    position = {name: row for row, name in enumerate(ties.full.layer_names)}
-    return [[position[name] for name in group] for group in ties.groups]
-
-
 def _of_groups(values: npt.NDArray[np.float64], ties: Ties) -> npt.NDArray[np.float64]:
     """Of tied layers the sum: (L, P) to (G, P)."""
-    return np.stack([values[members].sum(axis=0) for members in _members(ties)])
+    return np.stack([values[members].sum(axis=0) for members in members_of(ties)])
 
 
 def _pairs_of_groups(pairs: npt.NDArray[np.float64], ties: Ties) -> npt.NDArray[np.float64]:
@@ -130,11 +115,13 @@ def _pairs_of_groups(pairs: npt.NDArray[np.float64], ties: Ties) -> npt.NDArray[
 
     What the layers of one group do to each other is left out, as the group's own divergence is a sum too.
     """
-    groups = _members(ties)
+    groups = members_of(ties)
     count = pairs.shape[1]
-    found = np.zeros((len(groups), count, len(groups), count))
+    between_groups = np.zeros((len(groups), count, len(groups), count))
     for first, mine in enumerate(groups):
         for second, others in enumerate(groups):
             if first != second:
-                found[first, :, second] = pairs[np.ix_(mine, range(count), others, range(count))].sum(axis=(0, 2))
-    return found
+                between_groups[first, :, second] = pairs[np.ix_(mine, range(count), others, range(count))].sum(
+                    axis=(0, 2)
+                )
+    return between_groups

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import as_file, files
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -40,15 +39,6 @@ class TableEvaluator(Evaluator):
         self.ties = None if table.ties.trivial else table.ties
         self.fingerprint = f"table {table.digest}"
         self.kept_float = table.kept_float
-
-    @classmethod
-    def load(cls, path: str | Path) -> TableEvaluator:
-        """An evaluator of a table file.
-
-        Raises:
-            TableError: If the file is missing or damaged.
-        """
-        return cls(QualityTable.load(Path(path)))
 
     def complete_table(self) -> QualityTable:
         """See `Evaluator.complete_table`."""

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,8 @@ import torch
 from amed_env._version import __version__
 from amed_env.errors import TableError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.evaluation.quality import SPLITS, Quality
-from amed_env.evaluation.table_file import QualityTable, check_size
+from amed_env.evaluation.quality import SPLITS, Progress, Quality
+from amed_env.evaluation.table_file import QualityTable, check_size, members_of
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.ties import Ties
 from amed_env.support.files import write_atomically
@@ -34,9 +34,6 @@ MOST_SAMPLES = 65_535
 CHUNK_ROWS = 1_024
 """Allocations of one chunk: what a killed build loses at most, for each worker."""
 FACTS_FILE = "facts.json"
-
-Progress = Callable[[int, int], None]
-"""Called with the allocations that are done and all of them."""
 
 
 class TableBuilder:
@@ -124,11 +121,11 @@ class TableBuilder:
     def _evaluate(self, rows: range) -> npt.NDArray[np.float64]:
         """Correct samples and loss on each split: float64 (splits, 2, rows)."""
         allocations = [self.allocation(row) for row in rows]
-        found: list[list[list[float]]] = []
+        by_split: list[list[list[float]]] = []
         for split in SPLITS:
             qualities = self.evaluator.evaluate_many(allocations, split, workers=self.workers)
-            found.append([[quality.correct for quality in qualities], [quality.loss for quality in qualities]])
-        return np.asarray(found, dtype=np.float64)
+            by_split.append([[quality.correct for quality in qualities], [quality.loss for quality in qualities]])
+        return np.asarray(by_split, dtype=np.float64)
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:08d}.npy"
@@ -156,8 +153,7 @@ class TableBuilder:
         evaluator = self.evaluator
         float_allocation = evaluator.workload.uniform(32)
         float_quality: dict[str, Quality] = {split: evaluator.evaluate(float_allocation, split) for split in SPLITS}
-        position = {name: row for row, name in enumerate(evaluator.workload.layer_names)}
-        members = [[position[name] for name in group] for group in self.ties.groups]
+        members = members_of(self.ties)
         predicted, statistics = evaluator.predicted_loss(self.precisions), evaluator.weight_statistics()
         return QualityTable(
             self.ties,

@@ -76,7 +76,7 @@ class QualityTable:
 
     def __len__(self) -> int:
         """Allocations in all."""
-        return row_count(len(self.ties.groups), len(self.precisions))
+        return int(len(self.precisions) ** len(self.ties.groups))
 
     @cached_property
     def strides(self) -> npt.NDArray[np.int64]:
@@ -160,12 +160,7 @@ class QualityTable:
             "sha256": np.frombuffer(bytes.fromhex(self.digest), dtype=np.uint8),
             **{name: _packed(array) if name in _COLUMNS else array for name, array in arrays.items()},
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for name, array in parts.items():
-                buffer = io.BytesIO()
-                np.save(buffer, array, allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+        write_arrays(path, parts)
 
     @classmethod
     def load(cls, path: Path) -> QualityTable:
@@ -178,7 +173,7 @@ class QualityTable:
             return cls._load(path)
         except OSError as error:
             raise TableError(f"cannot read the quality table {path}: {error}.") from error
-        except (TableError, AmedError) as error:
+        except AmedError as error:
             raise TableError(f"the quality table {path} cannot be used: {error}") from error
         except Exception as error:  # a damaged file makes zipfile, numpy and json raise errors of many types
             raise TableError(
@@ -212,9 +207,20 @@ class QualityTable:
         )
 
 
-def row_count(groups: int, choices: int) -> int:
-    """How many allocations there are of so many groups with so many choices each."""
-    return int(choices**groups)
+def members_of(ties: Ties) -> list[list[int]]:
+    """Positions of the layers of each group among all layers of the network."""
+    position = {name: row for row, name in enumerate(ties.full.layer_names)}
+    return [[position[name] for name in group] for group in ties.groups]
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write an `.npz` file; equal arrays give equal bytes, as `numpy.savez`, which keeps the time, does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
 
 
 def check_size(groups: int, choices: int) -> int:
@@ -223,7 +229,7 @@ def check_size(groups: int, choices: int) -> int:
     Raises:
         TableError: If they are too many.
     """
-    rows = row_count(groups, choices)
+    rows = int(choices**groups)
     if rows > MOST_ROWS:
         raise TableError(
             f"{groups} groups of layers with {choices} precisions are {rows:,} allocations, more than {MOST_ROWS:,}; "

@@ -62,7 +62,7 @@ class NamedNetwork:
 
     def zeros(self) -> Inputs:
         """A sample of zeros, enough for tracing."""
-        import torch
+        import torch  # here, as a listing of tasks must not wait for it
 
         single = tuple(size for size in self.input_shape if isinstance(size, int))
         several = tuple(shape for shape in self.input_shape if not isinstance(shape, int))
@@ -106,7 +106,7 @@ def named_workload(name: str) -> Workload:
     entry = named_network(name)
     if entry.table is not None:
         return entry.table().table.ties.full
-    from amed_env.tracing.trace import trace
+    from amed_env.tracing.trace import trace  # brings torch, which tables do without
 
     return trace(entry.architecture(), entry.zeros(), name).workload
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from math import fsum
 from operator import getitem
@@ -76,6 +76,21 @@ class DeviceCosts:
         if self.capabilities.additive:
             return self.table
         return lower_bounds(self.backend, self.space.workload, self.space.precisions)
+
+    def bounded_limits(self, limits: Mapping[str, float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """What solvers are given of the limits of B metrics in `least_table`; others cannot be bounded beforehand.
+
+        Args:
+            limits: Limit by metric.
+
+        Returns:
+            Costs (B, L, P), or lower bounds of them where they do not add up, and limits (B,).
+        """
+        bounded = [metric for metric in limits if metric in self.least_table]
+        costs = np.zeros((len(bounded), *self.space.choosable.shape))
+        for row, metric in enumerate(bounded):
+            costs[row] = self.least_table[metric]
+        return costs, np.asarray([limits[metric] for metric in bounded])
 
     def smallest_known(self, metric: str) -> float | None:
         """A value of a metric that some allocation surely reaches: the least of all where costs add up.

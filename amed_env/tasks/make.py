@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amed_env.errors import AmedError, DataError, InputError, UnsupportedPrecisionError
+from amed_env.hardware import load_device
 from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation
 from amed_env.problem.objective import Budget, parse_budgets
 from amed_env.support.registry import import_object
-from amed_env.tasks.catalogue import TABULAR_PREFIX, TASKS, NamedNetwork, named_network, named_workload
+from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
+from amed_env.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,21 +25,7 @@ if TYPE_CHECKING:
     from amed_env.problem.workload import Workload
     from amed_env.quantization.network import Engine
     from amed_env.quantization.recipe import Recipe
-    from amed_env.tasks.task import Task
     from amed_env.tracing.trace import Inputs
-
-__all__ = [
-    "DEFAULT_DEVICE",
-    "TASKS",
-    "NamedNetwork",
-    "import_task",
-    "import_workload",
-    "imported_parts",
-    "load_allocation",
-    "make_task",
-    "named_network",
-    "named_workload",
-]
 
 DEFAULT_DEVICE = "bitfusion"
 COMPARED_SAMPLES = 64
@@ -96,8 +84,6 @@ def make_task(
     Raises:
         AmedError: One of its subclasses, if something does not fit; the message says what and how to mend it.
     """
-    from amed_env.hardware import load_device
-
     backend = load_device(device)
     chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin)
     evaluation: dict[str, Any] = {"threads": threads, "engine": engine, "device": evaluation_device}
@@ -135,8 +121,6 @@ class Chosen:
 
     def task(self, name: str, evaluator: Evaluator, backend: HardwareBackend, default_bits: Sequence[int]) -> Task:
         """The task of an evaluator and a device."""
-        from amed_env.tasks.task import Task
-
         return Task(
             name,
             evaluator,
@@ -191,6 +175,7 @@ def _task_of_module(
     absent = [key for key, value in samples.items() if value is None]
     if absent:
         raise DataError(f"a network of your own also needs {', '.join(absent)} samples.")
+    # Here and below: data and networks bring torch, which tabular tasks do without.
     from amed_env.datasets import Splits
     from amed_env.datasets.forms import as_samples
     from amed_env.datasets.samples import drawn_order
@@ -265,9 +250,9 @@ def imported_parts(path: str) -> Mapping[str, Any]:
         raise InputError(f"{path!r} failed: {type(error).__name__}: {error}.") from error
     allowed = {"name", "network", "example_input", "calibration", "search", "test"}
     if not isinstance(parts, Mapping) or "network" not in parts or not set(parts) <= allowed:
-        found = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
+        returned = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise InputError(
-            f"{path!r} returned {found}; expected a dict with network, calibration, search and test, and "
+            f"{path!r} returned {returned}; expected a dict with network, calibration, search and test, and "
             "perhaps name and example_input."
         )
     return parts
@@ -286,10 +271,11 @@ def _evaluator(
 
     example = splits.calibration.example()
     if example_input is not None:
-        given, wanted = input_shapes(example_input), input_shapes(example)
-        if given != wanted:
+        example_shapes, sample_shapes = input_shapes(example_input), input_shapes(example)
+        if example_shapes != sample_shapes:
             raise DataError(
-                f"the example input has shapes {given} but the calibration samples {wanted}, both without N."
+                f"the example input has shapes {example_shapes} but the calibration samples {sample_shapes}, "
+                "both without N."
             )
         example = example_input
     traced = trace(network, example, name, samples=splits.calibration.inputs[:COMPARED_SAMPLES])

@@ -62,7 +62,11 @@ def get_proxies(names: str | Iterable[str]) -> list[Proxy]:
         UnknownNameError: If there is none of that name.
         AgentError: If none is named, or what is given is no text.
     """
-    listed = names.split(",") if isinstance(names, str) else list(names) if isinstance(names, Iterable) else []
+    listed: list[str] = []
+    if isinstance(names, str):
+        listed = names.split(",")
+    elif isinstance(names, Iterable):
+        listed = list(names)
     if not listed or not all(isinstance(name, str) for name in listed):
         raise AgentError(f"proxy is {names!r}; give a name or several: {', '.join(PROXIES.names())}.")
     return [PROXIES.get(_SYNONYMS.get(name.strip(), name.strip())) for name in listed]
@@ -84,13 +88,7 @@ def proxy_table(task: Task, proxy: Proxy) -> FloatArray:
 
 
 def _register(name: GradientMeasure, description: str) -> None:
-    register_proxy(
-        Proxy(
-            name,
-            description,
-            lambda task: task.evaluator.sensitivity(name, task.precisions),
-        )
-    )
+    register_proxy(Proxy(name, description, lambda task: task.evaluator.sensitivity(name, task.precisions)))
 
 
 register_proxy(

@@ -42,10 +42,10 @@ def _check_sums(costs: DeviceCosts, budgets: Sequence[Budget], limits: Mapping[s
     smallest = least_choosable(table, costs.space.choosable).sum(axis=1)
     for budget, limit, least in zip(budgets, tolerant, smallest, strict=True):
         if least > limit:
+            pinned = f" and {pins_text(costs.space.pins)} pinned" if costs.space.pins else ""
             raise BudgetError(
                 f"no allocation meets {budget} on {costs.backend.name!r}: {_reachable(costs, budget, least)} "
-                f"with widths {', '.join(map(str, costs.space.free_bits))}"
-                f"{f' and {pins_text(costs.space.pins)} pinned' if costs.space.pins else ''}."
+                f"with widths {', '.join(map(str, costs.space.free_bits))}{pinned}."
             )
     if len(budgets) == 1 or cheapest_choices(table, values, table[0], costs.space.choosable) is not None:
         return

@@ -56,6 +56,7 @@ def _repair_by_descent(
         for (layer, choice), candidate, answer in zip(moves, candidates, answers, strict=True):
             relief = excess - violation(answer.metrics, limits)
             harm = task.predicted_loss[layer, choice] - task.predicted_loss[layer, current[layer]]
+            # A change that harms nothing is worth taking first, but not infinitely: relief decides among such ones.
             gain = relief / max(float(harm), 1e-6)
             if relief > 0 and (best is None or gain > best[0]):
                 best = gain, candidate, answer.metrics

@@ -58,11 +58,11 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def used_widths(network: QuantizedNetwork, allocation: BitAllocation) -> dict[tuple[str, int], PreparedWidth]:
     """What a network uses under an allocation, by layer and width."""
     network.prepare_all(allocation)
-    found = {}
+    widths = {}
     for name, precision in allocation.items():
         prepared = network.layers[name].prepared
-        found.update({(name, bits): prepared[bits] for bits in precision if bits in prepared})
-    return found
+        widths.update({(name, bits): prepared[bits] for bits in precision if bits in prepared})
+    return widths
 
 
 def stored_scales(network: QuantizedNetwork) -> list[float]:
@@ -101,14 +101,14 @@ def use_trained(folder: Path, evaluator: PostTrainingEvaluator) -> BitAllocation
         raise InputError(f"{folder} holds no finished training of `amed finetune`: there is no {WEIGHTS}.")
     allocation = BitAllocation.load(folder / ALLOCATION)
     allocation = allocation.require_layers(evaluator.workload.layer_names, f"network {evaluator.workload.name!r}")
-    found = read_prepared(evaluator.network, path)
-    if found.made.get("made_of") != evaluator.made_of:
+    file = read_prepared(evaluator.network, path)
+    if file.made.get("made_of") != evaluator.made_of:
         raise InputError(
-            f"{path} was trained from {found.made.get('network')!r} with other weights or calibration samples than "
+            f"{path} was trained from {file.made.get('network')!r} with other weights or calibration samples than "
             f"those of {evaluator.workload.name!r} here."
         )
-    scales = found.others.get(_STORED)
+    scales = file.others.get(_STORED)
     if scales is None or scales.shape != (len(evaluator.network.stored),):
         raise AmedError(f"{path} is damaged: scales of results that the network keeps are missing")
-    evaluator.adopt(found.widths, scales.tolist())
+    evaluator.adopt(file.widths, scales.tolist())
     return allocation

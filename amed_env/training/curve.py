@@ -34,6 +34,7 @@ class CurveLog:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        # Here, as TensorBoard is needed for a training alone.
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = folder

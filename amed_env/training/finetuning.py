@@ -62,9 +62,7 @@ class Epoch:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Epoch:
         """Read what `to_json` wrote."""
-        found = document["validation"]
-        quality = Quality.from_json(found)
-        return cls(**{**document, "validation": quality})
+        return cls(**{**document, "validation": Quality.from_json(document["validation"])})
 
 
 class Finetuning:
@@ -257,8 +255,8 @@ class Finetuning:
         self._use(*trained)
         full = {split: self.evaluator.evaluate(uniform_float, split) for split in SPLITS}
         return {
-            name: {split: quality.to_json() for split, quality in found.items()}
-            for name, found in (("float", full), ("before", before), ("after", after))
+            name: {split: quality.to_json() for split, quality in qualities.items()}
+            for name, qualities in (("float", full), ("before", before), ("after", after))
         }
 
     def _use(self, widths: dict[tuple[str, int], PreparedWidth], scales: list[float]) -> None:

@@ -16,12 +16,13 @@ from amed_env.quantization.statistics import short_scale
 from amed_env.training.lsq import quantize_activations, quantize_weights
 
 EPSILON = 1e-5
-"""Added to variances of batch norms."""
+"""Added to variances of batch norms; torch's own default."""
 NORM_MOMENTUM = 0.1
-"""How far running means and variances go to those of a batch."""
+"""How far running means and variances go to those of a batch; torch's own default."""
 CELL = 0.25
 """How far from the middle of its cell, in steps, a weight starts at the most, so that it rounds as it did before and a
-little noise does not change that."""
+little noise does not change that. At 0.45 twenty steps lost what rounding had learned
+(docs/decisions.md, 76)."""
 LEAST_STEP = 1e-2
 """No step size falls below this part of its first value: at zero it would divide by zero."""
 
@@ -197,17 +198,19 @@ class TrainedLayer(nn.Module):
     @torch.no_grad()
     def export(self) -> dict[int, PreparedWidth]:
         """The layer at the widths of its selected precision, in integers, with the batch norm folded; {} for float."""
-        found: dict[int, PreparedWidth] = {}
+        exported_widths: dict[int, PreparedWidth] = {}
         if self.weight_bits != FLOAT_BITS:
             self.layer.prepare(self.weight_bits)
-            found[self.weight_bits] = self._integer_weights(self.layer.prepared[self.weight_bits].activation_scale)
+            exported_widths[self.weight_bits] = self._integer_weights(
+                self.layer.prepared[self.weight_bits].activation_scale
+            )
         if self.activation_bits != FLOAT_BITS:
             self.layer.prepare(self.activation_bits)
-            width = found.get(self.activation_bits, self.layer.prepared[self.activation_bits])
+            width = exported_widths.get(self.activation_bits, self.layer.prepared[self.activation_bits])
             step = self.activation_steps[str(self.activation_bits)]
             assert isinstance(step, LearnedSteps)
-            found[self.activation_bits] = replace(width, activation_scale=short_scale(float(step.step)))
-        return found
+            exported_widths[self.activation_bits] = replace(width, activation_scale=short_scale(float(step.step)))
+        return exported_widths
 
     def _integer_weights(self, activation_scale: float) -> PreparedWidth:
         steps = self.weight_steps[str(self.weight_bits)]

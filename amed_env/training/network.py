@@ -110,12 +110,12 @@ class TrainedNetwork(nn.Module):
             for batch in batches:
                 self(batch)
         finally:
-            found = {name: layer.moments for name, layer in trained.items() if layer.moments is not None}
+            moments_of = {name: layer.moments for name, layer in trained.items() if layer.moments is not None}
             for layer in trained.values():
                 layer.moments = None
-        for name, moments in found.items():
+        for name, moments in moments_of.items():
             trained[name].set_norm(moments)
-        return found
+        return moments_of
 
     @torch.no_grad()
     def refresh_norms(self, batches: Iterable[torch.Tensor]) -> None:

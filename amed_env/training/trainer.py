@@ -20,11 +20,13 @@ from amed_env.training.network import TrainedNetwork
 from amed_env.training.settings import TrainingSettings
 
 MOMENTUM = 0.9
+"""Of SGD, as in LSQ's paper."""
 SLOW = 0.1
 """Part of the learning rate at which Adam moves step sizes, biases and batch norms, relative to their size."""
 WARM_UP = 0.05
 """Part of all steps in which the learning rate rises to its value."""
 OBSERVED_SAMPLES = 1_024
+"""Calibration samples by which batch norms and learning rates begin."""
 
 
 @dataclass
@@ -203,8 +205,8 @@ def distillation_loss(scores: torch.Tensor, taught: torch.Tensor, temperature: f
         taught: (N, classes) of the teacher.
         temperature: T.
     """
-    found, wanted = F.log_softmax(scores / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
-    return F.kl_div(found, wanted, log_target=True, reduction="batchmean") * temperature**2
+    learned, target = F.log_softmax(scores / temperature, dim=1), F.log_softmax(taught / temperature, dim=1)
+    return F.kl_div(learned, target, log_target=True, reduction="batchmean") * temperature**2
 
 
 def _seed(seed: int, position: int, purpose: int) -> int:

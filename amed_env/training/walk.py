@@ -15,7 +15,8 @@ import numpy as np
 
 from amed_env.agents.options import parse_agent_options
 from amed_env.agents.session import SearchSession
-from amed_env.agents.walks.amed import AmedOptions, walk_task
+from amed_env.agents.walks.amed import walk_task
+from amed_env.agents.walks.options import AmedOptions
 from amed_env.agents.walks.walk import AllocationWalk
 from amed_env.errors import BudgetError
 from amed_env.evaluation.quality import Quality
@@ -59,7 +60,7 @@ class TrainingWalk:
         self.task = task = walk_task("amed", task, chosen)
         self.epochs, self.every = epochs, every
         self._session = SearchSession(task, _UNLIMITED, seed)
-        self._walk = AllocationWalk(self._session, task, chosen.quality_score(task), chosen.settings())
+        self._walk = AllocationWalk(self._session, task, chosen)
         if not self._walk.enter_budgets():
             raise BudgetError(f"the walk finds no way from uniform 8 bit into {' and '.join(map(str, task.budgets))}.")
         self.ended, self.moves = False, 0
@@ -99,12 +100,12 @@ class TrainingWalk:
     def candidates(self) -> list[BitAllocation]:
         """What is worth validating: where it stands, and what was best against its moving reference."""
         ranked = sorted(self._gains, key=lambda choices: -self._gains[choices])
-        found = [self.allocation, *(self.task.allocation(choices) for choices in ranked)]
-        return list(dict.fromkeys(found))[:CANDIDATES]
+        candidates = [self.allocation, *(self.task.allocation(choices) for choices in ranked)]
+        return list(dict.fromkeys(candidates))[:CANDIDATES]
 
     def choose(self, qualities: Mapping[BitAllocation, Quality]) -> None:
         """End with the candidate of the highest accuracy, of equal ones that of the lowest loss."""
-        self.allocation = min(qualities, key=lambda a: (-qualities[a].accuracy, qualities[a].loss))
+        self.allocation = min(qualities, key=lambda allocation: qualities[allocation].order)
         self.ended = True
 
     def state(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_the_array_of_the_page(folder):
 def test_formats_of_the_page_are_those_of_the_program():
     from amed_env import Workload
     from amed_env.hardware.external.command_format import ANSWER_FORMAT, REQUEST_FORMAT, read_answer, request_text
-    from amed_env.tasks.make import named_workload
+    from amed_env.tasks.catalogue import named_workload
 
     network = named_workload("digits-cnn")
     request = next(text for language, _, text in BLOCKS if not language and REQUEST_FORMAT in text)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 from small_task import formula_task
 
 from amed_env.envs import ContinuousWidths, LayerWiseEnv
@@ -50,11 +49,6 @@ def test_whatever_is_asked_for_is_projected_on_the_budget(separate):
             clamped += info.get("action_clamped", 0)
         assert info["feasible"] and not info["repaired"]
     assert clamped > 10
-
-
-@pytest.mark.parametrize("separate", [False, True])
-def test_it_keeps_the_contract_of_environments(separate):
-    check_env(make(3, {"latency": 0.5}, separate), skip_render_check=True)
 
 
 def test_a_new_episode_begins_with_weights_even_if_the_last_was_left_between():

@@ -1,6 +1,5 @@
 """The whole way of a device whose layers depend on their neighbours: bound, mask, repair, budgets."""
 
-import itertools
 import logging
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from small_task import FormulaEvaluator, SharedBuffer, all_choices
 
 from amed_env import BitAllocation, Layer, Task, Workload
-from amed_env.agents import make_agent
 from amed_env.envs import LayerWiseEnv, OneShotEnv
 from amed_env.errors import BudgetError
 from amed_env.hardware import check_hardware, evaluate_cost, load_device
@@ -159,16 +157,3 @@ def test_drawn_budgets_are_within_reach():
     for seed in range(40):
         _, info = env.reset(seed=seed)
         assert info["limits"]["latency_ms"] >= reachable * (1 - 1e-9)
-
-
-@pytest.mark.parametrize("agent", ["greedy", "random", "uniform"])
-def test_agents_find_what_fits(agent):
-    task = chain_task({"latency": 0.5})
-    result = make_agent(agent).search(task, 27)
-    assert result.best is not None and task.feasible(result.best.costs)
-    if agent == "random":
-        fitting = [
-            c for c in itertools.product(range(3), repeat=3) if task.feasible(task.cost(task.allocation(c)).metrics)
-        ]
-        best = max(task.quality(task.allocation(c)).correct for c in fitting)
-        assert result.best.quality.correct == best

@@ -1,24 +1,17 @@
 """`AMED/LayerWise-v0`: contract, rewards, masks, budgets and faults."""
 
 import math
-import pickle
-import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env as gymnasium_check
 from small_task import SharedBuffer, all_choices, formula_task
-from stable_baselines3 import PPO
-from stable_baselines3.common.env_checker import check_env as sb3_check
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 import amed_env
 from amed_env.envs import LayerWiseEnv, VectorReward
 from amed_env.envs.base import REWARD_VECTOR
 from amed_env.errors import BudgetError, InputError, UnknownNameError
-from amed_env.problem.objective import FAULT_REWARD
 
 ID = "AMED/LayerWise-v0"
 
@@ -33,44 +26,6 @@ def play(env, choices, **reset):
         rewards.append(reward)
         observations.append(observation)
     return rewards, info, np.array(observations), (terminated, truncated)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"budget": {"latency": 0.5}},
-        {},
-        {"budget": {"latency": 0.7, "memory": 0.6}},
-        {"budget_range": {"energy": (0.4, 0.9)}},
-        {"budget": {"latency": 0.5}, "separate": True},
-        {"device": "eyeriss-ws", "bits": (2, 4, 6, 8), "reward": "terminal"},
-        {"device": "systolic-32", "budget": {"energy": 0.7}, "reward": "predicted"},
-    ],
-)
-def test_passes_the_checks_of_gymnasium_and_sb3(options):
-    env = gym.make(ID, task="digits-cnn", **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*render.*")
-        # Only advice about image-like or unbounded actions may be given; there is none for these spaces.
-        gymnasium_check(env.unwrapped)
-        sb3_check(env.unwrapped)
-
-
-def test_registered_id_also_resolves_with_its_module():
-    env = gym.make(f"amed_env:{ID}", task="digits-cnn", device="bitfusion", budget={"latency": 0.5})
-    assert isinstance(env.unwrapped, LayerWiseEnv)
-    assert env.spec.id == ID and env.spec.max_episode_steps is None
-
-
-@pytest.mark.parametrize("environment", ["AMED/LayerWise-v0", "AMED/OneShot-v0", "AMED/RandomWalk-v0"])
-def test_stable_baselines3_makes_it_from_its_id(environment):
-    """It asks for pictures first, and goes on without them after a TypeError."""
-    environments = make_vec_env(environment, n_envs=2, seed=0)
-    assert environments.reset().shape[0] == 2
-    PPO("MlpPolicy", environment, n_steps=16, batch_size=8)
-    with pytest.raises(InputError, match="render_mode 'rgb_array' is unknown"):
-        gym.make("AMED/LayerWise-v0", render_mode="rgb_array")
 
 
 def test_equal_seeds_give_equal_episodes_and_others_other_budgets():
@@ -235,16 +190,6 @@ def test_unreachable_budgets_and_wrong_arguments_are_refused():
         env.step(0)
 
 
-def test_a_fault_truncates_the_episode_with_the_defined_reward_and_the_next_one_works():
-    task = formula_task(4)
-    task.evaluator.fail_on = {task.allocation([0, 0, 0, 0])}
-    env = LayerWiseEnv(task, reward="terminal")
-    rewards, info, _, ended = play(env, [0, 0, 0, 0], options={"budget": 1.0})
-    assert ended == (False, True) and rewards[-1] == FAULT_REWARD and "NaN" in info["fault"]
-    _, info, _, ended = play(env, [2, 2, 2, 2], options={"budget": 1.0})
-    assert ended == (True, False) and info["accuracy"] > 0.9
-
-
 def test_costs_that_do_not_add_up_are_repaired_at_the_end():
     task = formula_task(4, {"latency": 0.5}, device=SharedBuffer())
     env = LayerWiseEnv(task)
@@ -262,17 +207,6 @@ def test_weights_and_activations_can_be_chosen_apart():
     assert env.action_masks().shape == (6,)
     _, info, _, _ = play(env, [(0, 2), (1, 1), (0, 0), (1, 2)])
     assert [tuple(p) for p in info["allocation"].values()] == [(2, 8), (4, 4), (2, 2), (4, 8)]
-
-
-def test_pickled_environments_go_on_alike():
-    env = gym.make(ID, task="digits-cnn", budget={"latency": 0.6})
-    env.reset(seed=5)
-    env.step(2)
-    twin = pickle.loads(pickle.dumps(env))
-    for action in (1, 0, 3, 2, 2, 1, 3):
-        mine, theirs = env.step(action), twin.step(action)
-        assert np.array_equal(mine[0], theirs[0]) and mine[1:4] == theirs[1:4]
-    assert mine[4]["accuracy"] == theirs[4]["accuracy"]
 
 
 def make_digits():

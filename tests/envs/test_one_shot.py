@@ -2,23 +2,13 @@
 
 import math
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env as gymnasium_check
 from small_task import all_choices, formula_task
-from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import amed_env  # noqa: F401 - registers the environments
 from amed_env.envs import LayerWiseEnv, OneShotEnv
 from amed_env.errors import InputError
-
-
-@pytest.mark.parametrize("options", [{"budget": {"latency": 0.5}}, {}, {"budget": {"memory": 0.5}, "separate": True}])
-def test_passes_the_checks_of_gymnasium_and_sb3(options):
-    env = gym.make("AMED/OneShot-v0", task="digits-cnn", **options)
-    gymnasium_check(env.unwrapped)
-    sb3_check(env.unwrapped)
 
 
 def test_rewards_are_those_of_the_layer_wise_walk():

@@ -2,15 +2,10 @@
 
 import itertools
 import math
-import pickle
-import warnings
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env as gymnasium_check
 from small_task import SharedBuffer, all_choices, formula_task
-from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import amed_env  # noqa: F401 - registers the environments
 from amed_env import Trial
@@ -19,32 +14,6 @@ from amed_env.errors import AllocationError, BudgetError, InputError
 from amed_env.problem.objective import FAULT_REWARD
 
 ID = "AMED/RandomWalk-v0"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"budget": {"latency": 0.5}},
-        {"reward": "score"},
-        {"budget": {"latency": 0.7, "memory": 0.9}, "pin": {"first": 8, "last": 8}},
-        {"budget_range": {"energy": (0.6, 0.9)}, "device": "eyeriss-ws", "moves": 5},
-    ],
-)
-def test_passes_the_checks_of_gymnasium_and_sb3(options):
-    check(gym.make(ID, task="tabular/digits-cnn", **options).unwrapped)
-
-
-def test_passes_the_checks_with_separate_widths():
-    check(RandomWalkEnv(formula_task(3, separate=True)))
-
-
-def check(env):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*render.*")
-        warnings.filterwarnings("ignore", message=".*spec.*")  # only made by gym.make
-        gymnasium_check(env)
-        sb3_check(env)
 
 
 def test_starts_at_uniform_eight_bit_and_a_move_changes_one_layer():
@@ -173,17 +142,6 @@ def test_equal_seeds_give_equal_walks_and_others_other_budgets():
 
     assert trace(1) == trace(1)
     assert trace(1)[0] != trace(2)[0]
-
-
-def test_it_pickles_in_the_middle_of_a_walk():
-    env = RandomWalkEnv(formula_task(), moves=9)
-    env.reset(seed=3)
-    env.step(1)
-    twin = pickle.loads(pickle.dumps(env))
-    for action in (3, 6, 8):
-        mine, other = env.step(action), twin.step(action)
-        assert np.array_equal(mine[0], other[0]) and mine[1:4] == other[1:4]
-        assert mine[4]["allocation"] == other[4]["allocation"]
 
 
 def test_faults_truncate_with_a_defined_reward():

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load, save
 
 from amed_env import make_task
+from amed_env.errors import AmedError
 from amed_env.evaluation import preparation
-from amed_env.evaluation.prepared_file import FORMAT
+from amed_env.evaluation.prepared_file import FORMAT, read_prepared
 from amed_env.quantization.learned_rounding import RoundingLearner
-from amed_env.quantization.recipe import RECIPES
+from amed_env.quantization.recipe import LEARNED_WIDTHS, RECIPES
 
 SHORT = RECIPES["network"].with_changes(steps=12, batch_size=16)
 
@@ -52,27 +53,15 @@ def test_another_recipe_is_another_preparation(cache, learned):
     assert len(prints) == 4 and len(learned) == 12
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[: len(content) // 2],
-        lambda content: b"",
-        lambda content: content.replace(FORMAT.encode(), b"another/format1"),
-        lambda content: content[:-100] + bytes(byte ^ 0x55 for byte in content[-100:-50]) + content[-50:],
-        lambda content: rewritten(content, lambda tensors: tensors.clear()),
-    ],
-    ids=["truncated", "empty", "format", "flipped bytes", "no layers"],
-)
-def test_a_damaged_file_is_made_anew(cache, learned, caplog, damage):
-    caplog.set_level(logging.WARNING)
-    first = evaluator()
-    expected = first.fingerprint
-    (path,) = cache.iterdir()
-    path.write_bytes(damage(path.read_bytes()))
-    second = evaluator()
-    assert second.fingerprint == expected
-    assert len(learned) == 24 and "made anew" in caplog.text
-    assert evaluator().fingerprint == expected and len(learned) == 24
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A network, and the file of its preparation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMED_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        prepared = evaluator()
+        prepared.prepare()
+        (path,) = (preparation.cache_dir() / "prepared").iterdir()
+    return prepared.network, path.read_bytes()
 
 
 def rewritten(content, change, digest=True):
@@ -85,28 +74,46 @@ def rewritten(content, change, digest=True):
     return save(tensors or {"x": torch.zeros(1)}, metadata)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda tensors: tensors.pop("block1.conv1/2/scales"),
-        lambda tensors: tensors["block1.conv1/2/scales"].fill_(float("nan")),
-        lambda tensors: tensors.update({"block1.conv1/2/scales": torch.ones(1)}),
-        lambda tensors: tensors["block1.conv1/2/activation_scale"].zero_(),
-        lambda tensors: tensors["block1.conv1/2/bias"].fill_(float("inf")),
-        lambda tensors: tensors["block1.conv1/2/integers"].fill_(100),
-    ],
-    ids=["no scales", "NaN", "one scale", "zero", "infinite bias", "wide integers"],
-)
-def test_unsound_numbers_are_noticed_without_a_digest(cache, learned, caplog, change):
+def unsound(change):
+    """Damage that shows in the numbers alone, as there is no digest."""
+    return lambda content: rewritten(content, change, digest=False)
+
+
+LAYER = "block1.conv1/2"
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "format": lambda content: content.replace(FORMAT.encode(), b"another/format1"),
+    "flipped bytes": lambda content: content[:-100] + bytes(b ^ 0x55 for b in content[-100:-50]) + content[-50:],
+    "no layers": lambda content: rewritten(content, lambda tensors: tensors.clear()),
+    "no scales": unsound(lambda tensors: tensors.pop(f"{LAYER}/scales")),
+    "NaN": unsound(lambda tensors: tensors[f"{LAYER}/scales"].fill_(float("nan"))),
+    "one scale": unsound(lambda tensors: tensors.update({f"{LAYER}/scales": torch.ones(1)})),
+    "zero": unsound(lambda tensors: tensors[f"{LAYER}/activation_scale"].zero_()),
+    "infinite bias": unsound(lambda tensors: tensors[f"{LAYER}/bias"].fill_(float("inf"))),
+    "wide integers": unsound(lambda tensors: tensors[f"{LAYER}/integers"].fill_(100)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused(kept, tmp_path, damage):
+    network, content = kept
+    path = tmp_path / "prepared.safetensors"
+    path.write_bytes(unsound(lambda tensors: None)(content))
+    assert len(read_prepared(network, path).widths) == len(network.layers) * len(LEARNED_WIDTHS)
+    path.write_bytes(DAMAGES[damage](content))
+    with pytest.raises(AmedError, match=r"prepared\.safetensors"):
+        read_prepared(network, path)
+
+
+def test_a_damaged_file_is_made_anew(cache, learned, caplog):
     caplog.set_level(logging.WARNING)
-    first = evaluator()
-    expected = first.fingerprint
+    expected = evaluator().fingerprint
     (path,) = cache.iterdir()
-    path.write_bytes(rewritten(path.read_bytes(), lambda tensors: None, digest=False))
-    assert evaluator().fingerprint == expected and len(learned) == 12 and not caplog.text
-    path.write_bytes(rewritten(path.read_bytes(), change, digest=False))
+    path.write_bytes(DAMAGES["truncated"](path.read_bytes()))
     assert evaluator().fingerprint == expected
-    assert len(learned) == 24 and "block1.conv1" in caplog.text
+    assert len(learned) == 24 and "made anew" in caplog.text
+    assert evaluator().fingerprint == expected and len(learned) == 24
 
 
 def test_learning_that_was_interrupted_goes_on(cache, learned, monkeypatch):

@@ -4,11 +4,8 @@ import itertools
 
 import pytest
 import torch
-from small_task import formula_task
 
-from amed_env.agents import Agent, agent_names, make_agent
 from amed_env.datasets.assets import ASSETS
-from amed_env.errors import InputError
 from amed_env.tasks.catalogue import TASKS, NamedNetwork, named_network, named_workload
 
 LAYERS = {
@@ -60,31 +57,3 @@ def test_no_sample_is_in_two_parts(name):
         counts = torch.bincount(parts[part].labels)
         assert len(counts) == (12 if name == "kws-dscnn" else 10) and (counts > 0).all()
     assert parts["search"].sample_shape == entry.input_shape
-
-
-@pytest.mark.parametrize("name", sorted(agent_names()))
-def test_no_agent_reads_the_test_split(name):
-    task = formula_task(4, {"latency": 0.6})
-    agent = make_agent(name)
-    if hasattr(agent, "warm_start_steps"):
-        agent.warm_start_steps = 400
-    result = agent.search(task, 15, 0)
-    assert result.trials and {split for _, split in task.evaluator.asked} == {"search"}
-    result.add_report()
-    assert {split for _, split in task.evaluator.asked} == {"search", "test"}
-
-
-def test_an_agent_that_wants_the_test_split_is_stopped():
-    class Peeks(Agent):
-        name = "peeks"
-
-        def explore(self, session):
-            allocation = session.task.workload.uniform(4)
-            session.evaluate(allocation)
-            session.task.with_budget({"latency": 0.9}).quality(allocation, "test")
-
-    task = formula_task(4)
-    with pytest.raises(InputError, match="test split is read by the final report only"):
-        Peeks().search(task, 5)
-    assert {split for _, split in task.evaluator.asked} == {"search"}
-    assert task.quality(task.workload.uniform(4), "test").samples == 1000  # after the search

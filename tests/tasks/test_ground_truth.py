@@ -209,13 +209,3 @@ def test_what_cannot_be_answered_is_refused():
         optimum(task(), {"latency": 0.01})
     with pytest.raises(BudgetError, match="no allocation meets"):
         optimum(task(device=SharedBuffer()), {"latency": 0.01})
-
-
-def test_what_the_truth_is_asked_with_stands_at_the_top():
-    task = amed_env.make_task("tabular/digits-cnn", device="bops", budget={"latency": 0.5})
-    best = amed_env.optimum(task)
-    assert best.quality.correct == amed_env.pareto_front(task)[-1].quality.correct
-    found = amed_env.make_agent("greedy").search(task, 1)
-    missing = best.quality.correct - found.best.quality.correct
-    assert amed_env.regret(found) == pytest.approx(100 * missing / best.quality.samples)
-    assert {"optimum", "pareto_front", "regret"} <= set(amed_env.__all__)

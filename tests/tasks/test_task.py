@@ -24,7 +24,8 @@ from amed_env.errors import (
 )
 from amed_env.hardware import load_device
 from amed_env.problem.objective import parse_budgets
-from amed_env.tasks.make import TASKS, import_task, import_workload, named_workload
+from amed_env.tasks.catalogue import TASKS, named_workload
+from amed_env.tasks.make import import_task, import_workload
 from amed_env.tasks.repair import repair
 
 
@@ -44,6 +45,7 @@ def own_task(**changes):
         "calibration": small_data(0)[0],
         "search": small_data(1),
         "test": small_data(2),
+        "recipe": "nearest",
         **changes,
     }
     return amed_env.make_task(**arguments)

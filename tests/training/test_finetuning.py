@@ -37,8 +37,7 @@ def stop_after(step):
     return stop
 
 
-@pytest.mark.parametrize("make", [finetuning, walking], ids=["allocation", "walk"])
-@pytest.mark.parametrize("stops", [(2, 3), (5, 8)], ids=str)
+@pytest.mark.parametrize(("make", "stops"), [(finetuning, (2, 5)), (walking, (5, 8))], ids=["allocation", "walk"])
 def test_a_split_run_equals_the_unsplit_one(tmp_path, make, stops):
     whole = make()
     whole.run()

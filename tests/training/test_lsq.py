@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from amed_env.training.lsq import gradient_scale, quantize_activations, quantize_weights
+from amed_env.training.lsq import quantize_activations, quantize_weights
 
 
 def paper(values, step, low, high):
@@ -87,7 +87,3 @@ def test_limits_count_as_outside():
     values = torch.tensor([[-2.0, -1.0, 0.0, 1.0, 2.0]], requires_grad=True)
     quantize_activations(values, torch.tensor(1.0), -1, 1).sum().backward()
     assert values.grad.tolist() == [[0.0, 0.0, 1.0, 0.0, 0.0]]
-
-
-def test_gradient_scale():
-    assert gradient_scale(100, 7) == pytest.approx(1 / np.sqrt(700))

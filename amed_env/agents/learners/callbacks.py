@@ -92,6 +92,8 @@ class UntilEnded(BaseCallback):
         self.logger.record("search/evaluations", self._session.evaluations)
         self._steered = self._steered or _steered(self.model)
         if self._steered is not None:
+            # Repeated allocations cost nothing and teach nothing (docs/decisions.md, 23). Growing and shrinking are by
+            # the same factor, so that it comes back to where it was.
             amount = self._steered.change(1.5 if new < 0.5 * episodes else 1 / 1.5)
             self.logger.record(f"search/{self._steered.label}", amount)
 

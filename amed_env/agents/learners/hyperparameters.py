@@ -20,24 +20,24 @@ def constructor_options(algorithm: type[Any]) -> list[str]:
     return [parameter.name for parameter in _parameters(algorithm)]
 
 
-def check_types(agent: str, algorithm: type[Any], given: Mapping[str, Any]) -> None:
+def check_types(agent: str, algorithm: type[Any], options: Mapping[str, Any]) -> None:
     """Refuse values that the algorithm's annotations do not allow; the library itself often finds out in mid-training.
 
     Args:
         agent: The agent's name, for messages.
         algorithm: The algorithm.
-        given: Hyperparameter to value.
+        options: Hyperparameter to value.
 
     Raises:
         AgentError: If a value is of the wrong type; all of them are named, with the library's default.
     """
     faults = []
     for parameter in _parameters(algorithm):
-        if parameter.name in given and not _allowed(parameter.annotation, given[parameter.name]):
+        if parameter.name in options and not _allowed(parameter.annotation, options[parameter.name]):
             default = "" if parameter.default is inspect.Parameter.empty else f"; the default is {parameter.default!r}"
             expected = inspect.formatannotation(parameter.annotation)
-            hint = _number_hint(given[parameter.name])
-            faults.append(f"{parameter.name} is {given[parameter.name]!r}, expected {expected}{default}{hint}")
+            hint = _number_hint(options[parameter.name])
+            faults.append(f"{parameter.name} is {options[parameter.name]!r}, expected {expected}{default}{hint}")
     if faults:
         raise AgentError(f"agent {agent!r}: {'; '.join(faults)}.")
 

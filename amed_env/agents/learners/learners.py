@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from amed_env.agents.learners.sb3 import SB3Agent
 from amed_env.agents.session import SearchSession
 from amed_env.errors import AgentError
-from amed_env.tasks.task import Task
 
 _FUSED: dict[str, Any] = {"optimizer_kwargs": {"fused": True}}
 """Adam in one call for all weights."""
@@ -16,12 +15,14 @@ TUNED_ON = (
     "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
     "digits-cnn on bops latency=0.55, edge-tpu-like memory=0.7, systolic-32 energy=0.4",
 )
-"""Tasks, devices and budgets on which `benchmarks/tune_agents.py` chose the defaults of learners."""
+"""Tasks, devices and budgets on which `benchmarks/tune_agents.py` chose the defaults of learners: least regret after
+100 and 500 evaluations among candidates of at most 4 CPU seconds (docs/decisions.md, 72)."""
 
 
 class _OnPolicyAgent(SB3Agent):
     """Learners that collect whole episodes before each update."""
 
+    saw = TUNED_ON
     default_warm_start_steps = 30_000
     default_environments = 16
     default_practice_environments = 64
@@ -40,7 +41,6 @@ class PPOAgent(_OnPolicyAgent):
     """PPO; forbidden actions are clamped by the environment unless `masks` is set."""
 
     name = "ppo"
-    saw = TUNED_ON
     algorithm = "stable_baselines3:PPO"
     default_masks = False
     defaults: ClassVar[dict[str, Any]] = {
@@ -57,7 +57,6 @@ class MaskablePPOAgent(_OnPolicyAgent):
     """PPO whose policy never proposes what would break the budget."""
 
     name = "maskable-ppo"
-    saw = TUNED_ON
     algorithm = "sb3_contrib:MaskablePPO"
     defaults: ClassVar[dict[str, Any]] = PPOAgent.defaults
 
@@ -66,7 +65,6 @@ class A2CAgent(_OnPolicyAgent):
     """A2C with a masked policy."""
 
     name = "a2c"
-    saw = TUNED_ON
     algorithm = "stable_baselines3:A2C"
     default_masks = True
     default_environments = 8
@@ -86,7 +84,6 @@ class DQNAgent(SB3Agent):
     """DQN with masked behaviour and target. One width for weights and activations only."""
 
     name = "dqn"
-    needs = "sensitivities, tied widths"
     saw = TUNED_ON
     algorithm = "stable_baselines3:DQN"
     default_masks = True
@@ -113,7 +110,11 @@ class DQNAgent(SB3Agent):
         Raises:
             AgentError: If weights and activations are chosen apart, which DQN's single discrete action cannot.
         """
-        _require_one_action(self.name, session.task)
+        if session.task.separate:
+            raise AgentError(
+                f"{self.name} needs one discrete action, but this task chooses weights and activations apart; use "
+                "ppo or maskable-ppo, or leave them tied."
+            )
         super().explore(session)
 
 
@@ -121,20 +122,10 @@ class QRDQNAgent(DQNAgent):
     """QR-DQN (quantile regression) with masked behaviour and target."""
 
     name = "qr-dqn"
-    saw = TUNED_ON
     algorithm = "sb3_contrib:QRDQN"
-    default_environments = 16
     defaults: ClassVar[dict[str, Any]] = {
         **DQNAgent.defaults,
         "batch_size": 128,
         "gradient_steps": 3,
         "policy_kwargs": {"n_quantiles": 25, **_FUSED},
     }
-
-
-def _require_one_action(agent: str, task: Task) -> None:
-    if task.separate:
-        raise AgentError(
-            f"{agent} needs one discrete action, but this task chooses weights and activations apart; use "
-            "ppo or maskable-ppo, or leave them tied."
-        )

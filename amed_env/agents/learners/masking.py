@@ -148,8 +148,10 @@ class MaskedExploration:
     ) -> tuple[npt.NDArray[Any], Any]:
         """See `DQN.predict`."""
         algorithm = cast(Any, self)
-        found: tuple[npt.NDArray[Any], Any] = algorithm.policy.predict(observation, state, episode_start, deterministic)
-        chosen, state = found
+        prediction: tuple[npt.NDArray[Any], Any] = algorithm.policy.predict(
+            observation, state, episode_start, deterministic
+        )
+        chosen, state = prediction
         # Each environment by itself: those that are at the same layer would otherwise all do the same.
         rate = max(algorithm.exploration_rate, self.least_exploration)
         by_chance = np.random.rand(len(np.atleast_2d(observation))) < rate

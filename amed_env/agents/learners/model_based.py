@@ -9,23 +9,21 @@ Thompson sampling: each gets a random number from the model's distribution of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 from sb3_contrib import MaskablePPO
 
 from amed_env.agents.learners.reward_model import RewardModel
 from amed_env.agents.learners.vec_env import LayerWiseVecEnv
+from amed_env.agents.options import number_between, whole_number
 from amed_env.agents.protocol import Agent
-from amed_env.agents.searchers.baselines import random_choices
+from amed_env.agents.searchers.moves import evaluate, random_choices, tolerant
 from amed_env.agents.session import SearchSession
 from amed_env.envs.layer_wise import LayerWiseEnv
-from amed_env.errors import AgentError, AmedError, BackendError, SearchEnded, StoreError
+from amed_env.errors import BackendError
 from amed_env.problem.constraints import cheapest_choices
 from amed_env.problem.objective import final_reward
 from amed_env.support.threads import torch_threads
-from amed_env.tasks.task import Task
 
 Choices = npt.NDArray[np.int64]
 
@@ -57,10 +55,6 @@ class ModelPPOAgent(Agent):
 
     name = "model-ppo"
     family = "learner"
-    needs = "sensitivities"
-    description = (
-        "PPO with masks on a learned model of the reward (Gaussian process), true evaluations of what it hopes"
-    )
     saw = ("eyeriss-ws latency=0.35", "eyeriss-ws latency=0.5", "memory latency=0.35", "eyeriss energy=0.45")
 
     def __init__(
@@ -77,27 +71,16 @@ class ModelPPOAgent(Agent):
         entropy: float = 0.05,
         epochs: int = 4,
     ) -> None:
-        for key, value, least in (
-            ("batch", batch, 1),
-            ("first", first, 2),
-            ("rollouts", rollouts, 0),
-            ("environments", environments, 1),
-            ("random_proposals", random_proposals, 0),
-            ("epochs", epochs, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise AgentError(f"{key} is {value!r}; give a whole number of at least {least}.")
-        for key, number in (
-            ("disturbance", disturbance),
-            ("optimism", optimism),
-            ("learning_rate", learning_rate),
-            ("entropy", entropy),
-        ):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < np.inf:
-                raise AgentError(f"{key} is {number!r}; give a number of at least 0.")
-        self.batch, self.first, self.rollouts, self.environments = batch, first, rollouts, environments
-        self.random_proposals, self.disturbance, self.optimism = random_proposals, disturbance, optimism
-        self.learning_rate, self.entropy, self.epochs = learning_rate, entropy, epochs
+        self.batch = whole_number("batch", batch)
+        self.first = whole_number("first", first, least=2)  # one trial says nothing about spread
+        self.rollouts = whole_number("rollouts", rollouts, least=0)
+        self.environments = whole_number("environments", environments)
+        self.random_proposals = whole_number("random_proposals", random_proposals, least=0)
+        self.epochs = whole_number("epochs", epochs)
+        self.disturbance = number_between("disturbance", disturbance, 0.0)
+        self.optimism = number_between("optimism", optimism, 0.0)
+        self.learning_rate = number_between("learning_rate", learning_rate, 0.0)
+        self.entropy = number_between("entropy", entropy, 0.0)
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
@@ -133,7 +116,7 @@ class _Search:
             n_epochs=options.epochs,
             learning_rate=options.learning_rate,
             ent_coef=options.entropy,
-            gamma=1.0,
+            gamma=1.0,  # the reward comes at the end alone
             gae_lambda=0.95,
             seed=session.seed,
             device="cpu",
@@ -141,7 +124,7 @@ class _Search:
 
     def evaluate_first(self) -> None:
         """Evaluate the exact solutions of the proxy, as it is and disturbed, then random allocations."""
-        for attempt in range(3 * self.options.first):
+        for attempt in range(3 * self.options.first):  # disturbed solutions often repeat each other
             if len(self.trials) >= self.options.first:
                 break
             choices = self._proxy_solution(disturbed=attempt > 0)
@@ -158,13 +141,7 @@ class _Search:
         loss = self.task.predicted_loss
         if disturbed:
             loss = loss * np.exp(self.session.rng.normal(0.0, self.options.disturbance, loss.shape))
-        metrics = [metric for metric in self.task.limits if metric in self.task.device_costs.least_table]
-        costs = (
-            np.stack([self.task.device_costs.least_table[metric] for metric in metrics])
-            if metrics
-            else np.zeros((0, *loss.shape))
-        )
-        limits = np.asarray([self.task.limits[metric] for metric in metrics])
+        costs, limits = self.task.device_costs.bounded_limits(self.task.limits)
         return cheapest_choices(costs, limits, loss, self.task.choosable)
 
     def round(self) -> bool:
@@ -173,6 +150,7 @@ class _Search:
             return False
         fit_rates = len(self.trials) >= self.next_rates
         if fit_rates:
+            # Fitting rates takes longer than conditioning on trials, so it is done ever less often.
             self.next_rates = int(1.5 * len(self.trials)) + 1
         choices = np.stack(self.trials)
         self.model.fit(choices, self._prior(choices), np.asarray(list(self.known.values())), rates=fit_rates)
@@ -188,6 +166,7 @@ class _Search:
         keys = list(self.waiting)
         waiting = np.stack(list(self.waiting.values()))
         mean, deviation = self.model.predict(waiting, self._prior(waiting))
+        # Thompson sampling found more near-optimal allocations than expected improvement (docs/decisions.md, 59).
         drawn_rewards = mean + deviation * self.session.rng.standard_normal(len(mean))
         order = np.argsort(-drawn_rewards, kind="stable")
         chosen = [self.waiting.pop(keys[position]) for position in order[: self.options.batch]]
@@ -197,12 +176,7 @@ class _Search:
 
     def _random(self) -> Choices | None:
         """A random allocation within the budgets, or None if none was met or the device failed."""
-        try:
-            return random_choices(self.task, self.session.rng)
-        except BackendError:
-            if self.session.faulty:
-                self.session.check()
-            return None
+        return tolerant(self.session, lambda: random_choices(self.task, self.session.rng))
 
     def _prior(self, choices: Choices) -> npt.NDArray[np.float64]:
         """What sensitivities predict: -ln(1 + loss), (N,)."""
@@ -232,8 +206,7 @@ class _Search:
         try:
             within, repaired = self.env.within_limits(self.task.nearest_choosable(choices))
         except BackendError:
-            if self.session.faulty:
-                self.session.check()
+            self.session.check_device()
             self.failed.add(choices.tobytes())
             return False
         key, allocation = within.tobytes(), self.task.allocation(within)
@@ -244,17 +217,11 @@ class _Search:
         if not self.session.feasible(allocation):  # where costs do not add up, a repair may find no way
             self.failed.add(key)
             return False
-        try:
-            trial = self.session.evaluate(allocation)
-        except (StoreError, SearchEnded):
-            raise
-        except AmedError:
+        trial = evaluate(self.session, within)
+        if trial is None:
             self.failed.add(key)
             return True
-        self.known[key] = _reward(self.task, trial.quality.accuracy, trial.costs)
+        accuracy, reference = trial.quality.accuracy, self.task.float_quality.accuracy
+        self.known[key] = final_reward(accuracy, reference, trial.costs, self.task.limits)
         self.trials.append(within)
         return True
-
-
-def _reward(task: Task, accuracy: float, costs: Mapping[str, float]) -> float:
-    return final_reward(accuracy, task.float_quality.accuracy, costs, task.limits)

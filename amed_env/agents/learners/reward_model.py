@@ -26,9 +26,9 @@ FloatArray = npt.NDArray[np.float64]
 
 _START = {"rate": -1.0, "product": 0.0, "additive": 0.0, "linear": 0.0, "noise": -3.0}
 """Logarithms that the fit starts from, and the medians of the priors."""
-_PRIOR_DEVIATION = 2.0
-_LEAST_NOISE = 1e-4
-_FIT_STEPS = 12
+_PRIOR_DEVIATION = 2.0  # of the logarithms: wide, so that the priors only hold what trials do not tell
+_LEAST_NOISE = 1e-4  # keeps the covariance of equal trials positive definite
+_FIT_STEPS = 12  # of L-BFGS; it starts from the last fit, so it need not converge each time
 
 
 class RewardModel:
@@ -149,6 +149,6 @@ class RewardModel:
             optimiser.step(loss)
         except torch.linalg.LinAlgError:
             return
-        found = log.detach().numpy()
-        if np.isfinite(found).all():
-            self._log = found.copy()
+        fitted = log.detach().numpy()
+        if np.isfinite(fitted).all():
+            self._log = fitted.copy()

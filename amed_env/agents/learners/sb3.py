@@ -26,8 +26,8 @@ from amed_env.agents.learners.hyperparameters import check_types, constructor_op
 from amed_env.agents.learners.masking import ObservedMask, masked, masks_itself
 from amed_env.agents.learners.vec_continuous import ContinuousVecEnv
 from amed_env.agents.learners.vec_env import LayerWiseVecEnv
-from amed_env.agents.options import number_between, positive_whole, true_or_false
-from amed_env.agents.protocol import Agent, check_options
+from amed_env.agents.options import check_options, number_between, true_or_false, whole_number
+from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.envs.layer_wise import LayerWiseEnv, RewardKind
 from amed_env.errors import AgentError
@@ -87,14 +87,14 @@ class SB3Agent(Agent):
     ) -> None:
         if warm_start_steps is None:
             warm_start_steps = self.default_warm_start_steps
-        if isinstance(warm_start_steps, bool) or not isinstance(warm_start_steps, int) or warm_start_steps < 0:
-            raise AgentError(f"warm_start_steps is {warm_start_steps!r}; give a whole number, 0 for none.")
         if reward not in ("shaped", "terminal"):
             raise AgentError(f"reward {reward!r} is unknown; a learner's true reward is 'shaped' or 'terminal'.")
-        given = self.algorithm if algorithm is None else algorithm
-        self._class: type[Any] = import_object(given, "algorithm") if isinstance(given, str) else given  # type: ignore[assignment]
+        algorithm = self.algorithm if algorithm is None else algorithm
+        self._class: type[Any] = import_object(algorithm, "algorithm") if isinstance(algorithm, str) else algorithm  # type: ignore[assignment]
         if not (isinstance(self._class, type) and issubclass(self._class, BaseAlgorithm)):
-            raise AgentError(f"{given!r} is no algorithm; expected a subclass of stable-baselines3's BaseAlgorithm.")
+            raise AgentError(
+                f"{algorithm!r} is no algorithm; expected a subclass of stable-baselines3's BaseAlgorithm."
+            )
         if not issubclass(self._class, OffPolicyAlgorithm | OnPolicyAlgorithm):
             raise AgentError(f"{self._class.__name__} is neither an on-policy nor an off-policy algorithm.")
         if not isinstance(policy, str) or policy not in self._class.policy_aliases:
@@ -102,30 +102,31 @@ class SB3Agent(Agent):
             raise AgentError(f"policy is {policy!r}; {self._class.__name__} has {known}.")
         check_options(self.name, hyperparameters, [*_OWN_OPTIONS, *constructor_options(self._class)])
         check_types(self.name, self._class, hyperparameters)
-        self.warm_start_steps, self.reward_kind, self.policy = warm_start_steps, reward, policy
+        self.warm_start_steps = whole_number("warm_start_steps", warm_start_steps, least=0)
+        self.reward_kind, self.policy = reward, policy
         self.gamma = number_between("gamma", gamma, 0.0, 1.0)
         self.masks = self._masked(self.default_masks if masks is None else masks)
-        self.environments = positive_whole(
+        self.environments = whole_number(
             "environments", self.default_environments if environments is None else environments
         )
         if practice_environments is None:
             practice_environments = self.default_practice_environments
-        self.practice_environments = positive_whole("practice_environments", practice_environments)
+        self.practice_environments = whole_number("practice_environments", practice_environments)
         self.hyperparameters = {**self.defaults, **hyperparameters}
 
-    def _masked(self, wanted: bool | None) -> bool:
+    def _masked(self, masks: bool | None) -> bool:
         """Whether the learner gets masks; takes the algorithm's masked variant for it."""
-        if wanted is not None:
-            true_or_false("masks", wanted)
+        if masks is not None:
+            true_or_false("masks", masks)
         if masks_itself(self._class):
-            if wanted is False:
+            if masks is False:
                 raise AgentError(f"{self._class.__name__} always masks; take ppo without masks.")
             return True
-        if wanted is False:
+        if masks is False:
             return False
         variant = masked(self._class)
         if variant is None:
-            if wanted:
+            if masks:
                 raise AgentError(
                     f"there are no masks for {self._class.__name__}; write masks: false, and forbidden actions are "
                     "replaced by the nearest allowed ones."
@@ -159,12 +160,12 @@ class SB3Agent(Agent):
         env = LayerWiseEnv(session.task, reward=self.reward_kind, gamma=self.gamma, measure=session.evaluate)
 
         def rewards(choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-            limits, found = vector.batch.limits(), []
+            limits = vector.batch.limits()
+            values = np.zeros(len(choices))
             for row, chosen in enumerate(choices):
-                if session.faulty:
-                    session.check()  # a dead device is not asked for the other episodes
-                found.append(env.true_reward(chosen, {metric: float(of[row]) for metric, of in limits.items()}))
-            return np.asarray(found)
+                session.check_device()  # a dead device is not asked for the other episodes
+                values[row] = env.true_reward(chosen, {metric: float(of[row]) for metric, of in limits.items()})
+            return values
 
         vector = LayerWiseVecEnv(count, env, reward_of=rewards)
         return self.acting(vector)

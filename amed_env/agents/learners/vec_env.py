@@ -79,12 +79,12 @@ class LayerWiseVecEnv(VecEnv):
                 "give one for each, or a single dictionary for all."
             )
         budgets = [budget_option(options) for options in self._options]
-        given = np.asarray([budget is not None for budget in budgets])
-        if not given.any():
+        has_budget = np.asarray([budget is not None for budget in budgets])
+        if not has_budget.any():
             return self.batch.draw_limits(self._rng)
-        stand_in = budgets[int(given.argmax())]
+        stand_in = budgets[int(has_budget.argmax())]
         limits = self.batch.limits_of([stand_in if budget is None else budget for budget in budgets])
-        return limits if given.all() else np.where(given[:, None], limits, self.batch.draw_limits(self._rng))
+        return limits if has_budget.all() else np.where(has_budget[:, None], limits, self.batch.draw_limits(self._rng))
 
     def _begin(self, limits: npt.NDArray[np.float64]) -> None:
         self.batch.start(limits)
@@ -103,20 +103,20 @@ class LayerWiseVecEnv(VecEnv):
         self,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Observations (N, F), rewards (N,), whether episodes ended (N,), and information."""
-        rewards, found = self.batch.step(self._actions)
+        rewards, details = self.batch.step(self._actions)
         self._returns += rewards
         over = self.batch.over
-        infos = self._final_infos(found) if over else [{} for _ in range(self.num_envs)]
+        infos = self._final_infos(details) if over else [{} for _ in range(self.num_envs)]
         if over:
             self._begin(self.batch.draw_limits(self._rng))
         return self.batch.observe(), rewards.astype(np.float32), np.full(self.num_envs, over), infos
 
-    def _final_infos(self, found: dict[str, Any]) -> list[dict[str, Any]]:
+    def _final_infos(self, details: dict[str, Any]) -> list[dict[str, Any]]:
         observations, returns = self.batch.observe(), self._returns.tolist()
         length, seconds = self.batch.layers, round(perf_counter() - self._started, 6)
-        costs = found.pop("costs", {})
-        vectors = {key: found.pop(key) for key in ("choices", "reward_vector") if key in found}
-        plain = {key: values.tolist() for key, values in found.items()}
+        costs = details.pop("costs", {})
+        vectors = {key: details.pop(key) for key in ("choices", "reward_vector") if key in details}
+        plain = {key: values.tolist() for key, values in details.items()}
         rows = [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]
         each = [
             dict(zip(costs, values, strict=True)) for values in zip(*(c.tolist() for c in costs.values()), strict=True)
@@ -140,7 +140,7 @@ class LayerWiseVecEnv(VecEnv):
         Raises:
             AttributeError: If there is none of this name, or it would be another one in each environment.
         """
-        return [self._attribute(position, attr_name) for position in self._positions(indices)]
+        return [self._attribute(position, attr_name) for position in self._get_indices(indices)]
 
     def _attribute(self, position: int, name: str) -> Any:
         if name == "action_masks":
@@ -170,24 +170,21 @@ class LayerWiseVecEnv(VecEnv):
             AttributeError: If there is no such attribute; see `get_attr`.
         """
         if method_name == "get_wrapper_attr":
-            return [self._attribute(position, *arguments, **keywords) for position in self._positions(indices)]
+            return [self._attribute(position, *arguments, **keywords) for position in self._get_indices(indices)]
         if method_name != "action_masks":
             raise InputError(
                 f"environments that are stepped together have no method {method_name!r} each; "
                 "there are 'action_masks' and 'get_wrapper_attr'."
             )
         masks = self.batch.masks()
-        return [masks[position] for position in self._positions(indices)]
+        return [masks[position] for position in self._get_indices(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: int | Iterable[int] | None = None
     ) -> list[bool]:
         """Whether each is wrapped: in nothing but `Monitor`, so to speak, as its information is there."""
-        return [issubclass(wrapper_class, Monitor)] * len(self._positions(indices))
+        return [issubclass(wrapper_class, Monitor)] * len(list(self._get_indices(indices)))
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
         """There are no images."""
         return [None] * self.num_envs
-
-    def _positions(self, indices: int | Iterable[int] | None) -> list[int]:
-        return list(self._get_indices(indices))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amed_env.agents.options import number_between, positive_whole
+from amed_env.agents.options import number_between, whole_number
 from amed_env.agents.policy.network import PolicyNetwork, Problems
 from amed_env.agents.policy.problem import problem_of
 from amed_env.agents.policy.saved import fingerprint, load_policy
@@ -67,8 +67,6 @@ class PolicyAgent(Agent):
     )
     name = "policy"
     family = "learner"
-    needs = "sensitivities, a budget"
-    description = "a goal-conditioned policy, trained beforehand: an instant answer for any budget, then samples"
 
     def __init__(
         self, policy: str | Path | None = None, batch: int = 20, updates: int = 10, learning_rate: float = 1e-3
@@ -77,8 +75,8 @@ class PolicyAgent(Agent):
         self.recipe = {"policy": fingerprint(self._network)}  # a search with another policy is another search
         # In float32, what processors with wider registers add up in another order leads to another search before long.
         self._network = self._network.double()
-        self._batch = positive_whole("batch", batch)
-        self._updates = 0 if updates == 0 else positive_whole("updates", updates)
+        self._batch = whole_number("batch", batch)
+        self._updates = whole_number("updates", updates, least=0)
         self._learning_rate = number_between("learning_rate", learning_rate, 1e-9, 1.0)
 
     def answer(self, task: Task) -> npt.NDArray[np.int64]:
@@ -110,24 +108,24 @@ class PolicyAgent(Agent):
         sampler = _Sampler(session, copy.deepcopy(self._network), self._batch, self._updates, self._learning_rate)
         solver = _Solver(session)
         sources: list[_Sampler | _Solver] = [solver, sampler]
-        found: list[list[float]] = [[], []]
+        accuracies: list[list[float]] = [[], []]
         while sources:
             session.check()
-            turn = _whose_turn(found, session.rng) if len(sources) == 2 else 0
+            turn = _whose_turn(accuracies, session.rng) if len(sources) == 2 else 0
             choices = sources[turn].propose()
             if choices is None:
-                del sources[turn], found[turn]
+                del sources[turn], accuracies[turn]
                 continue
             trial = evaluate(session, choices)
-            found[turn].append(-np.inf if trial is None else trial.quality.accuracy)
+            accuracies[turn].append(-np.inf if trial is None else trial.quality.accuracy)
 
 
-def _whose_turn(found: list[list[float]], rng: np.random.Generator) -> int:
+def _whose_turn(accuracies: list[list[float]], rng: np.random.Generator) -> int:
     """The source whose last proposals were better, mostly; in turn while there are few."""
-    counts = [len(accuracies) for accuracies in found]
+    counts = [len(those_of_one) for those_of_one in accuracies]
     if min(counts) < _FIRST_TURNS:
         return int(np.argmin(counts))
-    better = int(np.argmax([np.mean(accuracies[-_MEMORY:]) for accuracies in found]))
+    better = int(np.argmax([np.mean(those_of_one[-_MEMORY:]) for those_of_one in accuracies]))
     return better if rng.random() < _BETTER_SHARE else 1 - better
 
 
@@ -143,9 +141,9 @@ class _Solver:
 
     def propose(self) -> npt.NDArray[np.int64] | None:
         """The next choices (L,), or None if there are no more."""
-        while len(found := self._first or self._best()):
+        while len(proposals := self._first or self._best()):
             self._first = []
-            for choices in found:
+            for choices in proposals:
                 self._candidates.use(choices)
                 if self._session.task.allocation(choices) not in self._session.asked:
                     return choices
@@ -213,6 +211,8 @@ class _Sampler:
         weights = torch.from_numpy(shares / shares.sum())
         for _ in range(self._updates):
             rollouts = self._network.rollout(self._problems, choices.shape[1], given=choices)
+            # Clamped, as an allocation that the policy thinks impossible would outweigh all others; the entropy keeps
+            # it sampling.
             loss = -(weights * rollouts.log_probability[0].clamp(min=-60)).sum() - 0.02 * rollouts.entropy.mean()
             self._optimizer.zero_grad()
             loss.backward()

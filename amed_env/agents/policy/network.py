@@ -16,8 +16,8 @@ from torch import nn
 
 from amed_env.agents.policy.problem import CHOICE_FEATURES, LAYER_FEATURES, Problem
 
-TOLERANCE = 1e-6
-_HEAD_FEATURES = CHOICE_FEATURES + 5
+TOLERANCE = 1e-6  # of a share of the budget: sums in float32 are no more exact
+_HEAD_FEATURES = CHOICE_FEATURES + 5  # the share of what is left, and the four numbers of the state
 _FORBIDDEN = -1e9
 
 
@@ -150,6 +150,7 @@ class PolicyNetwork(nn.Module):
             elif generator is None:
                 choice = log.argmax(-1)
             else:
+                # The Gumbel trick: the largest of log-probabilities with this noise is a sample of the distribution.
                 noise = torch.rand(log.shape, generator=generator).to(log.dtype).clamp(min=1e-20)
                 choice = (log.detach() - (-noise.log()).log()).argmax(-1)
             taken.append(choice)

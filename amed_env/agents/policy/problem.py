@@ -54,11 +54,9 @@ def problem_of(task: Task) -> Problem:
     """
     if not task.limits:
         raise BudgetError("a goal-conditioned policy is asked for a budget; the task has none.")
-    metrics = [metric for metric in task.limits if metric in task.device_costs.least_table]
-    costs = np.stack([task.device_costs.least_table[m] / task.limits[m] for m in metrics]) if metrics else None
-    if costs is None:
-        costs = np.zeros((1, len(task.workload), len(task.precisions)))
-    return make_problem(layers_of(task), sensitivities_of(task), costs)
+    costs, limits = task.device_costs.bounded_limits(task.limits)
+    shares = costs / limits[:, None, None] if len(limits) else np.zeros((1, *task.choosable.shape))
+    return make_problem(layers_of(task), sensitivities_of(task), shares)
 
 
 @dataclass(frozen=True)

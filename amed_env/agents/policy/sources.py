@@ -153,8 +153,8 @@ class ImaginedSource:
             costs = within_random_budget(rng, random_costs(rng, _shares(layers), sensitivities.widths))
             features = layer_features(layers, rng.uniform(2.5, 12.0, number))
             problems.append(make_problem(features, sensitivities, costs[None]))
-            found = best_choices(costs[None], np.ones(1), sensitivities.predicted)
-            best.append(found.choices[0])
+            solution = best_choices(costs[None], np.ones(1), sensitivities.predicted)
+            best.append(solution.choices[0])
         return problems, np.stack(best)
 
 

@@ -132,9 +132,10 @@ class _Training:
         if source.accuracy(best.numpy()) is None:
             return f"imitation on {source.name}", {"loss": self._update(-self._likelihood(problems, best))}
         rollouts = self._network.rollout(problems, options.samples, self._generator)
-        found = source.accuracy(rollouts.choices.numpy())
-        rewards = torch.from_numpy(found).float()
+        accuracies = source.accuracy(rollouts.choices.numpy())
+        rewards = torch.from_numpy(accuracies).float()
         advantages = rewards - rewards.mean(dim=1, keepdim=True)
+        # In points of accuracy; where all samples are alike within a tenth, noise would be blown up to full size.
         advantages = advantages / (rewards.std(dim=1, keepdim=True) + 0.1)
         entropy = options.entropy * (1 - step / options.steps)
         loss = -(advantages * rollouts.log_probability).mean() - entropy * rollouts.entropy.mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from amed_env.agents.options import number_between
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.moves import evaluate, fits, fresh_choices, good_starts, prior, within_budget
 from amed_env.agents.searchers.neighbours import IntArray, random_neighbour
@@ -14,6 +15,7 @@ from amed_env.problem.objective import score
 from amed_env.tasks.proxies import get_proxies
 
 _PATIENCE = 50  # steps in a row without anything new after which it goes on from a random allocation
+_LEAST_TEMPERATURE = 1e-12  # zero would divide by zero
 _TRIES = 20  # neighbours that are drawn before one is repaired
 
 
@@ -35,16 +37,14 @@ class AnnealingAgent(Agent):
     """
 
     name = "annealing"
-    needs = "sensitivities"
 
+    # At first an error that is larger by a tenth is accepted with probability 1/e, at last one by half a percent.
     def __init__(self, proxy: str = "kl", first_temperature: float = 0.1, last_temperature: float = 0.005) -> None:
         self.proxy = get_proxies(proxy)[0]
-        for value in (first_temperature, last_temperature):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise AgentError(f"a temperature is {value!r}; give a positive number.")
-        if last_temperature > first_temperature:
-            raise AgentError(f"the last temperature {last_temperature} is above the first one, {first_temperature}.")
-        self.first, self.last = float(first_temperature), float(last_temperature)
+        self.first = number_between("first_temperature", first_temperature, _LEAST_TEMPERATURE)
+        self.last = number_between("last_temperature", last_temperature, _LEAST_TEMPERATURE)
+        if self.last > self.first:
+            raise AgentError(f"the last temperature {self.last} is above the first one, {self.first}.")
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""

@@ -18,11 +18,9 @@ from amed_env.agents.session import SearchSession
 from amed_env.tasks.repair import repair
 from amed_env.tasks.task import Task
 
-__all__ = ["GreedyAgent", "RandomAgent", "UniformAgent", "random_choices"]
-
 _MOST_REPEATS = 2_000  # random draws in a row that bring nothing new before the space counts as exhausted
-_REPEATS_BEFORE_LISTING = 10
-_MOST_LISTED = 100_000
+_REPEATS_BEFORE_LISTING = 10  # in a row: few allocations seem to be left
+_MOST_LISTED = 100_000  # where there are more, it goes on drawing
 
 
 class UniformAgent(Agent):
@@ -74,7 +72,6 @@ class GreedyAgent(Agent):
     """
 
     name = "greedy"
-    needs = "sensitivities"
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
@@ -95,10 +92,10 @@ class GreedyAgent(Agent):
 
 def _step_weight(task: Task) -> npt.NDArray[np.float64]:
     """(L, P) the cost that a step is weighed by: each budgeted metric as a share of its limit, added up."""
-    metrics = [metric for metric in task.limits if metric in task.device_costs.least_table]
-    if not metrics:
+    costs, limits = task.device_costs.bounded_limits(task.limits)
+    if not len(limits):
         return task.costs["bops"] / float(task.costs["bops"].max(axis=1).sum())
-    return np.asarray(sum(task.device_costs.least_table[metric] / task.limits[metric] for metric in metrics))
+    return np.asarray((costs / limits[:, None, None]).sum(axis=0))
 
 
 def _descent(task: Task) -> list[npt.NDArray[np.int64]]:

@@ -27,9 +27,10 @@ from amed_env.problem.objective import ERROR_SMOOTHING
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-_SLOPE, _SLOPE_VARIANCE, _OFFSET_VARIANCE = 0.7, 0.25, 1.0  # of the standardized proxy and of the mean
+# Prior of the standardized proxy's slope, and variance of the mean: positive, but within two deviations of worthless.
+_SLOPE, _SLOPE_VARIANCE, _OFFSET_VARIANCE = 0.7, 0.25, 1.0
 _SINGLE_VARIANCES, _PAIR_VARIANCES, _NOISES = (0.3, 3.0), (0.1, 1.0, 5.0), (0.1, 0.5)
-_LEAST_DEVIATION = 0.05
+_LEAST_DEVIATION = 0.05  # of log-errors, so that those which are all but equal are not blown up
 _LOSS_SHARE = 0.1  # of the smoothing of errors, for each nat of loss
 _GROWTH = 1.25  # variances are chosen anew when there are so many times more trials
 

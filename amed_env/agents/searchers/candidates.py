@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from amed_env.agents.searchers.calibration import Terms
-from amed_env.agents.searchers.moves import additive_limits, fits_many, fresh_choices, good_starts
+from amed_env.agents.searchers.moves import fits_many, fresh_choices, good_starts
 from amed_env.agents.searchers.neighbours import IntArray, neighbours
 from amed_env.agents.session import SearchSession
 from amed_env.problem.best_choices import MOST_WIDTH, best_choices, objective
@@ -49,8 +49,8 @@ class Candidates:
             self.gap = np.inf
             return self._walk(terms, count)
         task = self.session.task
-        found = best_choices(
-            *additive_limits(task),
+        solutions = best_choices(
+            *task.device_costs.bounded_limits(task.limits),
             terms.single,
             terms.pairs,
             task.choosable,
@@ -58,9 +58,9 @@ class Candidates:
             excluded=self._used,
             most_width=self.most_width,
         )
-        self.gap = found.gap
-        if len(found.choices) or found.floor == np.inf:
-            return found.choices
+        self.gap = solutions.gap
+        if len(solutions.choices) or solutions.floor == np.inf:
+            return solutions.choices
         fresh = fresh_choices(self.session)  # the solver's frontier had nothing but known ones
         return np.zeros((0, len(task.workload)), dtype=np.int64) if fresh is None else fresh[None]
 
@@ -71,8 +71,8 @@ class Candidates:
         expansions = 0
         while True:
             session.check()
-            everyone = np.asarray(list(self._reached.values()), dtype=np.int64).reshape(len(self._reached), -1)
             keys = list(self._reached)
+            everyone = np.asarray(list(self._reached.values()), dtype=np.int64).reshape(len(keys), -1)
             values = objective(terms.single, terms.pairs, everyone) if len(everyone) else np.zeros(0)
             order = np.argsort(values, kind="stable").tolist()
             new = [row for row in order if keys[row] not in self._used][:count]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.options import import_optional, positive_whole
+from amed_env.agents.options import import_optional, whole_number
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.moves import evaluate, good_starts, near_the_budget, new_near, prior
 from amed_env.agents.session import SearchSession
@@ -16,7 +16,7 @@ from amed_env.tasks.proxies import get_proxies
 
 IntArray = npt.NDArray[np.int64]
 
-_WORST = 1e6  # objective of what failed
+_WORST = 1e6  # objective of what failed: finite, as NSGA-II divides by the range of the objectives
 _CHEAP_ENOUGH = 0.9  # of the limit: below it nothing is gained
 _FILLED = 0.5  # probability that the slack of an offspring is spent
 _DRAWS = 10  # draws for each place in the first population
@@ -39,10 +39,9 @@ class EvolutionAgent(Agent):
     """
 
     name = "evolution"
-    needs = "sensitivities, amed-env[search]"
 
     def __init__(self, population: int = 20, proxy: str = "kl") -> None:
-        self.population = positive_whole("population", population)
+        self.population = whole_number("population", population)
         self.proxy = get_proxies(proxy)[0]
         self._nsga2 = import_optional("pymoo.algorithms.moo.nsga2", self.name, "pymoo").NSGA2
 
@@ -71,6 +70,7 @@ class EvolutionAgent(Agent):
             started = True
 
     def _algorithm(self, session: SearchSession, first: IntArray) -> Any:
+        # Here, as the library is optional.
         from pymoo.core.problem import Problem
         from pymoo.operators.crossover.ux import UniformCrossover
         from pymoo.operators.mutation.pm import PolynomialMutation
@@ -82,6 +82,7 @@ class EvolutionAgent(Agent):
             pop_size=len(first),
             sampling=np.asarray([self._genes(session, choices) for choices in first]),
             crossover=UniformCrossover(prob=0.9),
+            # With pymoo's own eta of 20, most steps would round back to the width that a layer has.
             mutation=PolynomialMutation(
                 prob=1.0, prob_var=max(0.05, 1.5 / len(most)), eta=3.0, repair=RoundingRepair()
             ),
@@ -92,14 +93,14 @@ class EvolutionAgent(Agent):
 
     def _first_population(self, session: SearchSession) -> IntArray:
         starts = good_starts(session, prior(session, self.proxy))[:1]
-        found = {choices.tobytes(): choices for choices in starts}
+        members = {choices.tobytes(): choices for choices in starts}
         for _ in range(_DRAWS * self.population):
-            if len(found) >= min(self.population, session.limit):
+            if len(members) >= min(self.population, session.limit):
                 break
             drawn = near_the_budget(session)
             if drawn is not None:
-                found[drawn.tobytes()] = drawn
-        return np.asarray(list(found.values()), dtype=np.int64).reshape(len(found), len(session.task.workload))
+                members[drawn.tobytes()] = drawn
+        return np.asarray(list(members.values()), dtype=np.int64).reshape(len(members), len(session.task.workload))
 
     def _choices(self, session: SearchSession, genes: IntArray) -> IntArray:
         """A gene is the position among what a layer may choose."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.options import positive_whole
+from amed_env.agents.options import whole_number
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.calibration import Calibration, Evidence, Terms
 from amed_env.agents.searchers.moves import (
@@ -44,13 +44,12 @@ class LocalAgent(Agent):
     """
 
     name = "local"
-    needs = "sensitivities"
     saw = ("development cells of the suite tiny, for the width of its rounds",)
 
     def __init__(self, proxy: str = "kl", width: int = 6, patience: int = 2, kick: int = 3) -> None:
         self.proxy = get_proxies(proxy)[0]
-        self.width, self.kick = positive_whole("width", width), positive_whole("kick", kick)
-        self.patience = positive_whole("patience", patience)
+        self.width, self.kick = whole_number("width", width), whole_number("kick", kick)
+        self.patience = whole_number("patience", patience)
 
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`."""
@@ -74,9 +73,9 @@ class LocalAgent(Agent):
             while len(around) and better is None and rounds < self.patience:
                 rounds += 1
                 around = order.sort(around)
-                position, found = self._round(session, around)
+                position, trials = self._round(session, around)
                 around = around[position:]
-                best = best_trial(found)
+                best = best_trial(trials)
                 if best is not None and (trial is None or best.quality.order < trial.quality.order):
                     better = best
             if better is None:

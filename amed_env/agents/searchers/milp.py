@@ -37,7 +37,6 @@ class MilpAgent(Agent):
     """
 
     name = "milp"
-    needs = "sensitivities"
     saw = ("a few runs on digits-cnn and kws-dscnn, for the settings of its calibration",)
 
     def __init__(self, proxy: str | Iterable[str] = "kl", calibrate: bool = True) -> None:
@@ -63,10 +62,10 @@ def search_in_order(session: SearchSession, candidates: Candidates, priors: list
     count = 1
     while True:
         for terms in priors:
-            found = candidates.best(terms, 1 if len(priors) > 1 else count)
-            if len(found) == 0:
+            best_left = candidates.best(terms, 1 if len(priors) > 1 else count)
+            if len(best_left) == 0:
                 return
-            for choices in found:
+            for choices in best_left:
                 candidates.use(choices)
                 evaluate(session, choices)
         count = min(2 * count, 256)
@@ -80,10 +79,10 @@ def search_calibrated(session: SearchSession, candidates: Candidates, model: Cal
     evidence = Evidence(session)
     while True:
         session.check()
-        found = most_promising(session, candidates, model, evidence)
-        if len(found) == 0:
+        promising = most_promising(session, candidates, model, evidence)
+        if len(promising) == 0:
             return
-        for choices in found[: max(1, len(session.trials) // _BATCH_SHARE)]:
+        for choices in promising[: max(1, len(session.trials) // _BATCH_SHARE)]:
             candidates.use(choices)
             evaluate(session, choices)
 
@@ -93,8 +92,8 @@ def most_promising(session: SearchSession, candidates: Candidates, model: Calibr
     evidence.update()
     # There are no trials if whatever was tried failed.
     terms = model.fit(evidence.choices, evidence.targets) if session.trials else model.priors[0]
-    found = candidates.best(terms, _POOL)
-    if session.trials and len(found):
-        expected = objective(terms.single, terms.pairs, found)
-        found = found[np.argsort(expected - _OPTIMISM * model.deviation(found), kind="stable")]
-    return found
+    promising = candidates.best(terms, _POOL)
+    if session.trials and len(promising):
+        expected = objective(terms.single, terms.pairs, promising)
+        promising = promising[np.argsort(expected - _OPTIMISM * model.deviation(promising), kind="stable")]
+    return promising

@@ -40,8 +40,7 @@ def tolerant(session: SearchSession, call: Callable[[], IntArray | None]) -> Int
     try:
         return call()
     except BackendError:
-        if session.faulty:
-            session.check()
+        session.check_device()
         return None
 
 
@@ -79,8 +78,7 @@ def fits_many(session: SearchSession, choices: IntArray) -> npt.NDArray[np.bool_
         costs = task.device_costs.evaluate_many(allocations)
         fit[asked] = [task.feasible(cost.metrics) for cost in costs]
     except BackendError:
-        if session.faulty:
-            session.check()
+        session.check_device()
         fit[asked] = [session.feasible(allocation) for allocation in allocations]
     return fit
 
@@ -106,14 +104,6 @@ def feasible_uniform(session: SearchSession) -> list[IntArray]:
     return [choices for choices in uniform if session.feasible(task.allocation(choices))]
 
 
-def additive_limits(task: Task) -> tuple[FloatArray, FloatArray]:
-    """(B, L, P) costs, or lower bounds of them where they do not add up, and (B,) limits of the task's budgets."""
-    metrics = [metric for metric in task.limits if metric in task.device_costs.least_table]
-    shape = (0, len(task.workload), len(task.precisions))
-    costs = np.stack([task.device_costs.least_table[metric] for metric in metrics]) if metrics else np.zeros(shape)
-    return costs, np.asarray([task.limits[metric] for metric in metrics])
-
-
 def good_starts(session: SearchSession, table: FloatArray) -> list[IntArray]:
     """The optimum of a proxy (L, P) within the budgets.
 
@@ -121,16 +111,18 @@ def good_starts(session: SearchSession, table: FloatArray) -> list[IntArray]:
     uniform precision that fits is treated alike, and the least proxy comes first. Empty if the device refuses all.
     """
     task = session.task
-    best = cheapest_choices(*additive_limits(task), table, task.choosable)
+    best = cheapest_choices(*task.device_costs.bounded_limits(task.limits), table, task.choosable)
     if best is not None and all(metric in task.costs for metric in task.limits):
         return [best]
     starts = [] if best is None else [within_budget(session, best)]
-    found = [spend_slack(session, start, table) for start in [*starts, *feasible_uniform(session)] if start is not None]
-    if not found:
+    widened = [
+        spend_slack(session, start, table) for start in [*starts, *feasible_uniform(session)] if start is not None
+    ]
+    if not widened:
         drawn = tolerant(session, lambda: random_choices(task, session.rng))
-        found = [] if drawn is None else [drawn]
+        widened = [] if drawn is None else [drawn]
     rows = np.arange(len(table))
-    unique = {choices.tobytes(): choices for choices in found}
+    unique = {choices.tobytes(): choices for choices in widened}
     return sorted(unique.values(), key=lambda choices: float(table[rows, choices].sum()))
 
 
@@ -139,17 +131,11 @@ def random_choices(task: Task, rng: np.random.Generator) -> IntArray | None:
 
     Layers are decided in a random order, so that no layer is favoured by coming first.
     """
-    limited = [metric for metric in task.limits if metric in task.device_costs.least_table]
     order = rng.permutation(len(task.workload))
     choices = np.zeros(len(order), dtype=np.int64)
-    costs = (
-        np.stack([task.device_costs.least_table[metric][order] for metric in limited])
-        if limited
-        else np.zeros((0, len(order), len(task.precisions)))
-    )
-    limits = np.asarray([task.limits[metric] for metric in limited])
-    choosable = task.choosable[order]
-    rest, used = least_rest(costs, choosable), np.zeros(len(limited))
+    costs, limits = task.device_costs.bounded_limits(task.limits)
+    costs, choosable = costs[:, order], task.choosable[order]
+    rest, used = least_rest(costs, choosable), np.zeros(len(limits))
     for step, layer in enumerate(order):
         allowed = np.flatnonzero(allowed_choices(used, costs[:, step], rest[:, step + 1], limits, choosable[step]))
         if len(allowed) == 0:
@@ -175,17 +161,17 @@ def all_within(task: Task, most: int) -> IntArray | None:
     """
     if not all(metric in task.costs for metric in task.limits):
         return None
-    costs, limits = additive_limits(task)
+    costs, limits = task.device_costs.bounded_limits(task.limits)
     rest, tolerant_limits = least_rest(costs, task.choosable), limits * (1 + TOLERANCE)
-    found, used = np.zeros((1, 0), dtype=np.int64), np.zeros((1, len(limits)))
+    beginnings, used = np.zeros((1, 0), dtype=np.int64), np.zeros((1, len(limits)))
     for layer in range(len(task.workload)):
         choices = np.flatnonzero(task.choosable[layer])
         total = used[:, None] + costs[:, layer, choices].T
         rows, columns = np.nonzero((total + rest[:, layer + 1] <= tolerant_limits).all(axis=2))
         if len(rows) > most:
             return None
-        found, used = np.column_stack([found[rows], choices[columns]]), total[rows, columns]
-    return found
+        beginnings, used = np.column_stack([beginnings[rows], choices[columns]]), total[rows, columns]
+    return beginnings
 
 
 def spend_slack(session: SearchSession, choices: IntArray, loss: FloatArray | None = None) -> IntArray:
@@ -261,9 +247,9 @@ def narrowed(session: SearchSession, choices: IntArray) -> IntArray | None:
                 current = current.copy()
                 current[layer] = narrower[np.argmax(widths[narrower])]
                 steps.append(current)
-        found = first_fit(session, np.asarray(steps[1:]).reshape(-1, len(current)))
-        if found is not None:
-            return found
+        inside = first_fit(session, np.asarray(steps[1:]).reshape(-1, len(current)))
+        if inside is not None:
+            return inside
     return within_budget(session, choices)
 
 

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.options import positive_whole, true_or_false
+from amed_env.agents.options import true_or_false, whole_number
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.calibration import Calibration, Terms
 from amed_env.agents.searchers.candidates import Candidates
@@ -48,16 +48,15 @@ class PairwiseAgent(Agent):
     """
 
     name = "pairwise"
-    needs = "sensitivities"
     saw = ("a few runs on digits-cnn and kws-dscnn, for the settings of its calibration",)
 
     def __init__(
         self, reach: int | None = None, project: bool = True, calibrate: bool = True, most_width: int = 4_096
     ) -> None:
-        self.reach = None if reach is None else positive_whole("reach", reach)
+        self.reach = None if reach is None else whole_number("reach", reach)
         self.project = true_or_false("project", project)
         self.calibrate = true_or_false("calibrate", calibrate)
-        self.most_width = positive_whole("most_width", most_width)
+        self.most_width = whole_number("most_width", most_width)
         self.gap = np.inf
 
     def explore(self, session: SearchSession) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.agents.options import import_optional, positive_whole
+from amed_env.agents.options import import_optional, whole_number
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.moves import evaluate, fresh_choices, good_starts, near_the_budget, new_near, prior
 from amed_env.agents.session import SearchSession
@@ -34,10 +35,9 @@ class TPEAgent(Agent):
     """
 
     name = "tpe"
-    needs = "sensitivities, amed-env[search]"
 
     def __init__(self, startup: int = 20, proxy: str = "kl") -> None:
-        self.startup = positive_whole("startup", startup)
+        self.startup = whole_number("startup", startup)
         self.proxy = get_proxies(proxy)[0]
         self._optuna = import_optional("optuna", self.name, "optuna")
 
@@ -81,8 +81,6 @@ class TPEAgent(Agent):
                 study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
 
     def _study(self, seed: int) -> Any:
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
             sampler = self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)

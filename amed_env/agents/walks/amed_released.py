@@ -14,15 +14,15 @@ from pydantic import Field
 
 from amed_env.agents.options import parse_agent_options
 from amed_env.agents.session import SearchSession
-from amed_env.agents.walks.amed import AmedAgent, AmedOptions, walk_task
+from amed_env.agents.walks.amed import AmedAgent, walk_task
 from amed_env.agents.walks.metropolis import Proposal
-from amed_env.agents.walks.walk import AllocationWalk, WalkSettings
+from amed_env.agents.walks.options import AmedOptions
+from amed_env.agents.walks.walk import AllocationWalk
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.simulator.systolic import gemm_cycles
 from amed_env.problem.allocation import Precision
 from amed_env.problem.objective import BUDGET_METRICS, REFERENCE_BITS
-from amed_env.problem.quality_score import QualityScore
 from amed_env.problem.workload import Layer, Workload
 from amed_env.tasks.task import Task
 
@@ -57,10 +57,10 @@ class ReleasedOptions(AmedOptions):
     filters_plus_one: Annotated[bool, Field(strict=True)] = True
     inflated_dram: Annotated[bool, Field(strict=True)] = True
 
-    def settings(self) -> WalkSettings:
-        """What the walk itself has to know."""
-        known = super().settings()
-        return WalkSettings(**{**vars(known), "corrected": not self.uncorrected_acceptance})
+    @property
+    def corrected(self) -> bool:
+        """Whether the acceptance has Hastings' factor."""
+        return not self.uncorrected_acceptance
 
 
 class AmedReleasedAgent(AmedAgent):
@@ -83,7 +83,7 @@ class AmedReleasedAgent(AmedAgent):
     def explore(self, session: SearchSession) -> None:
         """See `Agent.explore`; raises what `amed` raises."""
         task = walk_task(self.name, session.task, self.options)
-        walk = ReleasedWalk(session, task, self.options.quality_score(task), self.options)
+        walk = ReleasedWalk(session, task, self.options)
         self.scores = walk.scores
         walk.run()
 
@@ -94,13 +94,13 @@ class ReleasedWalk(AllocationWalk):
     Args:
         session: The search.
         task: Its task, or the same with more pins.
-        score: The quality score ζ.
         options: The faults and the numbers of the walk.
     """
 
-    def __init__(self, session: SearchSession, task: Task, score: QualityScore, options: ReleasedOptions) -> None:
-        super().__init__(session, task, score, options.settings())
-        self.options = options
+    options: ReleasedOptions
+
+    def __init__(self, session: SearchSession, task: Task, options: ReleasedOptions) -> None:
+        super().__init__(session, task, options)
         self._first: Quality | None = None
         self._latency: FloatArray | None = None
         if options.filters_plus_one or options.inflated_dram:
@@ -166,7 +166,9 @@ def released_latency_ms(
 
 def _layer_ms(layer: Layer, precision: Precision, more: int, dram_factor: float) -> float:
     ratio = max(1, round(REFERENCE_BITS / max(precision)))  # 2, 3 and 4 times at 4, 3 and 2 bits
-    filters = layer.n if ratio == 1 else (layer.n // ratio + 1 if more else -(-layer.n // ratio))
+    filters = -(-layer.n // ratio)
+    if more and ratio > 1:
+        filters = layer.n // ratio + 1
     compute = layer.groups * int(gemm_cycles(layer.m, filters, layer.k, ARRAY_SIDE, ARRAY_SIDE, "ws"))
     bits = layer.weight_elements * precision.weight_bits
     bits += (layer.input_elements + layer.output_elements) * precision.activation_bits

@@ -30,15 +30,10 @@ class BudgetFilter:
 
     def __init__(self, session: SearchSession, task: Task, metrics: Container[str]) -> None:
         self._session, self._task = session, task
-        limits = {name: limit for name, limit in task.limits.items() if name in metrics}
-        self.limits = limits
-        bounded = [name for name in limits if name in task.device_costs.least_table]
-        shape = (0, len(task.workload), len(task.precisions))
-        self._costs = (
-            np.stack([task.device_costs.least_table[name] for name in bounded]) if bounded else np.zeros(shape)
-        )
-        self._tolerant = np.asarray([limits[name] for name in bounded]) * (1 + TOLERANCE)
-        self._exact = all(name in task.costs for name in limits)
+        self.limits = {name: limit for name, limit in task.limits.items() if name in metrics}
+        self._costs, limits = task.device_costs.bounded_limits(self.limits)
+        self._tolerant = limits * (1 + TOLERANCE)
+        self._exact = all(name in task.costs for name in self.limits)
         self._layers = np.arange(len(task.workload))
 
     def allows(self, choices: IntArray) -> bool:
@@ -63,7 +58,6 @@ class BudgetFilter:
         try:
             costs = self._task.total_costs(self._task.allocation(choices))
         except BackendError:
-            if self._session.faulty:
-                self._session.check()
+            self._session.check_device()
             return math.inf
         return violation(costs, self.limits)

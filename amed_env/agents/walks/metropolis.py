@@ -23,7 +23,7 @@ Proposal = Literal["uniform", "scores"]
 """Where the next precision of a layer comes from: any other one with equal probability, or the law itself."""
 
 
-_LEAST_EXPONENT = -500.0
+_LEAST_EXPONENT = -500.0  # exp(-745) is the smallest positive double; sums and ratios need some room above it
 
 
 class ScoreTable:
@@ -127,21 +127,3 @@ class MetropolisHastings:
             choices[layer] = current
             return False
         return True
-
-    def transition_matrix(self, states: IntArray) -> FloatArray:
-        """Probabilities of a move of a layer that is drawn uniformly: float64 (N, N), for small spaces.
-
-        Args:
-            states: int64 (N, L), every allocation that may be entered, each once.
-        """
-        count, layers = states.shape
-        number = {tuple(state): i for i, state in enumerate(states.tolist())}
-        matrix = np.zeros((count, count))
-        for start, state in enumerate(states.tolist()):
-            for layer, current in enumerate(state):
-                for proposed, probability in enumerate(self.proposals(layer, current)):
-                    target = number.get((*state[:layer], proposed, *state[layer + 1 :]))
-                    if probability > 0 and proposed != current and target is not None:
-                        matrix[start, target] += probability * self.acceptance(layer, current, proposed) / layers
-            matrix[start, start] = 1.0 - matrix[start].sum()
-        return matrix

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.agents.session import SearchSession
 from amed_env.agents.walks.filters import BudgetFilter
-from amed_env.agents.walks.metropolis import MetropolisHastings, Proposal, ScoreTable
+from amed_env.agents.walks.metropolis import MetropolisHastings, ScoreTable
+from amed_env.agents.walks.options import AmedOptions
 from amed_env.errors import AmedError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial
 from amed_env.problem.objective import violation
-from amed_env.problem.quality_score import QualityScore, gain, latency_ratio
+from amed_env.problem.quality_score import gain, latency_ratio
 from amed_env.tasks.repair import repair
 from amed_env.tasks.task import Task
 
 IntArray = npt.NDArray[np.int64]
 
 _MOST_REPEATS = 2_000  # known allocations in a row after which the walk counts as having nothing new
-_MOST_HEAT = 1e6
-
-
-@dataclass(frozen=True)
-class WalkSettings:
-    """Numbers of a walk; `AmedOptions` says what they mean.
-
-    Attributes:
-        temperature: T of softmax(S / T).
-        learning_rate: η of the table.
-        reference_rate: Rate of the moving average of ζ_ref.
-        moves: Moves of single layers between two evaluations; None for one a layer.
-        proposal: Where moves come from.
-        reheating: Factor of the temperature for each known allocation in a row.
-        filtered: Metrics whose limits are never exceeded.
-        budget_penalty: Factor of the violation of all limits in ζ.
-        corrected: Whether the acceptance has Hastings' factor.
-    """
-
-    temperature: float
-    learning_rate: float
-    reference_rate: float
-    moves: int | None
-    proposal: Proposal
-    reheating: float
-    filtered: frozenset[str]
-    budget_penalty: float
-    corrected: bool = True
+_MOST_HEAT = 1e6  # softmax is uniform long before
 
 
 class AllocationWalk:
@@ -59,24 +31,25 @@ class AllocationWalk:
     Args:
         session: The search.
         task: Its task, or the same with more pins.
-        score: The quality score ζ.
-        settings: Numbers of the walk.
+        options: The numbers of the walk.
 
     Attributes:
+        score: The quality score ζ.
         scores: The table S.
         reference: ζ_ref; None before the first evaluation.
         choices: int64 (L,), where the walk stands.
     """
 
-    def __init__(self, session: SearchSession, task: Task, score: QualityScore, settings: WalkSettings) -> None:
-        self.session, self.task, self.score, self.settings = session, task, score, settings
+    def __init__(self, session: SearchSession, task: Task, options: AmedOptions) -> None:
+        self.session, self.task, self.options = session, task, options
+        self.score = options.quality_score(task)
         self.scores = ScoreTable(task.choosable)
         self.reference: float | None = None
         self.choices: IntArray = task.space.start_choices()
         self.cost_reference = {} if task.reference_cost is None else dict(task.reference_cost.metrics)
         self._free = np.flatnonzero(task.choosable.sum(axis=1) > 1)
         self._failed: set[bytes] = set()
-        self._filter = BudgetFilter(session, task, settings.filtered)
+        self._filter = BudgetFilter(session, task, options.filtered)
 
     def run(self) -> None:
         """Walk until nothing new turns up any more; the session ends it when the evaluations are used up."""
@@ -93,7 +66,7 @@ class AllocationWalk:
                 last_good = self.choices.copy()
                 self.learn(trial)
             repeats = 0 if self.session.evaluations > known else repeats + 1
-            self.move(min(self.settings.reheating**repeats, _MOST_HEAT))
+            self.move(min(self.options.reheating**repeats, _MOST_HEAT))
 
     def enter_budgets(self) -> bool:
         """Go down to the budgets; whether a way was found."""
@@ -101,10 +74,10 @@ class AllocationWalk:
         while excess > 0:
             lower = self._random_descent(excess)
             if lower is None:
-                found = self._stranded()
-                if found is None:
+                elsewhere = self._stranded()
+                if elsewhere is None:
                     return False
-                self.choices, lower = found, 0.0
+                self.choices, lower = elsewhere, 0.0
             excess = lower
         return True
 
@@ -134,11 +107,11 @@ class AllocationWalk:
         Args:
             heat: Factor of the temperature.
         """
-        settings, rng = self.settings, self.session.rng
-        law = self.scores.law(settings.temperature * heat)
-        chain = MetropolisHastings(law, settings.proposal, settings.corrected, self._may_enter)
+        options, rng = self.options, self.session.rng
+        law = self.scores.law(options.temperature * heat)
+        chain = MetropolisHastings(law, options.proposal, options.corrected, self._may_enter)
         free = self._free
-        order = rng.permutation(free) if settings.moves is None or not len(free) else rng.choice(free, settings.moves)
+        order = rng.permutation(free) if options.moves is None or not len(free) else rng.choice(free, options.moves)
         for layer in order:
             chain.move(self.choices, int(layer), rng)
 
@@ -158,11 +131,12 @@ class AllocationWalk:
 
     def learn(self, trial: Trial) -> None:
         """Move the cells of the allocation, then the reference, towards what a trial was worth."""
+        # The cells learn before the reference moves: ζ is compared with what was known before this trial.
         zeta, comparable = self.zeta(trial), self.comparable(trial)
         if self.reference is None:
             self.reference = comparable
-        self.scores.update(self.choices, gain(self.reference, zeta), self.settings.learning_rate)
-        rate = self.settings.reference_rate
+        self.scores.update(self.choices, gain(self.reference, zeta), self.options.learning_rate)
+        rate = self.options.reference_rate
         self.reference = (1.0 - rate) * self.reference + rate * comparable
 
     def zeta(self, trial: Trial) -> float:
@@ -172,8 +146,10 @@ class AllocationWalk:
         return plain * self.penalty(trial)
 
     def penalty(self, trial: Trial) -> float:
-        """Factor of ζ for what exceeds the budgets, 1 or more; always 1 where these are filtered."""
-        return 1.0 + self.settings.budget_penalty * violation(trial.costs, self.task.limits)
+        """Factor of ζ for what exceeds the budgets, 1 or more; 1 where these are filtered."""
+        if self.options.budgets == "filter":
+            return 1.0
+        return 1.0 + self.options.budget_penalty * violation(trial.costs, self.task.limits)
 
     def comparable(self, trial: Trial) -> float:
         """What the reference learns of a trial: its ζ, so that both have the same units."""

@@ -45,12 +45,6 @@ def test_it_cannot_learn_rewards_that_are_shuffled():
     assert abs(spearmanr(mean, rewards[40:]).statistic) < 0.5
 
 
-def test_it_is_surer_of_what_it_has_seen_on_the_whole():
-    model, choices, prior, _ = fitted()
-    _, deviation = model.predict(choices, prior)
-    assert deviation[:40].mean() < 0.75 * deviation[40:].mean()
-
-
 def test_mean_and_deviation_are_those_of_the_joint_normal_distribution():
     """Conditioning by the full covariance matrix of trials and candidates, written out pair by pair."""
     rng = np.random.default_rng(2)

@@ -21,7 +21,7 @@ from amed_env.errors import AgentError, BudgetError
 from amed_env.problem.constraints import cheapest_choices
 
 TASK = "tabular/digits-cnn"
-QUICK = {"imitation_steps": 60, "steps": 250, "problems": 8, "samples": 12}
+QUICK = {"imitation_steps": 60, "steps": 200, "problems": 8, "samples": 12, "imagined": 0.0}
 
 
 def network(seed=0, **sizes):
@@ -151,7 +151,7 @@ def test_imagined_networks_differ_and_are_solved_exactly(seed):
 
 
 def test_training_on_imagined_networks_teaches_what_the_solver_does():
-    policy, options = network(), TrainingOptions(imitation_steps=120, steps=0, problems=8, imagined=1.0)
+    policy, options = network(), TrainingOptions(imitation_steps=60, steps=0, problems=8, imagined=1.0)
     problems, best = ImaginedSource((5, 6)).draw(np.random.default_rng(99), 20, truth=False)
 
     def excess():
@@ -201,11 +201,11 @@ def test_cards_with_unknown_or_wrong_entries_are_refused(folder, change):
 @pytest.mark.parametrize("device", ["bitfusion", "bitfusion-chained"])
 def test_the_agent_answers_first_and_then_searches_within_the_budgets(folder, device, budget):
     task = make_task(TASK, device=device, budget=budget)
-    result = PolicyAgent(folder).search(task, 40, seed=3)
-    again = PolicyAgent(folder).search(task, 40, seed=3)
+    result = PolicyAgent(folder, batch=10).search(task, 24, seed=3)
+    again = PolicyAgent(folder, batch=10).search(task, 24, seed=3)
     assert [t.allocation for t in result.trials] == [t.allocation for t in again.trials]
     assert result.trials[0].allocation == task.allocation(PolicyAgent(folder).answer(task))
-    assert len(result.trials) == 40
+    assert len(result.trials) == 24
     assert all(task.feasible(trial.costs) for trial in result.trials)
 
 
@@ -215,7 +215,7 @@ torch.set_num_threads(1)
 from amed_env import make_task
 from amed_env.agents.policy.agent import PolicyAgent
 task = make_task("tabular/kws-dscnn", device="eyeriss-ws", budget={"latency": 0.8})
-result = PolicyAgent().search(task, 150, seed=1)
+result = PolicyAgent().search(task, 60, seed=1)
 print(torch.backends.cpu.get_cpu_capability())
 print([str(trial.allocation) for trial in result.trials])
 """
@@ -232,7 +232,7 @@ def test_a_search_is_the_same_on_processors_with_other_instructions():
     (capability, trials), (other_capability, other_trials) = found
     if capability == other_capability:
         pytest.skip(f"this build of torch knows {capability} only")
-    assert len(set(ast.literal_eval(trials))) == 150
+    assert len(set(ast.literal_eval(trials))) == 60
     assert trials == other_trials
 
 

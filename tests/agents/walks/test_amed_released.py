@@ -24,7 +24,7 @@ def walk(task, visits, **faults):
     """A walk that has learned from some allocations, with no fault but the given ones."""
     session = SearchSession(task, 50)
     options = ReleasedOptions(**{**CORRECT, "accuracy_threshold": None, "learning_rate": 0.5, **faults})
-    released = ReleasedWalk(session, task, options.quality_score(task), options)
+    released = ReleasedWalk(session, task, options)
     for choices in visits:
         released.choices = np.array(choices)
         released.learn(session.evaluate(task.allocation(choices)))

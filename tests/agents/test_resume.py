@@ -1,4 +1,4 @@
-"""A search that was cut off and continued equals one that was not: learning is replayed from the store."""
+"""A search that was cut off and continued equals one that was not: what was learned is replayed from the store."""
 
 import pytest
 from small_task import formula_task
@@ -11,6 +11,7 @@ QUICK = {
     "dqn": {"warm_start_steps": 300, "learning_starts": 8},
     "sac": {"warm_start_steps": 0, "learning_starts": 8},
     "model-ppo": {"batch": 5, "first": 5, "environments": 8},
+    **{name: {} for name in ("milp", "pairwise", "local", "annealing", "evolution", "tpe")},
 }
 LIMIT, CUT = 24, 11
 
@@ -39,8 +40,9 @@ def test_a_search_split_in_two_equals_the_unsplit_one(name):
     assert trials(second) == trials(whole) and trials(second)[:CUT] == trials(first)
     evaluated = {allocation.key() for allocation, _ in continued.evaluator.asked}
     assert not evaluated & {key for key, _ in trials(first)}  # what was finished is not evaluated again
-    other = make_agent(name, **QUICK[name]).search(task(), LIMIT, 6, store=store)
-    assert trials(other) != trials(whole)  # the control: another seed takes another way
+    if name not in ("milp", "pairwise"):  # which leave nothing to chance
+        other = make_agent(name, **QUICK[name]).search(task(), LIMIT, 6, store=store)
+        assert trials(other) != trials(whole)  # the control: another seed takes another way
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn", "qr-dqn", "sac"])
