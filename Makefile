@@ -1,5 +1,6 @@
 # make demo     search a bit allocation for the embedded task and draw it
 # make test     lint and all tests
+# make test-fast  the quick tests, in under 90 seconds: none that is marked slow or needs the real data
 # make lint     ruff, mypy, and the order of the rooms (no import climbs)
 # make clean    remove the environment and everything that tools left behind; searches and data stay
 #
@@ -14,7 +15,7 @@ DEMO := runs/demo
 # Small matrices, and a process on every core: more threads would only wait for each other.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-fast lint setup clean
 
 demo: setup
 	@rm -rf $(DEMO)
@@ -24,6 +25,9 @@ demo: setup
 
 test: lint
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+test-fast: setup
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m "not slow and not data"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@ from the network itself; layers; the share of multiplications in layers, and of 
 how far the outputs at 8 and 4 bits are from a fake quantization of its own, which takes nothing but integers, scales
 and biases and computes in float64 (`own_outputs`). There, values that lie within float32's rounding error of the middle
 between two codes may go to the other one, which networks with random weights amplify; so the same calculation with
-inputs that are changed by a ten millionth is given as a yardstick. A network that is refused, or differs, is a row with
-the reason.
+noise of a ten millionth before every rounding is given as a yardstick. A network that is refused, or differs, is a row
+with the reason.
 
 It needs an environment of its own with torchvision, timm and transformers beside the package's dependencies; networks
 of a library that is missing are left out, and named. A core takes about half an hour for all.
@@ -338,9 +338,10 @@ def settle(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
 class _Own(fx.Interpreter):
     """Runs the graph of a quantized network in float64, with layers and grids written out anew."""
 
-    def __init__(self, network: QuantizedNetwork, allocation: BitAllocation) -> None:
+    def __init__(self, network: QuantizedNetwork, allocation: BitAllocation, noise: float) -> None:
         super().__init__(network.module)
-        self._allocation = allocation
+        self._allocation, self._noise = allocation, noise
+        self._generator = torch.Generator().manual_seed(1)
 
     def fetch_attr(self, target: str) -> Any:
         value = super().fetch_attr(target)
@@ -356,11 +357,11 @@ class _Own(fx.Interpreter):
         module = self.fetch_attr(target)
         (values,) = args
         if isinstance(module, StoredTensor):
-            return _on_grid(values, module.scale, 8, module.statistics.unsigned)
+            return self._on_grid(values, module.scale, 8, module.statistics.unsigned)
         assert isinstance(module, QuantizedLayer)
         weight_bits, activation_bits = self._allocation[module.name]
         step = module.prepared[activation_bits].activation_scale
-        read = _on_grid(values, step, activation_bits, module.statistics.unsigned)
+        read = self._on_grid(values, step, activation_bits, module.statistics.unsigned)
         prepared, layer = module.prepared[weight_bits], module.layer
         weight = prepared.integers.double() * prepared.scales.double().view(-1, *[1] * (prepared.integers.dim() - 1))
         bias = None if prepared.bias is None else prepared.bias.double()
@@ -371,25 +372,29 @@ class _Own(fx.Interpreter):
         function = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[weight.dim() - 3]
         return function(read, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
-
-def _on_grid(values: torch.Tensor, step: float, bits: int, unsigned: bool) -> torch.Tensor:
-    low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return (values.double() / step).round().clamp(low, high) * step
+    def _on_grid(self, values: torch.Tensor, step: float, bits: int, unsigned: bool) -> torch.Tensor:
+        low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        values = values.double()
+        if self._noise:
+            drawn = torch.randn(values.shape, generator=self._generator, dtype=torch.float64)
+            values = values * (1 + self._noise * drawn)
+        return (values / step).round().clamp(low, high) * step
 
 
 @torch.no_grad()
-def own_outputs(network: QuantizedNetwork, allocation: BitAllocation, inputs: torch.Tensor) -> torch.Tensor:
-    """What a quantized network returns, by an own calculation in float64."""
+def own_outputs(
+    network: QuantizedNetwork, allocation: BitAllocation, inputs: torch.Tensor, noise: float = 0.0
+) -> torch.Tensor:
+    """What a quantized network returns, by an own calculation in float64.
+
+    Args:
+        network: The network.
+        allocation: The allocation.
+        inputs: Tensor (N, ...) that it takes.
+        noise: Relative deviation of what is added to every value before it is rounded; float32 rounds by about 1e-7.
+    """
     network.prepare_all(allocation)
-    return _Own(network, allocation).run(inputs.double() if inputs.is_floating_point() else inputs)
-
-
-def _shaken(inputs: torch.Tensor) -> torch.Tensor:
-    """Inputs with as much noise as float32 has rounding error; numbers of tokens stay."""
-    if not inputs.is_floating_point():
-        return inputs
-    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return inputs.double() * (1 + 1e-7 * noise)
+    return _Own(network, allocation, noise).run(inputs.double() if inputs.is_floating_point() else inputs)
 
 
 def row_of(name: str) -> dict[str, Any]:
@@ -414,7 +419,7 @@ def row_of(name: str) -> dict[str, Any]:
         quantized.select(allocation)
         outputs = quantized(inputs[:2])
         expected = own_outputs(quantized, allocation, inputs[:2])
-        nearly = own_outputs(quantized, allocation, _shaken(inputs[:2]))
+        nearly = own_outputs(quantized, allocation, inputs[:2], noise=1e-7)
         row[f"difference_{bits}"] = float((outputs.double() - expected).norm() / expected.norm())
         row[f"yardstick_{bits}"] = float((nearly - expected).norm() / expected.norm())
     in_float = sum(layer.macs for layer in traced.workload if layer.name in quantized.in_float)
