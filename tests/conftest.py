@@ -1,5 +1,6 @@
 """What all tests share: a home of their own, the real data where there is any, one torch thread, fixed examples."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -91,3 +92,12 @@ def amed_data_dir():
 @pytest.fixture(autouse=True)
 def _one_torch_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _little_memory():
+    """Two workers must fit beside each other: few results are kept, and what a module of tests held goes with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amed_env.evaluation.post_training.REUSE_MIB", 128)
+        yield
+    gc.collect()  # graphs of networks refer to themselves

@@ -54,7 +54,8 @@ class PostTrainingEvaluator(Evaluator):
             the default. The network is prepared when it is first needed, or by `prepare`.
         batch_size: Samples of one forward pass.
         threads: Threads of torch during an evaluation; None leaves torch's setting.
-        reuse_mib: Memory in MiB for results of layers that the next allocation may share (`quantization.reuse`).
+        reuse_mib: Memory in MiB for results of layers that the next allocation may share (`quantization.reuse`); None
+            for `REUSE_MIB`.
         engine: `auto` or `float`; see `QuantizedNetwork`.
         device: Where floats are computed.
 
@@ -70,7 +71,7 @@ class PostTrainingEvaluator(Evaluator):
         *,
         batch_size: int = 125,
         threads: int | None = None,
-        reuse_mib: int = REUSE_MIB,
+        reuse_mib: int | None = None,
         engine: Engine = "auto",
         device: str = "cpu",
     ) -> None:
@@ -96,7 +97,7 @@ class PostTrainingEvaluator(Evaluator):
                 traced,
                 splits.calibration.inputs[:RANGE_SAMPLES],
                 batch_size,
-                reuse_mib,
+                REUSE_MIB if reuse_mib is None else reuse_mib,
                 engine,
                 device,
                 self.recipe.equalize,

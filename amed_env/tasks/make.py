@@ -86,9 +86,12 @@ def make_task(
     """
     backend = load_device(device)
     chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin)
-    evaluation: dict[str, Any] = {"threads": threads, "engine": engine, "device": evaluation_device}
-    if reuse_mib is not None:
-        evaluation["reuse_mib"] = reuse_mib
+    evaluation: dict[str, Any] = {
+        "threads": threads,
+        "reuse_mib": reuse_mib,
+        "engine": engine,
+        "device": evaluation_device,
+    }
     samples = {"calibration": calibration, "search": search, "test": test}
     if network is not None:
         return _task_of_module(network, name, example_input, samples, backend, chosen, recipe, evaluation)
