@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -41,18 +41,6 @@ def budget_option(options: Mapping[str, Any] | None) -> Any:
     return (options or {}).get("budget")
 
 
-class AllocationOptions(TypedDict, total=False):
-    """What every environment takes by keyword; see `AllocationEnv`."""
-
-    device: str | Path | HardwareBackend | None
-    bits: Sequence[int] | None
-    separate: bool
-    budget: Mapping[str, str | float] | Sequence[str] | None
-    pin: Mapping[str, Any] | Sequence[str] | None
-    budget_range: Mapping[str, tuple[float, float]] | None
-    measure: Callable[[BitAllocation], Trial] | None
-
-
 class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     """Base of the environments; its arguments are those of every one of them.
 
@@ -69,7 +57,6 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
 
     Attributes:
         task: The task.
-        measure: What evaluates allocations in place of the task, or None.
         cost_arrays: (4, L, P) costs in the order of `features.METRICS`; lower bounds where they do not add up.
         reference: (4,) cost of the uniform 8-bit network.
         rest: (4, L + 1) the least that the layers from t on can cost.
@@ -79,14 +66,13 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     def __init__(
         self,
         task: str | Task,
-        *,
-        device: str | Path | HardwareBackend | None = None,
-        bits: Sequence[int] | None = None,
-        separate: bool = False,
-        budget: Mapping[str, str | float] | Sequence[str] | None = None,
-        pin: Mapping[str, Any] | Sequence[str] | None = None,
-        budget_range: Mapping[str, tuple[float, float]] | None = None,
-        measure: Callable[[BitAllocation], Trial] | None = None,
+        device: str | Path | HardwareBackend | None,
+        bits: Sequence[int] | None,
+        separate: bool,
+        budget: Mapping[str, str | float] | Sequence[str] | None,
+        pin: Mapping[str, Any] | Sequence[str] | None,
+        budget_range: Mapping[str, tuple[float, float]] | None,
+        measure: Callable[[BitAllocation], Trial] | None,
     ) -> None:
         if isinstance(task, Task):
             if device is not None or bits is not None or separate or pin is not None:
@@ -105,7 +91,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
                 pin=pin,
             )
         self._widths = np.asarray(self.task.precisions, dtype=float)
-        self.measure = measure
+        self._measure = measure
         self._trials: dict[BitAllocation, Trial] = {}
         self.cost_arrays, self.reference = self._cost_arrays()
         self.rest = least_rest(self.cost_arrays, self.task.choosable)
@@ -241,9 +227,14 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         distance = np.abs(self._widths - self._widths[requested]).sum(axis=1)
         return int(np.where(allowed, distance, np.inf).argmin())
 
+    @property
+    def measures_itself(self) -> bool:
+        """Whether allocations are evaluated by a function that was given, and not by the task."""
+        return self._measure is not None
+
     def _trial(self, allocation: BitAllocation) -> Trial:
-        if self.measure is not None:
-            return self.measure(allocation)
+        if self._measure is not None:
+            return self._measure(allocation)
         if allocation not in self._trials:
             if len(self._trials) >= _REMEMBERED_TRIALS:
                 self._trials.clear()

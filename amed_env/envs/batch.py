@@ -27,7 +27,7 @@ def why_not(env: LayerWiseEnv) -> str | None:
     """Why many episodes of an environment cannot be stepped at once, or None if they can."""
     if env.reward_kind == "predicted":
         return None
-    if env.measure is not None:
+    if env.measures_itself:
         return "allocations are evaluated by `measure`, one after the other"
     if env.task.evaluator.complete_table() is None:
         return f"the quality of {env.task.network!r} is evaluated, not looked up"

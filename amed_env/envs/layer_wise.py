@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Literal, Unpack, get_args
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.envs.base import AllocationEnv, AllocationOptions
+from amed_env.envs.base import AllocationEnv
 from amed_env.envs.features import METRICS, EpisodeState, Observer
 from amed_env.errors import InputError, RenderModeError
+from amed_env.evaluation.store import Trial
+from amed_env.hardware.protocol import HardwareBackend
+from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.constraints import allowed_choices
 from amed_env.problem.objective import potential, shaping
 from amed_env.tasks.task import Task
@@ -54,7 +59,7 @@ class LayerWiseEnv(AllocationEnv):
     `feasible`, `repaired`, `score`, `reward_vector` (see `envs.base.REWARD_VECTOR`). After a fault: `fault`.
 
     Args:
-        task, **options: See `AllocationEnv`.
+        task, device, bits, separate, budget, pin, budget_range, measure: See `AllocationEnv`.
         reward: `shaped`, `terminal` or `predicted`.
         gamma: Discount of the shaping; give the learner's own.
         render_mode: `ansi`, or None.
@@ -66,12 +71,18 @@ class LayerWiseEnv(AllocationEnv):
         self,
         task: str | Task = "digits-cnn",
         *,
+        device: str | Path | HardwareBackend | None = None,
+        bits: Sequence[int] | None = None,
+        separate: bool = False,
+        budget: Mapping[str, str | float] | Sequence[str] | None = None,
+        pin: Mapping[str, Any] | Sequence[str] | None = None,
+        budget_range: Mapping[str, tuple[float, float]] | None = None,
         reward: RewardKind = "shaped",
         gamma: float = 1.0,
+        measure: Callable[[BitAllocation], Trial] | None = None,
         render_mode: str | None = None,
-        **options: Unpack[AllocationOptions],
     ) -> None:
-        super().__init__(task, **options)
+        super().__init__(task, device, bits, separate, budget, pin, budget_range, measure)
         if reward not in get_args(RewardKind):
             raise InputError(f"reward {reward!r} is unknown; use one of {', '.join(get_args(RewardKind))}.")
         if not 0 < gamma <= 1:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.envs.base import AllocationEnv, AllocationOptions
+from amed_env.envs.base import AllocationEnv
 from amed_env.errors import InputError
+from amed_env.evaluation.store import Trial
+from amed_env.hardware.protocol import HardwareBackend
+from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.constraints import allowed_choices, least_choosable
 from amed_env.tasks.task import Task
 
@@ -37,13 +42,24 @@ class OneShotEnv(AllocationEnv):
     Budgets, faults and the information at the end are those of `AMED/LayerWise-v0`. The only step ends the episode.
 
     Args:
-        task, **options: See `AllocationEnv`.
+        task, device, bits, separate, budget, pin, budget_range, measure: See `AllocationEnv`.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it as an instance variable
 
-    def __init__(self, task: str | Task = "digits-cnn", **options: Unpack[AllocationOptions]) -> None:
-        super().__init__(task, **options)
+    def __init__(
+        self,
+        task: str | Task = "digits-cnn",
+        *,
+        device: str | Path | HardwareBackend | None = None,
+        bits: Sequence[int] | None = None,
+        separate: bool = False,
+        budget: Mapping[str, str | float] | Sequence[str] | None = None,
+        pin: Mapping[str, Any] | Sequence[str] | None = None,
+        budget_range: Mapping[str, tuple[float, float]] | None = None,
+        measure: Callable[[BitAllocation], Trial] | None = None,
+    ) -> None:
+        super().__init__(task, device, bits, separate, budget, pin, budget_range, measure)
         self._over = True
         self.action_space = spaces.MultiDiscrete([len(self.task.precisions)] * len(self.task.workload))
         self.observation_space = spaces.Box(0.0, 1.0, (2 * len(self.reference),), np.float32)

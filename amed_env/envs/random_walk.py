@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import operator
-from collections.abc import Mapping
-from typing import Any, Literal, Unpack, get_args
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.envs.base import AllocationEnv, AllocationOptions
+from amed_env.envs.base import AllocationEnv
 from amed_env.envs.features import METRICS
 from amed_env.errors import InputError, RenderModeError, SearchEnded, StoreError
 from amed_env.evaluation.store import Trial
+from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.objective import FAULT_REWARD, TOLERANCE, VIOLATION_PENALTY, final_reward, fits, violation
 from amed_env.problem.quality_score import QualityScore, latency_ratio
@@ -66,7 +68,8 @@ class RandomWalkEnv(AllocationEnv):
     `costs`, `feasible`, `zeta`, `score`. After a fault: `fault`.
 
     Args:
-        task, **options: See `AllocationEnv`; `measure` is asked at every step.
+        task, device, bits, separate, budget, pin, budget_range, measure: See `AllocationEnv`; `measure` is asked at
+            every step.
         moves: Steps of an episode; by default four for every layer.
         reward: `zeta` or `score`.
         quality: The quality score ζ, or its fields; by default `QualityScore()`.
@@ -79,13 +82,19 @@ class RandomWalkEnv(AllocationEnv):
         self,
         task: str | Task = "digits-cnn",
         *,
+        device: str | Path | HardwareBackend | None = None,
+        bits: Sequence[int] | None = None,
+        separate: bool = False,
+        budget: Mapping[str, str | float] | Sequence[str] | None = None,
+        pin: Mapping[str, Any] | Sequence[str] | None = None,
+        budget_range: Mapping[str, tuple[float, float]] | None = None,
         moves: int | None = None,
         reward: WalkReward = "zeta",
         quality: QualityScore | Mapping[str, Any] | None = None,
+        measure: Callable[[BitAllocation], Trial] | None = None,
         render_mode: str | None = None,
-        **options: Unpack[AllocationOptions],
     ) -> None:
-        super().__init__(task, **options)
+        super().__init__(task, device, bits, separate, budget, pin, budget_range, measure)
         if reward not in get_args(WalkReward):
             raise InputError(f"reward {reward!r} is unknown; use one of {', '.join(get_args(WalkReward))}.")
         if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int) or moves < 1):

@@ -66,7 +66,6 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
 
     Args:
         num_envs: N.
-        env: An environment that they are like; made of the options by default.
         **options: Those of `LayerWiseEnv`.
 
     Raises:
@@ -75,8 +74,17 @@ class LayerWiseVectorEnv(VectorEnv[Observations, Any, npt.NDArray[Any]]):
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
-    def __init__(self, num_envs: int = 1, env: LayerWiseEnv | None = None, **options: Any) -> None:
-        env = LayerWiseEnv(**options) if env is None else env
+    def __init__(self, num_envs: int = 1, **options: Any) -> None:
+        self._setup(LayerWiseEnv(**options), num_envs)
+
+    @classmethod
+    def of(cls, env: LayerWiseEnv, num_envs: int) -> LayerWiseVectorEnv:
+        """Environments like a given one."""
+        made = cls.__new__(cls)
+        made._setup(env, num_envs)
+        return made
+
+    def _setup(self, env: LayerWiseEnv, num_envs: int) -> None:
         self.batch = LayerWiseBatch(env, num_envs)
         self.task, self.num_envs = env.task, num_envs
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
@@ -203,7 +211,7 @@ def make_layer_wise_vector(num_envs: int = 1, **options: Any) -> VectorEnv[Obser
     first = LayerWiseEnv(**options)
     reason = why_not(first)
     if reason is None:
-        return LayerWiseVectorEnv(num_envs, first)
+        return LayerWiseVectorEnv.of(first, num_envs)
     logger.info("environments are stepped one after the other: %s", reason)
     of_the_task = {"task", "device", "bits", "separate", "budget", "pin"}
     shared = {"task": first.task, **{key: value for key, value in options.items() if key not in of_the_task}}

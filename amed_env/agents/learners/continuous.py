@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from amed_env.agents.learners.callbacks import WidthNoise
-from amed_env.agents.learners.learners import TUNED_ON
+from amed_env.agents.learners.learners import REPLAY, TUNED_ON
 from amed_env.agents.learners.sb3 import SB3Agent
 from amed_env.agents.options import number_between
 
@@ -30,11 +30,8 @@ class ContinuousAgent(SB3Agent):
     default_practice_environments = 64
     # Least regret on the cells of `TUNED_ON` among candidates of at most 4 CPU seconds (docs/decisions.md, 72).
     defaults: ClassVar[dict[str, Any]] = {
+        **REPLAY,
         "learning_rate": 1e-3,
-        "buffer_size": 50_000,
-        "learning_starts": 100,
-        "batch_size": 256,
-        "train_freq": 1,
         "gradient_steps": 1,
         "policy_kwargs": {"net_arch": [64, 64], "optimizer_kwargs": {"fused": True}},
     }

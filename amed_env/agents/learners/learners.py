@@ -11,6 +11,16 @@ from amed_env.errors import AgentError
 _FUSED: dict[str, Any] = {"optimizer_kwargs": {"fused": True}}
 """Adam in one call for all weights."""
 
+_EPISODES: dict[str, Any] = {
+    "gae_lambda": 0.95,
+    "ent_coef": 0.005,
+    "policy_kwargs": {"optimizer_kwargs": {"fused": True, "eps": 1e-5}},
+}
+"""What learners have in common that collect whole episodes."""
+
+REPLAY: dict[str, Any] = {"buffer_size": 50_000, "learning_starts": 100, "batch_size": 256, "train_freq": 1}
+"""What learners have in common that learn from a replay buffer."""
+
 TUNED_ON = (
     "kws-dscnn on bops latency=0.4, edge-tpu-like memory=0.55, systolic-32 energy=0.7",
     "digits-cnn on bops latency=0.55, edge-tpu-like memory=0.7, systolic-32 energy=0.4",
@@ -44,12 +54,10 @@ class PPOAgent(_OnPolicyAgent):
     algorithm = "stable_baselines3:PPO"
     default_masks = False
     defaults: ClassVar[dict[str, Any]] = {
+        **_EPISODES,
         "learning_rate": 3e-3,
         "n_epochs": 4,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.005,
         "max_grad_norm": 0.5,
-        "policy_kwargs": {"optimizer_kwargs": {"fused": True, "eps": 1e-5}},
     }
 
 
@@ -71,12 +79,10 @@ class A2CAgent(_OnPolicyAgent):
     default_practice_environments = 32
     minibatches = 0
     defaults: ClassVar[dict[str, Any]] = {
+        **_EPISODES,
         "learning_rate": 2e-3,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.005,
         "use_rms_prop": False,
         "normalize_advantage": True,
-        "policy_kwargs": {"optimizer_kwargs": {"fused": True, "eps": 1e-5}},
     }
 
 
@@ -91,11 +97,8 @@ class DQNAgent(SB3Agent):
     default_environments = 16
     default_practice_environments = 64
     defaults: ClassVar[dict[str, Any]] = {
+        **REPLAY,
         "learning_rate": 2e-3,
-        "buffer_size": 50_000,
-        "learning_starts": 100,
-        "batch_size": 256,
-        "train_freq": 1,
         "gradient_steps": 4,
         "target_update_interval": 500,
         "exploration_initial_eps": 0.3,
