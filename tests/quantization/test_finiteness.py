@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from traced import traced_once
 
-from amed_env import trace
 from amed_env.errors import NonFiniteError
 from amed_env.quantization.finiteness import check_finite
 from amed_env.quantization.network import QuantizedNetwork
@@ -34,7 +34,8 @@ class Divides(nn.Module):
 def made(where, engine):
     torch.manual_seed(0)
     inputs = torch.rand(30, 3, 6, 6, generator=torch.Generator().manual_seed(1)) + 0.5
-    network = QuantizedNetwork(trace(Divides(where).eval(), inputs[:1]), inputs, engine=engine, reuse_mib=8)
+    traced = traced_once(("divides", where), Divides(where).eval(), inputs)
+    network = QuantizedNetwork(traced, inputs, engine=engine, reuse_mib=8)
     infinite = inputs.clone()
     infinite[7, 0, 0, 0] = 0.0
     return network, inputs, infinite

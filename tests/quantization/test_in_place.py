@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from traced import traced_once
 
 from amed_env import trace
 from amed_env.quantization.kernels import integer_kernels_are_exact
@@ -164,7 +165,8 @@ def made(between, **options):
     inputs = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = network(inputs.clone())
-    return QuantizedNetwork(trace(network, inputs[:1]), inputs, **options), inputs, expected
+    traced = traced_once(("between", between), network, inputs)
+    return QuantizedNetwork(traced, inputs, **options), inputs, expected
 
 
 def allocations_of(network):

@@ -3,6 +3,7 @@ import torch
 from networks import Bottleneck, LinearOnly, Residual, Twice, make
 from torch import nn
 from torch.nn import functional as F
+from traced import traced_once
 
 from amed_env import trace
 from amed_env.datasets.digits import digits_splits
@@ -19,7 +20,7 @@ from amed_env.quantization.recipe import LEARNED_WIDTHS, RECIPES, Recipe, make_r
 
 def quantized(kind, samples=256, **options):
     network, inputs = make(kind, samples)
-    return network, QuantizedNetwork(trace(network, inputs[:1]), inputs, **options), inputs
+    return network, QuantizedNetwork(traced_once(kind, network, inputs), inputs, **options), inputs
 
 
 def divergence(quantized_network, exact, inputs, bits):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from traced import traced_once
 
 from amed_env import BitAllocation, trace
 from amed_env.errors import AllocationError, DataError, NonFiniteError, UnsupportedPrecisionError
@@ -28,9 +29,13 @@ def normal(*shape, seed=0):
 
 def make(network=None, inputs=None, **options):
     torch.manual_seed(0)
-    network = (TwoLayers(**options) if network is None else network).eval()
     inputs = normal(16, 4, 6, 6) if inputs is None else inputs
-    return network, QuantizedNetwork(trace(network, inputs[:1]), inputs), inputs
+    if network is None:
+        network = TwoLayers(**options).eval()
+        traced = traced_once(("two layers", *sorted(options.items())), network, inputs)
+    else:
+        traced = trace(network.eval(), inputs[:1])
+    return network, QuantizedNetwork(traced, inputs), inputs
 
 
 def layer_calls(quantized, inputs, allocation):

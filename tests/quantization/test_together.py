@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from networks import SHAPES, LinearOnly, make
+from traced import traced_once
 
 from amed_env import trace
 from amed_env.quantization.network import QuantizedNetwork
@@ -31,7 +32,7 @@ def one_by_one(network, allocations, inputs):
 @pytest.mark.parametrize("kind", SHAPES)
 def test_together_equals_one_by_one(kind):
     network, inputs = make(kind)
-    quantized = QuantizedNetwork(trace(network, inputs[:1]), inputs, engine="float")
+    quantized = QuantizedNetwork(traced_once(kind, network, inputs), inputs, engine="float")
     allocations = drawn_allocations(quantized.workload, 5)
     expected = one_by_one(quantized, allocations, inputs)
     found = quantized.run_together(allocations, inputs)
