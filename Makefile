@@ -1,6 +1,6 @@
 # make demo     search a bit allocation for the embedded task and draw it
 # make test     lint and all tests
-# make test-fast  the quick tests, in under 90 seconds: none that is marked slow or needs the real data
+# make test-fast  quick tests of what has no torch in it, and of tracing
 # make lint     ruff, mypy, and the order of the rooms (no import climbs)
 # make clean    remove the environment and everything that tools left behind; searches and data stay
 #
@@ -11,6 +11,9 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 DEMO := runs/demo
+
+# Those that need no evaluation of a network, and the capture of networks.
+FAST_TESTS := tests/problem tests/support tests/hardware tests/report tests/tracing
 
 # Small matrices, and a process on every core: more threads would only wait for each other.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -27,7 +30,7 @@ test: lint
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-fast: setup
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m "not slow and not data"
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m "not slow and not data" $(FAST_TESTS)
 
 lint: setup
 	$(BIN)/ruff check .
