@@ -127,7 +127,7 @@ def trace(
         difference = _difference_in_float64(network, module, unpacked, example)
         if difference is None or difference > tolerance:
             raise
-        differences, tolerance = [difference], _HALF_TOLERANCE
+        differences, tolerance = [difference], 10 * tolerance  # of further samples, in float32
     if samples is not None:
         batch = program.batch_size or len(samples)
         for part in samples.split(batch):
