@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amed_env.errors import AmedError, DataError, InputError, UnsupportedPrecisionError
-from amed_env.hardware import load_device
 from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation
 from amed_env.problem.objective import Budget, parse_budgets
 from amed_env.support.registry import import_object
 from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
-from amed_env.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from amed_env.problem.workload import Workload
     from amed_env.quantization.network import Engine
     from amed_env.quantization.recipe import Recipe
+    from amed_env.tasks.task import Task
     from amed_env.tracing.trace import Inputs
 
 DEFAULT_DEVICE = "bitfusion"
@@ -84,6 +83,9 @@ def make_task(
     Raises:
         AmedError: One of its subclasses, if something does not fit; the message says what and how to mend it.
     """
+    # Here, as help and listings need this module's names and no device: pydantic alone takes 0.1 s.
+    from amed_env.hardware import load_device
+
     backend = load_device(device)
     chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin)
     evaluation: dict[str, Any] = {
@@ -124,6 +126,8 @@ class Chosen:
 
     def task(self, name: str, evaluator: Evaluator, backend: HardwareBackend, default_bits: Sequence[int]) -> Task:
         """The task of an evaluator and a device."""
+        from amed_env.tasks.task import Task
+
         return Task(
             name,
             evaluator,
