@@ -99,7 +99,7 @@ def trace(
     name = name or type(network).__name__
     tensors = _check(network, example_input)
     check_finite_weights(network, name)
-    unpacked = _unpacking(tensors)
+    unpacked = _Unpacking(tensors)
     example = tensors[0] if isinstance(example_input, torch.Tensor) else pack(tensors)
     expected = _outputs_of(network, unpacked, example, name)
     program = capture(network, example, unpacked, name)
@@ -172,10 +172,6 @@ class _Unpacking:
             return (inputs,)
         parts = unpack(inputs, self.shapes)
         return tuple(part.to(dtype) for part, dtype in zip(parts, self.dtypes, strict=True))
-
-
-def _unpacking(tensors: tuple[torch.Tensor, ...]) -> _Unpacking:
-    return _Unpacking(tensors)
 
 
 def _check(network: nn.Module, example_input: Inputs) -> tuple[torch.Tensor, ...]:
@@ -253,22 +249,22 @@ def _tensors(outputs: Any) -> list[torch.Tensor]:
 
 def _flat_outputs(module: fx.GraphModule) -> fx.GraphModule:
     """The same program, called with one tensor, that returns one tensor or a tuple of them."""
+    return fx.GraphModule(module, _flat_graph(module))
+
+
+def _flat_graph(module: fx.GraphModule) -> fx.Graph:
+    """A copy of a program's graph whose output is one tensor, or a tuple of them."""
     graph = fx.Graph()
     output = graph.graph_copy(module.graph, {})
     values = output if isinstance(output, tuple | list) else (output,)
     tensors = tuple(value for value in values if isinstance(value, fx.Node))
     graph.output(tensors[0] if len(tensors) == 1 else tensors)
-    return fx.GraphModule(module, graph)
+    return graph
 
 
 def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
     """The program with copies of what it uses, and nothing else; constants get plain names."""
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(module.graph, copied)
-    values = output if isinstance(output, tuple | list) else (output,)
-    tensors = tuple(value for value in values if isinstance(value, fx.Node))
-    graph.output(tensors[0] if len(tensors) == 1 else tensors)
+    graph = _flat_graph(module)
     parts: dict[str, Any] = {}
     names: dict[str, str] = {}
     for node in graph.nodes:
