@@ -23,8 +23,10 @@ from amed_env.quantization.graph import find_graph
 from amed_env.quantization.integer import IntegerEngine, Plan
 from amed_env.quantization.kernels import integer_kernels_are_exact
 from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLayer, StoredTensor, channels_last
+from amed_env.quantization.products import QuantizedProduct
 from amed_env.quantization.reuse import PrefixReuse, ResultMemory
 from amed_env.quantization.together import run_together, stacked_settings
+from amed_env.tracing.lowering import EmbeddingTable, Product, QuantizableModule
 from amed_env.tracing.trace import TracedNetwork
 
 logger = logging.getLogger(__name__)
@@ -84,14 +86,24 @@ class QuantizedNetwork:
         source = self._source
         self._reuse = PrefixReuse(self.memory)
         module = copy.deepcopy(source.traced.module)
-        layers = {name: cast(Quantizable, module.get_submodule(name)) for name in self.workload.layer_names}
-        for name, layer in layers.items():
+        layers = {name: module.get_submodule(name) for name in self.workload.layer_names}
+        weighted = {n: cast(Quantizable, layer) for n, layer in layers.items() if not isinstance(layer, Product)}
+        for name, layer in weighted.items():
             if not torch.isfinite(layer.weight).all():
                 raise NonFiniteError(f"layer {name!r} has NaN or infinite weights; repair or retrain the network.")
-        self._graph = find_graph(module, dict(layers), source.example)
+        # Embeddings and products of activations have no accumulators on which a device would go on computing.
+        grouped: dict[str, QuantizableModule] = {
+            name: layer for name, layer in weighted.items() if not isinstance(layer, EmbeddingTable)
+        }
+        self._graph = find_graph(module, dict(grouped), source.example)
         if source.equalize:
-            equalize(self._graph, layers)
-        self._layers = {name: QuantizedLayer(layer, name, self._reuse) for name, layer in layers.items()}
+            equalize(self._graph, grouped, self.workload.sharing)
+        self._layers: dict[str, QuantizedLayer | QuantizedProduct] = {
+            name: QuantizedProduct(layer, name, self._reuse)
+            if isinstance(layer, Product)
+            else QuantizedLayer(weighted[name], name, self._reuse)
+            for name, layer in layers.items()
+        }
         self.module: fx.GraphModule = self._graph.module
         for name, quantized in self._layers.items():
             self.module.set_submodule(name, quantized)
@@ -113,7 +125,7 @@ class QuantizedNetwork:
         return None
 
     def _calibrate(self, calibration: torch.Tensor) -> None:
-        recording: list[QuantizedLayer | StoredTensor] = [*self._layers.values(), *self.stored]
+        recording: list[QuantizedLayer | QuantizedProduct | StoredTensor] = [*self._layers.values(), *self.stored]
         # One pass of the float network for all widths: ranges depend on the values alone.
         for batch in calibration.split(self.batch_size):
             for part in recording:
@@ -122,7 +134,7 @@ class QuantizedNetwork:
         for part in recording:
             part.recording_share = None
         for name, layer in self._layers.items():
-            if not layer.statistics.finite:
+            if not all(statistics.finite for statistics in layer.operands):
                 raise NonFiniteError(f"layer {name!r} reads NaN or infinite activations on the calibration samples.")
 
     def _filled(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -136,9 +148,14 @@ class QuantizedNetwork:
         return torch.cat([inputs, inputs[-1:].expand(self.fixed_batch - len(inputs), *inputs.shape[1:])])
 
     @property
-    def layers(self) -> Mapping[str, QuantizedLayer]:
+    def layers(self) -> Mapping[str, QuantizedLayer | QuantizedProduct]:
         """The quantized layers by name, in network order."""
         return self._layers
+
+    @property
+    def weighted(self) -> Mapping[str, QuantizedLayer]:
+        """Those that have weights."""
+        return {name: layer for name, layer in self._layers.items() if isinstance(layer, QuantizedLayer)}
 
     @property
     def in_float(self) -> dict[str, str]:
@@ -161,7 +178,7 @@ class QuantizedNetwork:
 
     def use(self, name: str, bits: int, prepared: PreparedWidth) -> None:
         """Let a layer use weights and scales that were found elsewhere at a width."""
-        self._layers[name].replace(bits, prepared)
+        self.weighted[name].replace(bits, prepared)
         self._plan = None
         self.memory.clear()
 
@@ -184,6 +201,7 @@ class QuantizedNetwork:
             UnsupportedPrecisionError: If a width cannot be evaluated.
         """
         allocation = allocation.require_layers(self.workload.layer_names, f"network {self.workload.name!r}")
+        allocation = self.as_stored(allocation)
         if self._plan is not None and self._plan.allocation == allocation:
             self.memory.start_pass()
             return
@@ -194,8 +212,22 @@ class QuantizedNetwork:
             stored.active = IntegerEngine.runs(allocation)
         self.memory.start_pass()
 
+    def as_stored(self, allocation: BitAllocation) -> BitAllocation:
+        """The allocation with the widths at which shared weights are read.
+
+        They are stored once, at the width of the first layer that has them: a wider reader finds no more bits than
+        that, a narrower one rounds as it reads.
+        """
+        narrowed = {}
+        for layer in self.workload:
+            if layer.shares_weights_with:
+                own, stored = allocation[layer.name], allocation[layer.shares_weights_with].weight_bits
+                narrowed[layer.name] = own._replace(weight_bits=min(own.weight_bits, stored))
+        return BitAllocation({**allocation, **narrowed}) if narrowed else allocation
+
     def _plan_of(self, allocation: BitAllocation) -> Plan | None:
         """How an allocation runs on integers, or None if it runs in float."""
+        allocation = self.as_stored(allocation)
         if self.why_float is not None or not IntegerEngine.runs(allocation):
             return None
         self.prepare_all(allocation)
@@ -251,6 +283,7 @@ class QuantizedNetwork:
         Raises:
             NonFiniteError: If a layer meets activations that are NaN or infinite; it is named.
         """
+        allocations = [self.as_stored(allocation) for allocation in allocations]
         for allocation in allocations:
             self.prepare_all(allocation)
         for stored in self.stored:
@@ -284,8 +317,11 @@ class QuantizedNetwork:
         return module
 
     def float_weights(self) -> list[torch.Tensor]:
-        """The float weights of every layer, in order."""
-        return [layer.layer.weight.detach() for layer in self._layers.values()]
+        """The float weights of every layer, in order; of a product of activations a sample of its second operand."""
+        return [
+            layer.layer.weight.detach() if isinstance(layer, QuantizedLayer) else layer.operands[1].sample()
+            for layer in self._layers.values()
+        ]
 
     @torch.no_grad()
     def __call__(self, inputs: torch.Tensor, batch: Hashable | None = None) -> torch.Tensor:
@@ -324,7 +360,7 @@ class QuantizedNetwork:
         made = ("_reuse", "_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
         stored = [(stored.statistics, stored.scale) for stored in self.stored]
-        state["calibrated"] = [layer.statistics for layer in self._layers.values()], stored
+        state["calibrated"] = [layer.operands for layer in self._layers.values()], stored
         state["prepared"] = {name: dict(layer.prepared) for name, layer in self._layers.items()}
         return state
 
@@ -333,8 +369,8 @@ class QuantizedNetwork:
         prepared = state.pop("prepared")
         self.__dict__.update(state)
         self._build()
-        for layer, statistics in zip(self._layers.values(), of_layers, strict=True):
-            layer.statistics = statistics
+        for layer, operands in zip(self._layers.values(), of_layers, strict=True):
+            layer.operands = operands
             layer.prepared = prepared[layer.name]
         for stored, (statistics, scale) in zip(self.stored, of_stored, strict=True):
             stored.statistics = statistics

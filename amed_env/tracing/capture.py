@@ -32,8 +32,11 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 FLOAT_TYPES = (*HALF_TYPES, torch.float64)
 """Types that are computed in float32."""
 
-_RECURRENT = ("gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input")
-"""Taken apart into linear layers and products, one a time step, so that their weights are seen."""
+_TAKEN_APART = (
+    *("gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input"),  # linear layers, one a time step
+    *("einsum.default", "tensordot.default", "inner.default"),
+)
+"""Taken apart by torch, so that their products and weights are seen."""
 _COPIES: tuple[Any, ...] = (
     aten.clone.default,
     aten.alias.default,
@@ -43,6 +46,8 @@ _COPIES: tuple[Any, ...] = (
 )
 _CHECKS = ("_assert", "sym_constrain_range", "_guards_fn")
 _ROOT_PREFIX = "network"  # the attribute of `_Called` that holds the user's network
+PARAMETERS = "parameters"
+"""Key of a constant's meta: the paths of the network's parameters and buffers that it was computed from."""
 
 
 @dataclass(frozen=True)
@@ -186,15 +191,24 @@ def _users_line(error: BaseException) -> str | None:
 
 @cache
 def _decompositions() -> dict[Any, Any]:
-    """What is taken apart: recurrent layers, and attention."""
+    """What is taken apart into products: recurrent layers, attention, and sums over indices."""
     table = torch.export.default_decompositions()
     chosen: dict[Any, Any] = {}
     for operation in list(table):
-        if str(operation).removeprefix("aten.") in _RECURRENT:
+        if str(operation).removeprefix("aten.") in _TAKEN_APART:
             chosen[operation] = table[operation]
-    attention = aten.scaled_dot_product_attention.default
-    chosen[attention] = _attention
+    chosen[aten.scaled_dot_product_attention.default] = _attention
+    chosen[aten.baddbmm.default] = _added_product
     return chosen
+
+
+def _added_product(
+    added: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    """`torch.baddbmm` as a product and what is added to it."""
+    product = torch.bmm(left, right)
+    product = product if alpha == 1 else product * alpha
+    return product if beta == 0 else product + (added if beta == 1 else added * beta)
 
 
 def _attention(
@@ -285,6 +299,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             constants[node] = operator.attrgetter(str(node.target))(module)
+            node.meta[PARAMETERS] = (str(node.target).removeprefix(f"{_ROOT_PREFIX}."),)
             continue
         if node.op != "call_function" or not all(source in constants for source in node.all_input_nodes):
             continue
@@ -293,6 +308,8 @@ def _fold_constants(module: fx.GraphModule) -> None:
         arguments = fx.node.map_arg((node.args, node.kwargs), constants.__getitem__)
         with torch.no_grad():
             constants[node] = node.target(*arguments[0], **arguments[1])
+        origins = [path for source in node.all_input_nodes for path in source.meta[PARAMETERS]]
+        node.meta[PARAMETERS] = tuple(dict.fromkeys(origins))
     for node, value in constants.items():
         if node.op == "get_attr":
             continue

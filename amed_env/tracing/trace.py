@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ from torch.utils import _pytree as pytree
 
 from amed_env.errors import NetworkError, NonFiniteError
 from amed_env.problem.workload import Layer, Workload
-from amed_env.tracing.capture import capture, constant_of, module_path
+from amed_env.tracing.capture import PARAMETERS, capture, constant_of, module_path
 from amed_env.tracing.finite import check_finite_weights, first_non_finite
-from amed_env.tracing.lowering import COMPUTES, QUANTIZABLE, add_call, layer_of_call, lower
+from amed_env.tracing.lowering import COMPUTES, QUANTIZABLE, Lowered, lower
 from amed_env.tracing.norms import fold_batch_norms
 from amed_env.tracing.packing import Shapes, pack, unpack
+from amed_env.tracing.shapes import add_call, layer_of_call
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -110,15 +111,16 @@ def trace(
         plain = _flat_outputs(program.module)
     _compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
     module = _own_copy(program.module)
-    layers = lower(module, network)
+    lowered = lower(module, network)
+    layers = lowered.layers
     norms = fold_batch_norms(module, layers)
     module = _own_copy(module)
     if not layers:
         raise NetworkError(
-            f"network {name!r} has no layer to quantize: no convolution and no linear layer with weights runs."
+            f"network {name!r} has no layer to quantize: no convolution, linear layer, embedding or product runs."
         )
     ShapeProp(module).propagate(example)
-    workload = Workload(name, tuple(_observed(module, layers, len(example))))
+    workload = Workload(name, tuple(_observed(module, lowered, len(example))), _edges(module, set(layers)))
     folded = f"network {name!r} with its batch norms folded"
     try:
         differences = [_compare(module(example), expected, tolerance, folded, (plain, module, example))]
@@ -135,7 +137,7 @@ def trace(
                 wanted = _outputs_of(network, unpacked, part, name)
                 what = f"network {name!r} as captured"
                 differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
-    kept = [*_kept(module, network, norms, len(example)), *_idle(network, module, layers)]
+    kept = [*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers)]
     return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
 
 
@@ -286,17 +288,34 @@ def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
     return made.eval()
 
 
-def _observed(module: fx.GraphModule, layers: dict[str, nn.Module], batch: int) -> Iterator[Layer]:
+def _observed(module: fx.GraphModule, lowered: Lowered, batch: int) -> Iterator[Layer]:
     """The layers in the order in which they first run."""
     observed: dict[str, Layer] = {}
     for node in module.graph.nodes:
         if node.op != "call_module":
             continue
         name = str(node.target)
-        read = node.all_input_nodes[0].meta["tensor_meta"].shape
-        call = layer_of_call(name, layers[name], read, node.meta["tensor_meta"].shape, batch)
+        reads = tuple(source.meta["tensor_meta"].shape for source in node.args)
+        call = layer_of_call(name, lowered.layers[name], reads, node.meta["tensor_meta"].shape, batch)
         observed[name] = add_call(observed[name], call) if name in observed else call
-    yield from observed.values()
+    for name, layer in observed.items():
+        owner = lowered.shared.get(name, "")
+        # A norm that was folded into one of the two made them different.
+        same = owner and torch.equal(lowered.layers[owner].weight, lowered.layers[name].weight)  # type: ignore[arg-type]
+        yield replace(layer, shares_weights_with=owner) if same else layer
+
+
+def _edges(module: fx.GraphModule, names: set[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of layers of which the second computes with what the first returns, in the order in which they run."""
+    behind: dict[fx.Node, frozenset[str]] = {}
+    edges: dict[tuple[str, str], None] = {}
+    for node in module.graph.nodes:
+        sources = frozenset[str]().union(*(behind[source] for source in node.all_input_nodes))
+        if node.op == "call_module" and str(node.target) in names:
+            edges.update(dict.fromkeys((source, str(node.target)) for source in sorted(sources)))
+            sources = frozenset([str(node.target)])
+        behind[node] = sources
+    return tuple(edges)
 
 
 def _compare(
@@ -419,14 +438,14 @@ def _macs(node: fx.Node, batch: int) -> int:
     return 0
 
 
-def _idle(network: nn.Module, module: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[KeptFloat]:
+def _idle(network: nn.Module, program: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[KeptFloat]:
     """Layers of the network whose weights nothing reads."""
     used = {name.partition("#")[0] for name in layers}
-    constants = {str(node.target).removeprefix("constant_") for node in module.graph.nodes if node.op == "get_attr"}
+    read = {path for node in program.graph.nodes if node.op == "get_attr" for path in node.meta[PARAMETERS]}
     for path, child in network.named_modules():
         if not isinstance(child, QUANTIZABLE) or path in used or not path:
             continue
-        if any(f"{path}.{key}".replace(".", "_") in constants for key, _ in child.named_parameters(recurse=False)):
+        if any(f"{path}.{key}" in read for key, _ in child.named_parameters(recurse=False)):
             continue
         if not any(path == name or path.startswith(f"{name}.") or name.startswith(f"{path}.") for name in used):
             yield KeptFloat(path, type(child).__name__, "it does not run on the example input")
