@@ -7,6 +7,7 @@ other; with AVX2 they multiply both scales first. The last bit differs, and what
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ def multiplies_scales_first() -> bool:
     try:
         packed = torch.ops.onednn.qlinear_prepack(weights, None)
         zeros = torch.zeros(32, dtype=torch.int64)
-        tail = (None, 1.0, 0, torch.float32, "none", [], "")
+        tail: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
         found = torch.ops.onednn.qlinear_pointwise(codes, step, 0, packed, scales, zeros, *tail)
     except RuntimeError:
         return False
