@@ -131,6 +131,8 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
     import torch
 
     calls: dict[str, Call] = {}
+    batch = _one_batch(traced, inputs)
+    count = len(batch)
 
     def hook(name: str) -> Any:
         def note(_: Any, arguments: Any, keywords: dict[str, Any], written: torch.Tensor) -> None:
@@ -138,7 +140,7 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
             signed = bool(read.min() < 0) if are_samples else None
             known = calls.get(name)
             if known is None:
-                calls[name] = Call(tuple(read.shape[1:]), tuple(written.shape[1:]), 1, signed)
+                calls[name] = Call(_per_sample(read.shape, count), _per_sample(written.shape, count), 1, signed)
             else:
                 calls[name] = Call(known.input_shape, known.output_shape, known.calls + 1, known.signed or signed)
 
@@ -149,10 +151,28 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
         for name in traced.workload.layer_names
     ]
     with torch.no_grad():
-        traced.module(inputs)
+        traced.module(batch)
     for handle in handles:
         handle.remove()
     return calls
+
+
+def _per_sample(shape: Sequence[int], count: int) -> tuple[int, ...]:
+    """A shape without the samples, on whatever axis they stand: recurrent layers have time before them."""
+    sizes = list(shape)
+    if count in sizes:
+        sizes.remove(count)
+    elif sizes[0] % count == 0:
+        sizes[0] //= count
+    return tuple(sizes)
+
+
+def _one_batch(traced: TracedNetwork, inputs: torch.Tensor) -> torch.Tensor:
+    """Samples that the traced module takes at once: all, or as many as it takes, over and over if there are fewer."""
+    if traced.batch_size is None:
+        return inputs
+    repeats = -(-traced.batch_size // len(inputs))
+    return inputs.repeat(repeats, *[1] * (inputs.dim() - 1))[: traced.batch_size]
 
 
 def without_integer_kernel(traced: TracedNetwork, inputs: torch.Tensor) -> dict[str, str]:
@@ -204,7 +224,7 @@ def _capture_lines(traced: TracedNetwork) -> list[Table | str]:
         "output."
     ]
     if traced.batch_size is not None:
-        lines.append(f"It takes batches of {traced.batch_size} samples only.")
+        lines.append(f"It is captured for batches of {traced.batch_size} samples; the last batch is filled up.")
     return [*lines, *(f"{remark}." for remark in traced.remarks)]
 
 
@@ -228,7 +248,7 @@ def _layer_json(layer: Layer, call: Call) -> dict[str, Any]:
         "groups": layer.groups,
         "calls": call.calls,
         "macs": layer.macs,
-        "weights": layer.weight_elements,
+        "weights": layer.stored_weights,
         "signed_activations": call.signed,
     }
 
@@ -248,7 +268,7 @@ def _layer_table(traced: TracedNetwork, calls: dict[str, Call]) -> Table:
         sign = MISSING if call.signed is None else "signed" if call.signed else "unsigned"
         sizes = (_by(call.input_shape), _by(call.output_shape), _by(layer.kernel), _by(layer.stride))
         share = f"{100 * layer.macs / all_macs:.1f}"
-        counts = (number(layer.groups), number(call.calls), number(layer.macs), share, number(layer.weight_elements))
+        counts = (number(layer.groups), number(call.calls), number(layer.macs), share, number(layer.stored_weights))
         table.add_row(layer.name, layer.kind, *sizes, *counts, sign)
     table.add_section()
     covered = f"{100 * workload.macs / all_macs:.1f}"

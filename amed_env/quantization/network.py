@@ -77,7 +77,7 @@ class QuantizedNetwork:
         self.fixed_batch = traced.batch_size
         self.batch_size, self.device = traced.batch_size or batch_size, torch.device(device)
         self.memory = ResultMemory(reuse_mib)
-        self._source = _Source(traced, self._filled(calibration[: traced.batch_size or 2]), engine, equalize_layers)
+        self._source = _Source(traced, self.filled(calibration[: traced.batch_size or 2]), engine, equalize_layers)
         self._build()
         self._calibrate(calibration)
 
@@ -130,14 +130,14 @@ class QuantizedNetwork:
         for batch in calibration.split(self.batch_size):
             for part in recording:
                 part.recording_share = batch.shape[0] / calibration.shape[0]
-            self._run_module(self._filled(batch), None)
+            self._run_module(self.filled(batch), None)
         for part in recording:
             part.recording_share = None
         for name, layer in self._layers.items():
             if not all(statistics.finite for statistics in layer.operands):
                 raise NonFiniteError(f"layer {name!r} reads NaN or infinite activations on the calibration samples.")
 
-    def _filled(self, inputs: torch.Tensor) -> torch.Tensor:
+    def filled(self, inputs: torch.Tensor) -> torch.Tensor:
         """A batch of the size that the network takes, if it takes one only: the last sample stands for missing ones."""
         if self.fixed_batch is None or len(inputs) == self.fixed_batch:
             return inputs
@@ -146,6 +146,13 @@ class QuantizedNetwork:
                 f"network {self.workload.name!r} takes batches of {self.fixed_batch}, not of {len(inputs)}."
             )
         return torch.cat([inputs, inputs[-1:].expand(self.fixed_batch - len(inputs), *inputs.shape[1:])])
+
+    def whole_batches(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The samples that make whole batches, for passes that cannot be padded: all, if any batch size will do."""
+        if self.fixed_batch is None:
+            return inputs
+        count = len(inputs) // self.fixed_batch * self.fixed_batch
+        return inputs[:count] if count else self.filled(inputs)
 
     @property
     def layers(self) -> Mapping[str, QuantizedLayer | QuantizedProduct]:
@@ -251,7 +258,7 @@ class QuantizedNetwork:
             return
         memory = ResultMemory(SWEEP_MIB)
         for number, batch in enumerate(batches):
-            count, inputs = len(batch), self._filled(batch)
+            count, inputs = len(batch), self.filled(batch)
             for position, (allocation, plan) in enumerate(zip(allocations, plans, strict=True)):
                 if plan is not None:
                     memory.start_pass()
@@ -333,14 +340,14 @@ class QuantizedNetwork:
         """
         if not self.memory.limit_mib:
             batch = None
-        count, inputs = len(inputs), self._filled(inputs)
+        count, inputs = len(inputs), self.filled(inputs)
         if self._plan is not None:
             return self._engine()((inputs,), self._plan, self.memory, batch)[:count]
         return self._run_module(inputs, batch)[:count]
 
     def run_in_float(self, inputs: torch.Tensor) -> torch.Tensor:
         """Class scores of the fake-quantized float network at the selected precisions; nothing is kept or reused."""
-        return self._run_module(self._filled(inputs), None)[: len(inputs)]
+        return self._run_module(self.filled(inputs), None)[: len(inputs)]
 
     @torch.inference_mode(False)  # its tensors do not say that they were changed
     @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
-from amed_env.errors import NetworkError, NonFiniteError
+from amed_env.errors import AmedError, NetworkError, NonFiniteError
 from amed_env.problem.workload import Layer, Workload
 from amed_env.tracing.capture import PARAMETERS, capture, constant_of, module_path
 from amed_env.tracing.finite import check_finite_weights, first_non_finite
@@ -35,6 +35,8 @@ Inputs = torch.Tensor | tuple[torch.Tensor, ...]
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference from the untouched network, as a part of the largest output: sums in another order differ less."""
+FIXED_BATCH = 64
+"""Samples of a batch of a program that takes one size only, if the network itself takes any: enough to run fast."""
 _HALF_TOLERANCE = 3e-2
 """The same where the untouched network computes in half precision, which rounds to 8 or 11 bits."""
 _PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.bmm.default, aten.matmul.default, aten.baddbmm.default)
@@ -109,6 +111,13 @@ def trace(
     if program.batch_size is None and not _takes_any_batch(plain, network, unpacked, example, tolerance):
         program = capture(network, example, unpacked, name, any_batch=False)
         plain = _flat_outputs(program.module)
+    if program.batch_size is not None and program.batch_size < FIXED_BATCH:
+        several = example.repeat(-(-FIXED_BATCH // len(example)), *[1] * (example.dim() - 1))[:FIXED_BATCH]
+        outputs = _outputs_of_batch(network, unpacked, several, expected, tolerance)
+        if outputs is not None:  # only its capture is of one size, as after `len(x)`: of a size that runs fast then
+            example, expected = several, outputs
+            program = capture(network, example, unpacked, name, any_batch=False)
+            plain = _flat_outputs(program.module)
     _compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
     module = _own_copy(program.module)
     lowered = lower(module, network)
@@ -139,6 +148,21 @@ def trace(
                 differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
     kept = [*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers)]
     return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
+
+
+def _outputs_of_batch(
+    network: nn.Module, unpacked: _Unpacking, several: torch.Tensor, expected: list[torch.Tensor], tolerance: float
+) -> list[torch.Tensor] | None:
+    """What the untouched network returns for the example over and over, or None if that is not what it should be."""
+    try:
+        outputs = _outputs_of(network, unpacked, several, "network")
+        _compare(
+            [found[: len(one)] for found, one in zip(outputs, expected, strict=True)], expected, tolerance, "", None
+        )
+    except AmedError as error:
+        logger.info("the network takes one batch size only (%s)", error)
+        return None
+    return outputs if all(len(found) == len(several) for found in outputs) else None
 
 
 def _takes_any_batch(

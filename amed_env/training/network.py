@@ -105,8 +105,10 @@ class TrainedNetwork(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Class scores (N, classes) of float inputs (N, …) at the selected widths, differentiable."""
+        count, inputs = len(inputs), self.network.filled(inputs)
         with self._attached():
-            return self.network.module(channels_last(inputs.to(self.network.device)))  # type: ignore[no-any-return]
+            scores: torch.Tensor = self.network.module(channels_last(inputs.to(self.network.device)))
+        return scores[:count]
 
     @torch.no_grad()
     def observe(self, batches: Iterable[torch.Tensor]) -> dict[str, OutputMoments]:
