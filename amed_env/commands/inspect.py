@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from amed_env.problem.workload import Layer
-    from amed_env.tracing.trace import Inputs, TracedNetwork
+    from amed_env.tracing.packing import Inputs
+    from amed_env.tracing.trace import TracedNetwork
 
 SAMPLES = 128
 """Calibration samples that signs are taken from."""
@@ -60,6 +61,8 @@ def inspect(
     amed inspect cifar10-resnet20
 
     amed inspect --network my_package.nets:make --bits 4,8
+
+    amed inspect --network net.pt2     (as torch.export.save writes it)
     """
     with Output(as_json) as output:
         check_task_or_network(task, network)
@@ -104,20 +107,21 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
 
 def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     from amed_env.datasets.forms import as_samples
+    from amed_env.tracing.original import as_rows
     from amed_env.tracing.trace import trace
 
     parts = imported_parts(path)
     example = example_of(parts, path)
-    traced = trace(parts["network"], example, parts.get("name", path.replace(":", ".")))
+    traced = trace(parts["network"], example, parts["name"], outputs=parts.get("outputs") or as_rows)
     if parts.get("calibration") is not None:
         return traced, as_samples(parts["calibration"], "calibration", labelled=False).inputs[:SAMPLES], True
     return traced, _packed(example), False
 
 
 def _packed(inputs: Inputs) -> torch.Tensor:
-    from amed_env.tracing.packing import pack
+    from amed_env.tracing.packing import packed_inputs
 
-    return pack(inputs) if isinstance(inputs, tuple) else inputs
+    return packed_inputs(inputs)[0]
 
 
 def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> dict[str, Call]:
@@ -130,8 +134,10 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
     """
     import torch
 
+    from amed_env.tracing.packing import of_size
+
     calls: dict[str, Call] = {}
-    batch = _one_batch(traced, inputs)
+    batch = inputs if traced.batch_size is None else of_size(inputs, traced.batch_size)
     count = len(batch)
 
     def hook(name: str) -> Any:
@@ -165,14 +171,6 @@ def _per_sample(shape: Sequence[int], count: int) -> tuple[int, ...]:
     elif sizes[0] % count == 0:
         sizes[0] //= count
     return tuple(sizes)
-
-
-def _one_batch(traced: TracedNetwork, inputs: torch.Tensor) -> torch.Tensor:
-    """Samples that the traced module takes at once: all, or as many as it takes, over and over if there are fewer."""
-    if traced.batch_size is None:
-        return inputs
-    repeats = -(-traced.batch_size // len(inputs))
-    return inputs.repeat(repeats, *[1] * (inputs.dim() - 1))[: traced.batch_size]
 
 
 def without_integer_kernel(traced: TracedNetwork, inputs: torch.Tensor) -> dict[str, str]:

@@ -17,13 +17,16 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 
 from amed_env.errors import NetworkError
+
+if TYPE_CHECKING:
+    from amed_env.tracing.original import Call
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -66,31 +69,31 @@ class Program:
 
 
 class _Called(nn.Module):
-    """A network that takes one tensor a sample: several inputs come packed into one (see `packing`)."""
+    """A network that takes one tensor, and returns what counts of its answer."""
 
-    def __init__(self, network: nn.Module, unpacked: Any) -> None:
+    def __init__(self, network: nn.Module, call: Call) -> None:
         super().__init__()
-        self.network, self._unpacked = network, unpacked
+        self.network, self._call = network, call
 
     def forward(self, inputs: torch.Tensor) -> Any:
-        return self.network(*self._unpacked(inputs))
+        return self._call(self.network, inputs)
 
 
-def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str, any_batch: bool = True) -> Program:
+def capture(network: nn.Module, example: torch.Tensor, call: Call, name: str, any_batch: bool = True) -> Program:
     """Record what a network runs in eval mode.
 
     Args:
         network: The network; afterwards it is as it was.
         example: Tensor (N, …) that the program will take.
-        unpacked: Makes of such a tensor the tuple of arguments of the network.
+        call: How the network is called with such a tensor.
         name: The network's name, for messages.
         any_batch: Whether the program should take any number of samples, if it can.
 
     Raises:
         NetworkError: If it cannot be recorded; the line of the user's code that is why is named.
     """
-    called = _Called(network, unpacked)
-    with _in_eval_mode(network), torch.no_grad(), _quiet():
+    called = _Called(network, call)
+    with _in_eval_mode(network), torch.no_grad(), quiet():
         exported, batch_size = _export(called, example, name, any_batch)
         exported = exported.run_decompositions(_decompositions())
         module = exported.module()
@@ -146,8 +149,8 @@ def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's own lines about what it cannot follow: the error says it, with the user's line."""
+def quiet() -> Iterator[None]:
+    """Without torch's own lines about what it cannot follow or read: the error says it, with the user's line."""
     names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

@@ -239,8 +239,8 @@ def _layer_name(node: fx.Node, operands: _Operands, users_modules: dict[str, nn.
     if operands.weight is None:
         return f"{path}.{operands.kind}" if path else operands.kind
     parameters = operands.weight.meta[PARAMETERS]
-    if len(parameters) == 1:
-        return re.sub(r"[._]weight$", "", parameters[0]).removesuffix("weight") or "0"
+    if len(parameters) == 1:  # a module with parts calls a function, or an exported program has lost its modules
+        return re.sub(r"[._]?weight$", "", parameters[0]) or operands.kind
     if path and (running is None or next(running.children(), None) is None):
         return path
     return f"{path}.{operands.kind}" if path else operands.kind

@@ -11,27 +11,30 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.utils import _pytree as pytree
 
-from amed_env.errors import AmedError, NetworkError, NonFiniteError
+from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
-from amed_env.tracing.capture import PARAMETERS, capture, constant_of, module_path
-from amed_env.tracing.finite import check_finite_weights, first_non_finite
+from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path
+from amed_env.tracing.finite import check_finite_weights
 from amed_env.tracing.lowering import COMPUTES, QUANTIZABLE, Lowered, lower
 from amed_env.tracing.norms import fold_batch_norms
-from amed_env.tracing.packing import Shapes, pack, unpack
+from amed_env.tracing.original import Call, Outputs, answer, suited_to, tensors_of
+from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
+from amed_env.tracing.programs import Given, given_network
 from amed_env.tracing.shapes import add_call, layer_of_call
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
 
-Inputs = torch.Tensor | tuple[torch.Tensor, ...]
-"""What a network takes: a tensor (N, ...), or several."""
+Network = nn.Module | ExportedProgram | str | Path
+"""A module, an exported program, or the path of its `.pt2` file."""
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference from the untouched network, as a part of the largest output: sums in another order differ less."""
@@ -83,40 +86,47 @@ class TracedNetwork:
 
 @torch.no_grad()
 def trace(
-    network: nn.Module, example_input: Inputs, name: str | None = None, samples: torch.Tensor | None = None
+    network: Network,
+    example_input: Inputs | None = None,
+    name: str | None = None,
+    samples: torch.Tensor | None = None,
+    outputs: Outputs | None = None,
 ) -> TracedNetwork:
     """Find the quantizable layers of a network and their shapes.
 
     Args:
-        network: Any module that `torch.export` can follow; it is not changed.
-        example_input: Tensor (N, …) that the network accepts; costs are per sample. A tuple of tensors for a network
-            that takes several: the traced module then takes them packed (`packing.pack`).
-        name: Name of the workload; the class name by default.
-        samples: Further inputs, packed if there are several, on which the result is compared with the network.
+        network: Any module that `torch.export` can follow, an exported program, or the path of its `.pt2` file; it is
+            not changed.
+        example_input: What the network takes: a tensor (N, …), a tuple of arguments, a dict of keyword arguments, or a
+            nested tree of these; costs are per sample. The traced module takes all tensors of it packed into one
+            (`packing.packed_inputs`). By default that with which a program was exported.
+        name: Name of the workload; by default the name of the class, or of the file.
+        samples: Further inputs, packed likewise, on which the result is compared with the network.
+        outputs: Picks what counts of what the network returns; everything by default.
 
     Raises:
         NetworkError: If the network cannot be captured or run, has no quantizable layer, answers differently when it is
             called again, or if what was captured computes something else; what is at fault is named.
         NonFiniteError: If a weight, or what the network returns on the example, is NaN or infinite; it is named.
     """
-    name = name or type(network).__name__
-    tensors = _check(network, example_input)
+    given = given_network(network)
+    network, name = given.module, name or given.name
+    example, form = _packed_example(given, example_input, name)
+    call = Call(suited_to(network, form), outputs)
     check_finite_weights(network, name)
-    unpacked = _Unpacking(tensors)
-    example = tensors[0] if isinstance(example_input, torch.Tensor) else pack(tensors)
-    expected = _outputs_of(network, unpacked, example, name)
-    program = capture(network, example, unpacked, name)
+    expected = answer(network, call, example, name)
+    program = capture(network, example, call, name, any_batch=given.batch_size is None)
     tolerance = _HALF_TOLERANCE if _uses_half(network) else RELATIVE_TOLERANCE
     plain = _flat_outputs(program.module)
-    if program.batch_size is None and not _takes_any_batch(plain, network, unpacked, example, tolerance):
-        program = capture(network, example, unpacked, name, any_batch=False)
+    if program.batch_size is None and not _takes_any_batch(plain, network, call, example, tolerance):
+        program = capture(network, example, call, name, any_batch=False)
         plain = _flat_outputs(program.module)
-    if program.batch_size is not None and program.batch_size < FIXED_BATCH:
-        several = example.repeat(-(-FIXED_BATCH // len(example)), *[1] * (example.dim() - 1))[:FIXED_BATCH]
-        outputs = _outputs_of_batch(network, unpacked, several, expected, tolerance)
-        if outputs is not None:  # only its capture is of one size, as after `len(x)`: of a size that runs fast then
-            example, expected = several, outputs
-            program = capture(network, example, unpacked, name, any_batch=False)
+    if given.batch_size is None and program.batch_size is not None and program.batch_size < FIXED_BATCH:
+        several = of_size(example, FIXED_BATCH)
+        answers = _outputs_of_batch(network, call, several, expected, tolerance)
+        if answers is not None:  # only its capture is of one size, as after `len(x)`: of a size that runs fast then
+            example, expected = several, answers
+            program = capture(network, example, call, name, any_batch=False)
             plain = _flat_outputs(program.module)
     _compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
     module = _own_copy(program.module)
@@ -135,27 +145,26 @@ def trace(
         differences = [_compare(module(example), expected, tolerance, folded, (plain, module, example))]
     except NetworkError:
         # Deep networks amplify float32's rounding beyond the limit; in float64 only a real difference is left.
-        difference = _difference_in_float64(network, module, unpacked, example)
+        difference = _difference_in_float64(network, module, call, example)
         if difference is None or difference > tolerance:
             raise
         differences, tolerance = [difference], 10 * tolerance  # of further samples, in float32
     if samples is not None:
         batch = program.batch_size or len(samples)
-        for part in samples.split(batch):
-            if len(part) == batch:
-                wanted = _outputs_of(network, unpacked, part, name)
-                what = f"network {name!r} as captured"
-                differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
+        for part in (of_size(part, batch) for part in samples.split(batch)):
+            wanted = answer(network, call, part, name)
+            what = f"network {name!r} as captured"
+            differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
     kept = [*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers)]
     return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
 
 
 def _outputs_of_batch(
-    network: nn.Module, unpacked: _Unpacking, several: torch.Tensor, expected: list[torch.Tensor], tolerance: float
+    network: nn.Module, call: Call, several: torch.Tensor, expected: list[torch.Tensor], tolerance: float
 ) -> list[torch.Tensor] | None:
     """What the untouched network returns for the example over and over, or None if that is not what it should be."""
     try:
-        outputs = _outputs_of(network, unpacked, several, "network")
+        outputs = answer(network, call, several, "network")
         _compare(
             [found[: len(one)] for found, one in zip(outputs, expected, strict=True)], expected, tolerance, "", None
         )
@@ -166,111 +175,35 @@ def _outputs_of_batch(
 
 
 def _takes_any_batch(
-    program: fx.GraphModule, network: nn.Module, unpacked: _Unpacking, example: torch.Tensor, tolerance: float
+    program: fx.GraphModule, network: nn.Module, call: Call, example: torch.Tensor, tolerance: float
 ) -> bool:
     """Whether a program also runs with another number of samples than it was captured with, and computes the same."""
     for batch in (example, example[:1], torch.cat([example, example, example[:1]])):
         try:
             with torch.no_grad():
                 outputs = program(batch)
-            _compare(outputs, _outputs_of(network, unpacked, batch, "network"), tolerance, "network", None)
+            _compare(outputs, answer(network, call, batch, "network"), tolerance, "network", None)
         except Exception as error:  # of whatever type, from an operation in the program
             logger.info("the program takes one batch size only (%s)", error)
             return False
     return True
 
 
-def input_shapes(inputs: Inputs) -> Shapes:
-    """The shape of each input of a network, without the sample axis."""
-    tensors = [inputs] if isinstance(inputs, torch.Tensor) else inputs
-    return tuple(tuple(tensor.shape[1:]) for tensor in tensors)
-
-
-class _Unpacking:
-    """Makes the arguments of a network of what the program takes: one tensor, or several packed into one."""
-
-    def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
-        self.shapes = input_shapes(tensors)
-        self.dtypes = [tensor.dtype for tensor in tensors]
-
-    def __call__(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if len(self.shapes) == 1:
-            return (inputs,)
-        parts = unpack(inputs, self.shapes)
-        return tuple(part.to(dtype) for part, dtype in zip(parts, self.dtypes, strict=True))
-
-
-def _check(network: nn.Module, example_input: Inputs) -> tuple[torch.Tensor, ...]:
-    """The inputs as a tuple, after checking them."""
-    if not isinstance(network, nn.Module):
-        raise NetworkError(f"the network must be a torch.nn.Module, not {type(network).__name__}.")
-    if isinstance(network, torch.jit.ScriptModule):
-        raise NetworkError("the network is a TorchScript module, which cannot be captured; give the nn.Module itself.")
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    if not inputs or not all(isinstance(i, torch.Tensor) and i.dim() >= 2 and i.shape[0] >= 1 for i in inputs):
-        raise NetworkError(
-            "the example input must be a tensor with at least one sample, shape (N, ...), or a tuple of such tensors."
-        )
-    if len({tensor.shape[0] for tensor in inputs}) > 1:
-        raise NetworkError(
-            f"the example inputs have {[tensor.shape[0] for tensor in inputs]} samples; give as many of each."
-        )
-    return inputs
+def _packed_example(given: Given, example_input: Inputs | None, name: str) -> tuple[torch.Tensor, InputForm]:
+    """The example as one tensor, of the size that an exported program takes, and the form of its inputs."""
+    inputs = given.example if example_input is None else example_input
+    if inputs is None:
+        raise NetworkError(f"network {name!r} needs an example input: a tensor (N, ...), or what else it takes.")
+    try:
+        example, form = packed_inputs(inputs)
+    except ValueError as error:
+        raise NetworkError(f"the example input of network {name!r} cannot be used: {error}") from error
+    return (example if given.batch_size is None else of_size(example, given.batch_size)), form
 
 
 def _uses_half(network: nn.Module) -> bool:
     tensors = (*network.parameters(), *network.buffers())
-    return any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
-
-
-@torch.no_grad()
-def _outputs_of(network: nn.Module, unpacked: _Unpacking, inputs: torch.Tensor, name: str) -> list[torch.Tensor]:
-    """The tensors that the untouched network returns in eval mode, after checking that it returns them again."""
-    training = {module: module.training for module in network.modules()}
-    buffers = {key: buffer.clone() for key, buffer in network.named_buffers()}
-    network.eval()
-    try:
-        first, second = (_tensors(network(*unpacked(inputs.clone()))) for _ in range(2))
-    except Exception as error:
-        shapes = [(len(inputs), *shape) for shape in unpacked.shapes]
-        text = f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"inputs of shapes {shapes}"
-        raise NetworkError(f"network {name!r} does not run on {text}: {type(error).__name__}: {error}.") from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        changed = [key for key, buffer in network.named_buffers() if not _same(buffer, buffers[key])]
-        for key in changed:
-            network.get_buffer(key).copy_(buffers[key])
-    if changed:
-        raise NetworkError(
-            f"network {name!r} changes {', '.join(changed)} when it is called in eval mode, so its answers depend on "
-            "what it saw before; let them stay as they are outside of training."
-        )
-    if not first:
-        raise NetworkError(f"network {name!r} returns no tensor.")
-    for one, other in zip(first, second, strict=True):
-        same = one.shape == other.shape
-        # Kernels may sum in another order; what a network changes on purpose is larger.
-        if not same or not torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
-            by = "another shape" if not same else f"up to {float((one - other).abs().max()):.3g}"
-            raise NetworkError(
-                f"network {name!r} answers differently when it is called again on the same input (by {by}): it draws "
-                "random numbers or keeps a state in eval mode; make it depend on its input alone."
-            )
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in first):
-        raise NonFiniteError(
-            f"network {name!r} returns NaN or infinity on the samples given: "
-            f"{first_non_finite(network, unpacked(inputs)) or 'a function outside of its modules'} does first."
-        )
-    return first
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one.nan_to_num(), other.nan_to_num())
-
-
-def _tensors(outputs: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    return any(tensor.dtype in HALF_TYPES for tensor in tensors)
 
 
 def _flat_outputs(module: fx.GraphModule) -> fx.GraphModule:
@@ -354,7 +287,7 @@ def _compare(
     Raises:
         NetworkError: If they differ; the first operation that does is named, where it can be found.
     """
-    found = _tensors(outputs)
+    found = tensors_of(outputs)
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape:
@@ -373,14 +306,13 @@ def _compare(
 
 
 def _difference_in_float64(
-    network: nn.Module, module: fx.GraphModule, unpacked: _Unpacking, example: torch.Tensor
+    network: nn.Module, module: fx.GraphModule, call: Call, example: torch.Tensor
 ) -> float | None:
     """The largest difference between both computed in float64, or None if they cannot be."""
     try:
         exact, program = copy.deepcopy(network).double().eval(), copy.deepcopy(module).double()
         inputs = example.double() if example.is_floating_point() else example
-        arguments = [part.double() if part.is_floating_point() else part for part in unpacked(inputs)]
-        return _compare(program(inputs), _tensors(exact(*arguments)), math.inf, "in float64", None)
+        return _compare(program(inputs), tensors_of(call.in_float64()(exact, inputs)), math.inf, "in float64", None)
     except Exception as error:  # a network may insist on float32 in ways of its own
         logger.info("it cannot be compared in float64 (%s)", error)
         return None

@@ -204,7 +204,7 @@ def test_a_network_of_several_inputs():
     [
         ((torch.zeros(2, 1, 6, 6), torch.zeros(3, 1, 6, 6)), r"have \[2, 3\] samples"),
         ((), "at least one sample"),
-        ((torch.zeros(2, 1, 6, 6), torch.zeros(2)), "at least one sample"),
+        ((torch.zeros(2, 1, 6, 6), torch.tensor(2.0)), r"have \[2, 0\] samples"),
         ((torch.zeros(1, 1, 6, 6), torch.zeros(1, 1, 6, 6)), r"inputs of shapes \[\(1, 1, 6, 6\), \(1, 1, 6, 6\)\]"),
     ],
 )
