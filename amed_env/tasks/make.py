@@ -15,6 +15,7 @@ from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
 
 if TYPE_CHECKING:
     from amed_env.datasets import Splits
+    from amed_env.datasets.training import TrainingData
     from amed_env.evaluation.quality import Evaluator
     from amed_env.evaluation.table import TableEvaluator
     from amed_env.hardware.protocol import HardwareBackend
@@ -220,7 +221,29 @@ def import_task(path: str, **options: Any) -> Task:
     Raises:
         InputError: If the function cannot be imported, fails, or returns something else.
     """
-    return make_task(**imported_parts(path), **options)
+    return task_of_parts(imported_parts(path), **options)
+
+
+def task_of_parts(parts: Mapping[str, Any], **options: Any) -> Task:
+    """A task from what the function of a network returns; training samples are no part of it (`training_of_parts`)."""
+    return make_task(**{name: part for name, part in parts.items() if name != "training"}, **options)
+
+
+def training_of_parts(parts: Mapping[str, Any], path: str) -> TrainingData:
+    """What the function of a network returns to train on; a tenth of it is held out to choose the best epoch by.
+
+    Raises:
+        DataError: If there is none, or it has no labels.
+    """
+    from amed_env.datasets.forms import as_samples
+    from amed_env.datasets.training import TrainingData
+
+    training = parts.get("training")
+    if training is None:
+        raise DataError(f"{path!r} returned no training samples; add training=(inputs, labels) to what it returns.")
+    if isinstance(training, TrainingData):
+        return training
+    return TrainingData.of(as_samples(training, "training"))
 
 
 def import_workload(path: str) -> Workload:
@@ -275,12 +298,12 @@ def imported_parts(path: str) -> Mapping[str, Any]:
         raise
     except Exception as error:
         raise InputError(f"{path!r} failed: {type(error).__name__}: {error}.") from error
-    allowed = {"name", "network", "example_input", "outputs", "calibration", "search", "test"}
+    allowed = {"name", "network", "example_input", "outputs", "calibration", "search", "test", "training"}
     if not isinstance(parts, Mapping) or "network" not in parts or not set(parts) <= allowed:
         returned = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise InputError(
             f"{path!r} returned {returned}; expected a dict with network, calibration, search and test, and "
-            "perhaps name, example_input and outputs."
+            "perhaps name, example_input, outputs and training."
         )
     return {"name": path.replace(":", "."), **parts}
 
