@@ -24,10 +24,10 @@ PRELOADED = [
     *("stable_baselines3", "sb3_contrib", "sklearn.datasets", "scipy.optimize", "scipy.stats", "sympy.tensor.tensor"),
     *("matplotlib.pyplot", "matplotlib.backends.backend_agg"),
 ]
-"""Imported once, in the process that others are forked from; those that the forkserver of a library forks too."""
+"""Imported once, in the process that others are forked from; a library's processes of this context fork from it too."""
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOADED)
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 class WarmPopen:
@@ -44,7 +44,7 @@ class WarmPopen:
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [Path(self._folder.name, name) for name in ("out", "err")]
         environment = dict(os.environ if env is None else env)
-        self._process = _context.Process(target=_become, args=(self.args, str(cwd), environment, self._streams))
+        self._process = CONTEXT.Process(target=_become, args=(self.args, str(cwd), environment, self._streams))
         self._process.start()
         self.pid = self._process.pid
 
