@@ -84,6 +84,8 @@ _TRANSPOSED: dict[Any, tuple[type[nn.Module], int]] = {
 }
 COMPUTES = "computes"
 """Key of a node's meta: the name of the captured operation whose result it returns."""
+PATH = "path"
+"""Key of the meta of a node that takes a parameter or buffer of the network: its path there."""
 _PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.matmul.default)
 
 
@@ -119,7 +121,6 @@ def lower(module: fx.GraphModule, network: nn.Module) -> dict[str, nn.Module]:
         network: The network itself, for the names of its modules.
     """
     users_modules = dict(network.named_modules(remove_duplicate=False))
-    parameters = {f"constant_{key.replace('.', '_')}": key for key, _ in network.named_parameters()}
     products: list[tuple[fx.Node, _Operands]] = []
     names: dict[tuple[Any, ...], str] = {}
     for node in module.graph.nodes:
@@ -127,7 +128,7 @@ def lower(module: fx.GraphModule, network: nn.Module) -> dict[str, nn.Module]:
         if operands is not None:
             products.append((node, operands))
             if operands.key not in names:
-                names[operands.key] = _free(_layer_name(node, operands, users_modules, parameters), set(names.values()))
+                names[operands.key] = _free(_layer_name(node, operands, users_modules), set(names.values()))
     for key, name in names.items():  # a module with layers inside of it cannot be a layer by that name itself
         if any(other.startswith(f"{name}.") for other in names.values()):
             names[key] = _free(f"{name}.product", set(names.values()))
@@ -159,17 +160,8 @@ def _free(name: str, taken: set[str]) -> str:
     return free
 
 
-def _layer_name(
-    node: fx.Node, operands: _Operands, users_modules: dict[str, nn.Module], parameters: dict[str, str]
-) -> str:
-    """The path of the module that runs the product, or of the parameter that it takes.
-
-    Args:
-        node: The product.
-        operands: What it takes.
-        users_modules: The network's modules by path.
-        parameters: Paths of its parameters by the names that constants have in the program.
-    """
+def _layer_name(node: fx.Node, operands: _Operands, users_modules: dict[str, nn.Module]) -> str:
+    """The path of the module that runs the product, or of the parameter that it takes."""
     path = module_path(node)
     running = users_modules.get(path)
     if isinstance(running, QUANTIZABLE) and path:
@@ -178,7 +170,7 @@ def _layer_name(
     if not has_parts:
         return path
     # A module with parts calls a function with weights of its own; so do exported programs, which have lost theirs.
-    parameter = parameters.get(str(operands.weight.target))
+    parameter = operands.weight.meta.get(PATH)
     if parameter is not None:
         return re.sub(r"[._]?weight$", "", parameter) or operands.kind
     return f"{path}.{operands.kind}" if path else operands.kind
