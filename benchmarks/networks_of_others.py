@@ -34,7 +34,8 @@ from amed_env.errors import AmedError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.layers import QuantizedLayer, StoredTensor
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.tracing.lowering import TransposedConvolution
+from amed_env.quantization.products import QuantizedProduct
+from amed_env.tracing.lowering import EmbeddingTable, TransposedConvolution
 from amed_env.tracing.trace import trace
 
 Made = tuple[nn.Module, torch.Tensor]
@@ -355,11 +356,20 @@ class _Own(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
-        (values,) = args
         if isinstance(module, StoredTensor):
-            return self._on_grid(values, module.scale, 8, module.statistics.unsigned)
-        assert isinstance(module, QuantizedLayer)
+            return self._on_grid(args[0], module.scale, 8, module.statistics.unsigned)
         weight_bits, activation_bits = self._allocation[module.name]
+        if isinstance(module, QuantizedProduct):
+            operands = []
+            for number, bits in enumerate((activation_bits, weight_bits)):
+                step = module.prepared[bits].steps[number]
+                operands.append(self._on_grid(args[number], step, bits, module.operands[number].unsigned))
+            return operands[0] @ operands[1]
+        assert isinstance(module, QuantizedLayer)
+        (values,) = args
+        if isinstance(module.layer, EmbeddingTable):
+            rows = module.prepared[weight_bits]
+            return (rows.integers.double() * rows.scales.double()[:, None])[values]
         step = module.prepared[activation_bits].activation_scale
         read = self._on_grid(values, step, activation_bits, module.statistics.unsigned)
         prepared, layer = module.prepared[weight_bits], module.layer

@@ -24,6 +24,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 
 from amed_env.errors import NetworkError
+from amed_env.support.text import first_few
 
 if TYPE_CHECKING:
     from amed_env.tracing.original import Call
@@ -36,7 +37,9 @@ FLOAT_TYPES = (*HALF_TYPES, torch.float64)
 """Types that are computed in float32."""
 
 _TAKEN_APART = (
-    *("gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input"),  # linear layers, one a time step
+    # Linear layers, one a time step.
+    *("gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input"),
+    *("gru_cell.default", "lstm_cell.default", "rnn_tanh_cell.default", "rnn_relu_cell.default"),
     *("einsum.default", "tensordot.default", "inner.default"),
 )
 """Taken apart by torch, so that their products and weights are seen."""
@@ -61,11 +64,13 @@ class Program:
         module: The program: a graph of ATen operations, functional (nothing is changed in place), float32.
         batch_size: The only batch size that it takes, or None if it takes any.
         remarks: What a user should know, a line each.
+        has_half: Whether the network computes in half precision somewhere.
     """
 
     module: fx.GraphModule
     batch_size: int | None
     remarks: tuple[str, ...]
+    has_half: bool
 
 
 class _Called(nn.Module):
@@ -75,7 +80,7 @@ class _Called(nn.Module):
         super().__init__()
         self.network, self._call = network, call
 
-    def forward(self, inputs: torch.Tensor) -> Any:
+    def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         return self._call(self.network, inputs)
 
 
@@ -105,7 +110,8 @@ def capture(network: nn.Module, example: torch.Tensor, call: Call, name: str, an
             "training."
         )
     assert isinstance(module, fx.GraphModule)
-    remarks = _to_float32(module)
+    types = _to_float32(module)
+    remarks = [f"{str(kind).removeprefix('torch.')} is computed in float32" for kind in types]
     _drop_writes_into_inputs(module)
     _drop_checks(module)
     _drop_copies(module)  # before constants are folded: a copy of a parameter keeps its name
@@ -113,7 +119,7 @@ def capture(network: nn.Module, example: torch.Tensor, call: Call, name: str, an
     _drop_copies(module)
     module.graph.eliminate_dead_code()
     module.recompile()
-    return Program(module, batch_size, remarks)
+    return Program(module, batch_size, tuple(remarks), any(kind in HALF_TYPES for kind in types))
 
 
 @contextmanager
@@ -145,7 +151,7 @@ def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) 
     try:
         return export(called, (example,), strict=False), len(example)
     except Exception as error:
-        raise NetworkError(_cannot_be_captured(name, example, error)) from error
+        raise NetworkError(_cannot_be_captured(called.network, name, example, error)) from error
 
 
 @contextmanager
@@ -170,14 +176,22 @@ def _read_shape(exported: ExportedProgram) -> tuple[Any, ...]:
     return tuple(node.meta["val"].shape)
 
 
-def _cannot_be_captured(name: str, example: torch.Tensor, error: Exception) -> str:
+def _cannot_be_captured(network: nn.Module, name: str, example: torch.Tensor, error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(" (unhinted")[0].rstrip(".")
     where = _users_line(error)
     return (
         f"network {name!r} cannot be captured on an input of shape {tuple(example.shape)}: "
         f"{type(error).__name__}: {first}{'' if where is None else f' ({where})'}. "
-        "What runs may depend on shapes but not on values: replace `if` and "
-        "loops over values by torch.where or masks, and pass an nn.Module, not a script."
+        f"{_cure(network)}"
+    )
+
+
+def _cure(network: nn.Module) -> str:
+    scripts = [path for path, child in network.named_modules() if isinstance(child, torch.jit.ScriptModule)]
+    if scripts:
+        return f"{first_few(scripts)} is TorchScript, which cannot be captured; give the nn.Module it was made of."
+    return (
+        "What runs may depend on shapes but not on values: replace `if` and loops over values by torch.where or masks."
     )
 
 
@@ -241,8 +255,8 @@ def _attention(
     return torch.matmul(scores.softmax(-1), value)
 
 
-def _to_float32(module: fx.GraphModule) -> tuple[str, ...]:
-    """Compute in float32 what is in another float type; returns remarks that say so."""
+def _to_float32(module: fx.GraphModule) -> list[torch.dtype]:
+    """Compute in float32 what is in another float type; returns the types that were."""
     types: set[torch.dtype] = set()
 
     def single(value: Any) -> Any:
@@ -260,7 +274,7 @@ def _to_float32(module: fx.GraphModule) -> tuple[str, ...]:
         elif node.op == "call_function":
             node.args = fx.node.map_aggregate(node.args, single)
             node.kwargs = fx.node.map_aggregate(node.kwargs, single)
-    return tuple(f"{str(kind).removeprefix('torch.')} is computed in float32" for kind in sorted(types, key=str))
+    return sorted(types, key=str)
 
 
 def _set_constant(module: nn.Module, path: str, tensor: torch.Tensor) -> None:

@@ -117,6 +117,8 @@ _TRANSPOSED: dict[Any, tuple[type[nn.Module], int]] = {
 }
 COMPUTES = "computes"
 """Key of a node's meta: the name of the captured operation whose result it returns."""
+PATH = "path"
+"""Key of the meta of a node that takes a parameter or buffer of the network: its path there."""
 _PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.bmm.default, aten.matmul.default)
 
 
@@ -215,10 +217,8 @@ def _whose(node: fx.Node, operands: _Operands, weights: dict[str, str]) -> str:
     """Equal for operations with the same weights."""
     if operands.weight is None:
         return node.name
-    constant = str(operands.weight.target)
-    path = operands.weight.meta[PARAMETERS][0] if operands.weight.meta[PARAMETERS] else ""
-    as_it_is = constant == f"constant_{path.replace('.', '_')}"  # and not computed from it
-    return weights.get(path, constant) if as_it_is else constant
+    path = operands.weight.meta.get(PATH)  # of a parameter itself, and not of what is computed from it
+    return str(operands.weight.target) if path is None else weights.get(path, path)
 
 
 def _free(name: str, taken: set[str]) -> str:

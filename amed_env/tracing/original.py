@@ -31,11 +31,11 @@ class Call:
     form: InputForm
     outputs: Outputs | None = None
 
-    def __call__(self, network: nn.Module, packed: torch.Tensor) -> Any:
-        """What counts of a network's answer."""
+    def __call__(self, network: nn.Module, packed: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors that count of a network's answer; what else it returns, caches for example, is left out."""
         arguments, keywords = arguments_of(network, self.form.unpacked(packed))
         returned = network(*arguments, **keywords)
-        return returned if self.outputs is None else self.outputs(returned)
+        return tensors_of(returned if self.outputs is None else self.outputs(returned))
 
     def in_float64(self) -> Call:
         """The same call with all floating-point inputs in float64."""
@@ -66,12 +66,19 @@ def _takes(network: nn.Module, positional: tuple[Any, ...], keywords: Mapping[An
 
 
 def suited_to(network: nn.Module, form: InputForm) -> InputForm:
-    """The form with float64 and half inputs only where the network computes in that type, and float32 elsewhere.
+    """The form with its floating-point inputs in a type in which the network computes.
 
-    Data are often float64 just because that is numpy's default.
+    Data are often float64 just because that is numpy's default, and samples are kept in float32.
     """
-    own = {tensor.dtype for tensor in (*network.parameters(), *network.buffers())}
-    return form.with_float_types(lambda dtype: dtype if dtype in own else torch.float32)
+    tensors = (*network.parameters(), *network.buffers())
+    own = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+
+    def chosen(dtype: torch.dtype) -> torch.dtype:
+        if dtype in own:
+            return dtype
+        return next(iter(own)) if len(own) == 1 else torch.float32
+
+    return form.with_float_types(chosen)
 
 
 @torch.no_grad()
@@ -87,7 +94,7 @@ def answer(network: nn.Module, call: Call, packed: torch.Tensor, name: str) -> l
     buffers = {key: buffer.clone() for key, buffer in network.named_buffers()}
     network.eval()
     try:
-        first, second = (tensors_of(call(network, packed.clone())) for _ in range(2))
+        first, second = (call(network, packed.clone()) for _ in range(2))
     except AmedError:
         raise
     except Exception as error:
@@ -104,7 +111,10 @@ def answer(network: nn.Module, call: Call, packed: torch.Tensor, name: str) -> l
             "what it saw before; let them stay as they are outside of training."
         )
     if not first:
-        raise NetworkError(f"network {name!r} returns no tensor.")
+        raise NetworkError(
+            f"network {name!r} returns no tensor that can be found; return tensors, or tuples and dicts of them, "
+            "or pick them with outputs=function."
+        )
     for one, other in zip(first, second, strict=True):
         same = one.shape == other.shape
         # Kernels may sum in another order; what a network changes on purpose is larger.

@@ -23,7 +23,7 @@ from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
 from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path
 from amed_env.tracing.finite import check_finite_weights
-from amed_env.tracing.lowering import COMPUTES, QUANTIZABLE, Lowered, lower
+from amed_env.tracing.lowering import COMPUTES, PATH, QUANTIZABLE, Lowered, lower
 from amed_env.tracing.norms import fold_batch_norms
 from amed_env.tracing.original import Call, Outputs, answer, suited_to, tensors_of
 from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
@@ -116,7 +116,7 @@ def trace(
     check_finite_weights(network, name)
     expected = answer(network, call, example, name)
     program = capture(network, example, call, name, any_batch=given.batch_size is None)
-    tolerance = _HALF_TOLERANCE if _uses_half(network) else RELATIVE_TOLERANCE
+    tolerance = _HALF_TOLERANCE if program.has_half or _uses_half(network) else RELATIVE_TOLERANCE
     plain = _flat_outputs(program.module)
     if program.batch_size is None and not _takes_any_batch(plain, network, call, example, tolerance):
         program = capture(network, example, call, name, any_batch=False)
@@ -233,9 +233,14 @@ def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
             before = str(node.target)
             if before not in names:
                 plain = before.removeprefix("network.").replace(".", "_")
-                names[before] = plain if plain.startswith("constant_") else f"constant_{plain}"
+                plain = plain if plain.startswith("constant_") else f"constant_{plain}"
+                while plain in parts:  # `a.b` and `a_b`
+                    plain += "_"
+                names[before] = plain
                 value = constant_of(module, node)
                 parts[names[before]] = None if value is None else value.detach().clone()
+            if before.startswith("network."):
+                node.meta[PATH] = before.removeprefix("network.")
             node.target = names[before]
     made = fx.GraphModule(parts, graph)
     for name, part in parts.items():
@@ -312,7 +317,7 @@ def _difference_in_float64(
     try:
         exact, program = copy.deepcopy(network).double().eval(), copy.deepcopy(module).double()
         inputs = example.double() if example.is_floating_point() else example
-        return _compare(program(inputs), tensors_of(call.in_float64()(exact, inputs)), math.inf, "in float64", None)
+        return _compare(program(inputs), call.in_float64()(exact, inputs), math.inf, "in float64", None)
     except Exception as error:  # a network may insist on float32 in ways of its own
         logger.info("it cannot be compared in float64 (%s)", error)
         return None

@@ -127,14 +127,14 @@ def test_integers_alone_are_kept_exactly_and_refused_beside_floats():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("own", [True, False], ids=["network of that type", "network in float32"])
-def test_floats_of_other_sizes(dtype, own):
+@pytest.mark.parametrize("who", ["both", "network", "inputs"])
+def test_floats_of_other_sizes(dtype, who):
     torch.manual_seed(2)
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    inputs = random(4).to(dtype)
-    traced = trace(network.to(dtype) if own else network, inputs)
+    inputs = random(4) if who == "network" else random(4).to(dtype)
+    traced = trace(network if who == "inputs" else network.to(dtype), inputs)
     remark = f"{str(dtype).removeprefix('torch.')} is computed in float32"
-    assert traced.remarks == ((remark,) if own else ())
+    assert traced.remarks == (() if who == "inputs" else (remark,))
     expected = network.double()(inputs.double())
     torch.testing.assert_close(traced.module(inputs.float()).double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -188,6 +188,21 @@ def test_what_counts_of_the_outputs_is_part_of_the_program(arrange, outputs):
     torch.testing.assert_close(traced.module(values), expected)
     everything = trace(network, values).module(values)
     assert isinstance(everything, tuple) and len(everything) == 2
+
+
+class Cache:
+    """An object that pytrees do not know."""
+
+    def __init__(self, values):
+        self.values = values
+
+
+def test_other_objects_among_the_outputs_are_left_out():
+    values = random(4)
+    network = Answers(lambda features, scores: {"scores": scores, "cache": Cache(features)}).eval()
+    torch.testing.assert_close(trace(network, values).module(values), network(values)["scores"])
+    with pytest.raises(NetworkError, match="returns no tensor that can be found"):
+        trace(Answers(lambda features, scores: Cache(scores)), values)
 
 
 def test_scores_that_cannot_be_told_from_other_outputs_are_listed():
