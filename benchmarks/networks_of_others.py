@@ -5,7 +5,7 @@ from the network itself; layers; the share of multiplications in layers, and of 
 how far the outputs at 8 and 4 bits are from a fake quantization of its own, which takes nothing but integers, scales
 and biases and computes in float64 (`own_outputs`). There, values that lie within float32's rounding error of the middle
 between two codes may go to the other one, which networks with random weights amplify; so the same calculation with
-noise of a ten millionth before every rounding is given as a yardstick. A network that is refused, or differs, is a row
+float32's own noise before every rounding (`_Own._on_grid`) is given as a yardstick. A network that is refused, or differs, is a row
 with the reason.
 
 It needs an environment of its own with torchvision, timm and transformers beside the package's dependencies; networks
@@ -384,11 +384,13 @@ class _Own(fx.Interpreter):
 
     def _on_grid(self, values: torch.Tensor, step: float, bits: int, unsigned: bool) -> torch.Tensor:
         low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        values = values.double()
+        codes = values.double() / step
         if self._noise:
-            drawn = torch.randn(values.shape, generator=self._generator, dtype=torch.float64)
-            values = values * (1 + self._noise * drawn)
-        return (values / step).round().clamp(low, high) * step
+            drawn = torch.randn(codes.shape, generator=self._generator, dtype=torch.float64)
+            codes = codes * (1 + self._noise * drawn)
+            if not unsigned:  # kernels add 128 before they round, where numbers of float32 are 2^-16 apart
+                codes = codes + (torch.rand(codes.shape, generator=self._generator, dtype=torch.float64) - 0.5) * 2**-16
+        return codes.round().clamp(low, high) * step
 
 
 @torch.no_grad()
