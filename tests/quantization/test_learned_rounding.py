@@ -3,9 +3,9 @@ import torch
 from networks import Bottleneck, LinearOnly, Residual, Twice, make
 from torch import nn
 from torch.nn import functional as F
+from traced import trace_equals_once as trace
 from traced import traced_once
 
-from amed_env import trace
 from amed_env.datasets.digits import digits_splits
 from amed_env.errors import InputError, NonFiniteError, UnknownNameError
 from amed_env.networks import pretrained_digits_cnn

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from traced import trace_equals_once as trace
 
-from amed_env import trace
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.reuse import ResultMemory
 
