@@ -153,7 +153,7 @@ def network_shapes(output: Output, network: str | None, layers: Path | None) -> 
 
 def default_threads() -> int:
     """Threads of an evaluation: all cores, or fewer where `OMP_NUM_THREADS` says so, as elsewhere in torch."""
-    from amed_env.support.threads import available_cores  # with torch
+    from amed_env.support.machine import available_cores
 
     wished = os.environ.get("OMP_NUM_THREADS", "")
     return min(available_cores(), int(wished)) if wished.isdecimal() and int(wished) > 0 else available_cores()
