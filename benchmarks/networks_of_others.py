@@ -8,7 +8,7 @@ between two codes may go to the other one, which networks with random weights am
 float32's own noise before every rounding (`_Own._on_grid`) is given as a yardstick. A network that is refused, or differs, is a row
 with the reason.
 
-It needs an environment of its own with torchvision, timm and transformers beside the package's dependencies; networks
+It needs an environment of its own with torchvision, timm, transformers and ultralytics beside the package's dependencies; networks
 of a library that is missing are left out, and named. A core takes about half an hour for all.
 
     python benchmarks/networks_of_others.py --out networks.json
@@ -141,6 +141,28 @@ def transformer(model: str, config: str, inputs: Callable[[], torch.Tensor], **o
             return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
 
         return Picked(network, pick), inputs()
+
+    return make
+
+
+def _first_tensor(returned: Any) -> torch.Tensor:
+    """What a network of ultralytics answers; its raw heads come behind it."""
+    while not isinstance(returned, torch.Tensor):
+        returned = returned[0]
+    return returned
+
+
+def yolo(kind: str, config: str) -> Callable[[], Made]:
+    """A network of ultralytics as its configuration builds it, on images of 64 pixels.
+
+    Args:
+        kind: `DetectionModel`, `SegmentationModel` or `ClassificationModel`.
+        config: Name of the configuration.
+    """
+
+    def make() -> Made:
+        tasks = importlib.import_module("ultralytics.nn.tasks")
+        return Picked(getattr(tasks, kind)(config, verbose=False), _first_tensor), images(64)
 
     return make
 
@@ -298,6 +320,13 @@ _add(
         classifier_proj_size=32,
         **_SMALL,
     ),
+)
+_add(
+    "ultralytics",
+    yolov8n=yolo("DetectionModel", "yolov8n.yaml"),
+    yolo11n=yolo("DetectionModel", "yolo11n.yaml"),
+    yolov8n_seg=yolo("SegmentationModel", "yolov8n-seg.yaml"),
+    yolo11n_cls=yolo("ClassificationModel", "yolo11n-cls.yaml"),
 )
 _add(
     "torch",
