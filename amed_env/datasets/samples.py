@@ -12,7 +12,7 @@ import torch
 
 from amed_env.errors import DataError
 from amed_env.support.text import first_few
-from amed_env.tracing.packing import pack, unpack
+from amed_env.tracing.packing import EXACT_INTEGERS, InputForm, Inputs, packed_inputs
 
 INPUT_TYPES = (torch.float32, torch.int64)
 """Types of inputs: values, or numbers of tokens."""
@@ -23,12 +23,11 @@ class Samples:
     """Inputs of a network with their labels.
 
     Attributes:
-        inputs: (N, ...) float32, ready for the network; the first axis counts samples. For a network that takes several
-            tensors (N, D): all of them packed into one (see `of_several`).
+        inputs: (N, ...) float32, or int64 for numbers of tokens; the first axis counts samples. For a network that
+            takes several tensors (N, D): all of them packed into one (see `of_inputs`).
         labels: (N,) int64, the class of each sample, from 0.
         name: What they are (`"digits/search"`); it begins every message and is no part of the fingerprint.
-        packed_shapes: For a network that takes several tensors, the shape of each of them without N.
-        packed_types: The type of each of them; the packed tensor has a type that holds them all.
+        form: How `inputs` holds what the network takes; None where it takes just that tensor.
 
     Raises:
         DataError: If there are no samples, lengths or dtypes are wrong, a label is negative, or an input is
@@ -38,31 +37,27 @@ class Samples:
     inputs: torch.Tensor
     labels: torch.Tensor
     name: str = "samples"
-    packed_shapes: tuple[tuple[int, ...], ...] | None = None
-    packed_types: tuple[torch.dtype, ...] | None = None
+    form: InputForm | None = None
 
     @classmethod
-    def of_several(cls, inputs: Sequence[torch.Tensor], labels: torch.Tensor, name: str = "samples") -> Samples:
-        """Samples of a network that takes several tensors.
+    def of_inputs(cls, inputs: Inputs, labels: torch.Tensor, name: str = "samples") -> Samples:
+        """Samples of whatever a network takes.
 
         Args:
-            inputs: The tensors, float32 or int64 (N, ...) each.
+            inputs: A tensor (N, ...), a tuple of them for several arguments, a dict of them for keyword arguments, or a
+                nested tree of these; floating-point, integers or bool.
             labels: (N,) int64.
             name: What they are.
 
         Raises:
-            DataError: As for `Samples`, or if the tensors have different numbers of samples.
+            DataError: As for `Samples`, if the tensors have different numbers of samples, or if one is of a type that
+                networks do not take.
         """
-        counts = [len(tensor) if tensor.ndim else 0 for tensor in inputs]
-        if len(set(counts)) != 1:
-            raise DataError(f"{name}: the inputs have {counts} samples; give as many of each.")
-        wrong = sorted({str(tensor.dtype) for tensor in inputs if tensor.dtype not in INPUT_TYPES})
-        if wrong:
-            raise DataError(
-                f"{name}: inputs are {', '.join(wrong)}, expected torch.float32, or torch.int64 for numbers of tokens."
-            )
-        shapes = tuple(tuple(tensor.shape[1:]) for tensor in inputs)
-        return cls(pack(inputs), labels, name, shapes, tuple(tensor.dtype for tensor in inputs))
+        try:
+            packed, form = packed_inputs(inputs)
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
+        return cls(packed, labels, name, None if form.is_plain else form)
 
     def __post_init__(self) -> None:
         for attribute, dtypes, cure in (
@@ -144,16 +139,12 @@ class Samples:
                 f"{self.name}: indices from {low} to {high} do not fit {len(self)} samples; use 0 to {len(self) - 1}."
             )
         name = self.name if name is None else name
-        return Samples(self.inputs[chosen], self.labels[chosen], name, self.packed_shapes, self.packed_types)
+        return Samples(self.inputs[chosen], self.labels[chosen], name, self.form)
 
-    def example(self) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """The first sample as the network takes it: a tensor (1, ...), or a tuple of them."""
+    def example(self) -> Inputs:
+        """The first sample as the network takes it: a tensor (1, ...), or a tree of them."""
         first = self.inputs[:1]
-        if self.packed_shapes is None:
-            return first
-        parts = unpack(first, self.packed_shapes)
-        types = self.packed_types or (first.dtype,) * len(parts)
-        return tuple(part.to(dtype) for part, dtype in zip(parts, types, strict=True))
+        return first if self.form is None else self.form.unpacked(first)
 
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and labels in order, `size` samples at a time; the last batch may be smaller.
@@ -169,16 +160,21 @@ class Samples:
         """SHA-256 (hex) of shape, inputs and labels: the same on every machine for the same contents."""
         # Shape first, so that equal bytes of other shapes differ; the name is no part of the contents.
         digest = hashlib.sha256(f"amed-samples/1 {tuple(self.inputs.shape)} ".encode())
-        if self.packed_shapes is not None:
-            digest.update(f"{self.packed_shapes} ".encode())
-        digest.update(_little_endian(self.inputs, "<f4").data)
+        if self.form is not None:
+            digest.update(f"{self.form.fingerprint()} ".encode())
+        digest.update(_little_endian(self.inputs, self._stored_type()).data)
         digest.update(_little_endian(self.labels, "<i8").data)
         return digest.hexdigest()
+
+    def _stored_type(self) -> str:
+        """What contents are hashed in: float32, which all small integers are too, or int64 for others."""
+        integers = not self.inputs.is_floating_point()
+        return "<i8" if integers and int(self.inputs.abs().max()) > EXACT_INTEGERS else "<f4"
 
     def sample_hashes(self) -> list[bytes]:
         """A 16-byte hash of each input, without its label: equal for exact copies."""
         # Sixteen bytes make equal hashes of different samples practically impossible (2^64 samples for an even chance).
-        rows = _little_endian(self.inputs, "<f4").reshape(len(self), -1)
+        rows = _little_endian(self.inputs, self._stored_type()).reshape(len(self), -1)
         return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
 
@@ -204,10 +200,10 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, part in self.parts().items():
-            shape, expected = (p.packed_shapes or p.sample_shape for p in (part, self.calibration))
-            if shape != expected:
+            found, expected = (_form_text(p) for p in (part, self.calibration))
+            if found != expected:
                 raise DataError(
-                    f"the {name} samples have shape {shape} but the calibration samples "
+                    f"the {name} samples have shape {found} but the calibration samples "
                     f"{expected}; prepare all three in the same way."
                 )
         if not self.allow_duplicates:
@@ -232,6 +228,11 @@ class Splits:
                     f"samples ({second} index {first_few(shared)}), so scores would be too good; split without "
                     "overlap, or pass allow_duplicates=True if the data set contains exact copies."
                 )
+
+
+def _form_text(samples: Samples) -> str:
+    """Shape of one sample's input, or names, types, shapes and constants of several."""
+    return str(samples.sample_shape) if samples.form is None else samples.form.listed()
 
 
 def drawn_order(count: int, salt: str) -> np.ndarray:

@@ -22,13 +22,13 @@ def traced_once(key, network, inputs):
     return _TRACED[key]
 
 
-def trace_equals_once(network, example_input, name=None, samples=None):
-    """`trace`, which copies its earlier answer for an equal network of the same example, name and samples."""
-    key = _key(network, example_input, name, samples)
+def trace_equals_once(network, *arguments, **options):
+    """`trace`, which copies its earlier answer for an equal network and equal arguments."""
+    key = _key(network, arguments, options) if isinstance(network, torch.nn.Module) else None
     if key is None:
-        return trace(network, example_input, name, samples)
+        return trace(network, *arguments, **options)
     if key not in _TRACED:
-        _TRACED[key] = trace(network, example_input, name, samples)
+        _TRACED[key] = trace(network, *arguments, **options)
     return copy.deepcopy(_TRACED[key])
 
 
