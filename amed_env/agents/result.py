@@ -25,8 +25,8 @@ class SearchResult:
         task: The task that was solved.
         agent: Name of the agent.
         seed: Seed of the search.
-        best: The feasible trial of the highest search accuracy, or None if none was found.
-        pareto: Trials of which none has both more accuracy and less of `pareto_metric`, cheapest first.
+        best: The feasible trial of the best score on the search split, or None if none was found.
+        pareto: Trials of which none has both a better score and less of `pareto_metric`, cheapest first.
         pareto_metric: The metric of the first budget, `latency_ms` without one.
         trials: Every trial of the search, in order.
         evaluations: Different allocations whose quality was asked for.
@@ -72,7 +72,7 @@ class SearchResult:
             self.test["best"] = task.quality(self.best.allocation, "test")
 
     def best_uniform(self) -> str | None:
-        """Name of the feasible uniform baseline of the highest search accuracy, or None."""
+        """Name of the feasible uniform baseline of the best score on the search split, or None."""
         feasible = [name for name, trial in self.baselines.items() if self.task.feasible(trial.costs)]
         quality = {name: self.baselines[name].quality for name in feasible}
         return min(feasible, key=lambda name: quality[name].order, default=None)
@@ -110,6 +110,7 @@ class SearchResult:
             "gave_up": self.gave_up,
             "device_faults": self.device_faults,
             "device_retries": self.device_retries,
+            "score": task.score.to_json(),
             "fingerprint": task.evaluator.fingerprint,
             "kept_float": list(task.evaluator.kept_float),
             "float": {"search": task.float_quality.to_json(), "test": self._test_json("float")},
@@ -136,10 +137,10 @@ class SearchResult:
 
 
 def pareto_front(trials: list[Trial], metric: str) -> list[Trial]:
-    """Trials of which no other has at least the accuracy at less cost, or more accuracy at the same; cheapest first."""
+    """Trials of which no other has at least the score at less cost, or a better score at the same; cheapest first."""
     front: list[Trial] = []
     for trial in sorted(trials, key=lambda trial: (trial.costs[metric], trial.quality.order)):
-        if not front or trial.quality.accuracy > front[-1].quality.accuracy:
+        if not front or trial.quality.order[0] < front[-1].quality.order[0]:
             front.append(trial)
     return front
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,8 @@ def make_task(
     recipe: str | Recipe | None = None,
     engine: Engine = "auto",
     evaluation_device: str = "cpu",
+    score: str | Callable[[Any, Any], Any] | None = None,
+    metrics: Sequence[Any] | None = None,
 ) -> Task:
     """Make a task from a name, or from a network of one's own.
 
@@ -61,8 +63,10 @@ def make_task(
         example_input: Float tensor (N, …) for tracing; the first calibration sample by default.
         calibration: Samples that set the quantization ranges: a float32 tensor (N, …), an `(inputs, labels)` pair,
             `Samples`, or a torch dataset.
-        search: Labelled samples that score allocations during the search, in any of these forms but the bare tensor.
-        test: Labelled samples for the final report.
+        search: Samples that score allocations during the search, in any of these forms; a few thousand rank them well.
+            They need labels for the scores `loss` and `metric`, and for metrics in the report. The calibration samples
+            serve where none are given.
+        test: Samples for the final report; without any, nothing unseen confirms the result.
         device: A device name, a device file, `package.module:Class`, or a backend.
         bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
         separate: Whether weights and activations get widths of their own.
@@ -76,6 +80,14 @@ def make_task(
             `Recipe`, or None for the default; see docs/evaluation.md. Learning runs once and is kept in the cache.
         engine: `auto` evaluates on integers where it can, `float` always on fake-quantized floats.
         evaluation_device: Where floats are computed, for example `cuda`.
+        score: What the search optimises. `divergence`, the default for networks: how far outputs are from the float
+            network's, by their form: `kl`, the mean Kullback-Leibler divergence of class probabilities in nats, or
+            `squared-error`, normalised by the variance of the float outputs. `loss`: the cross-entropy of labels.
+            `metric`: the first of `metrics`; or the name of a metric. A function of (outputs, float outputs) that
+            returns a value for each sample, less being better. Tables that hold no divergence default to `metric`.
+        metrics: What is measured of labelled samples besides: names (`top-1`, `top-5`, `macro-f1`, `mcc`, `mean-iou`,
+            `mae`, `r2`, `perplexity`, `torchmetrics:NAME`) or classes; see `register_metric`. By default the usual
+            one: `top-1` for class numbers, `mean-iou` for masks, `perplexity` for tokens, `mae` for values.
 
     Returns:
         The task.
@@ -93,6 +105,8 @@ def make_task(
         "reuse_mib": reuse_mib,
         "engine": engine,
         "device": evaluation_device,
+        "score": score,
+        "metrics": metrics,
     }
     samples = {"calibration": calibration, "search": search, "test": test}
     if network is not None:
@@ -111,7 +125,15 @@ def make_task(
             f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
             f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
         )
-    return _task_of_table(name, entry.table(), backend, chosen)
+    if metrics is not None:
+        raise InputError(
+            f"task {name!r} is a table of accuracies and losses; other metrics belong to the task of the network "
+            f"itself, {name.removeprefix(TABULAR_PREFIX)!r}."
+        )
+    evaluator = entry.table()
+    if score is not None:
+        evaluator = evaluator.scored(str(score))
+    return _task_of_table(name, evaluator, backend, chosen)
 
 
 @dataclass(frozen=True)
@@ -179,22 +201,27 @@ def _task_of_module(
     evaluation: Mapping[str, Any],
 ) -> Task:
     """A task of one's own network and samples."""
-    absent = [key for key, value in samples.items() if value is None]
-    if absent:
-        raise DataError(f"a network of your own also needs {', '.join(absent)} samples.")
+    if samples["calibration"] is None:
+        raise DataError("a network of your own also needs calibration samples; search samples would be good to have.")
     # Here and below: data and networks bring torch, which tabular tasks do without.
     from amed_env.datasets import Splits
     from amed_env.datasets.forms import as_samples
     from amed_env.datasets.samples import drawn_order
+    from amed_env.tracing.trace import input_shapes
 
-    splits = Splits(
-        as_samples(samples["calibration"], "calibration", labelled=False),
-        as_samples(samples["search"], "search"),
-        as_samples(samples["test"], "test"),
-    )
+    known_inputs = None if example_input is None else len(input_shapes(example_input))
+    calibration = as_samples(samples["calibration"], "calibration", labelled=False, input_count=known_inputs)
+    input_count = 1 if calibration.packed_shapes is None else len(calibration.packed_shapes)
+    others = {
+        part: as_samples(samples[part], part, labelled=False, input_count=input_count)
+        for part in ("search", "test")
+        if samples[part] is not None
+    }
+    splits = Splits(calibration, others.get("search", calibration), others.get("test"))
     # They may come sorted by class, and any first part of them should stand for all.
-    drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
-    splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
+    if "search" in others:
+        drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
+        splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
     name = name or type(network).__name__
     evaluator = _evaluator(network, example_input, splits, name, recipe, evaluation)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
@@ -205,12 +232,13 @@ def import_task(path: str, **options: Any) -> Task:
 
     Args:
         path: The import path.
-        **options: Further arguments of `make_task` (device, bits, budget …).
+        **options: Further arguments of `make_task` (device, bits, budget …); those that are not None have precedence.
 
     Raises:
         InputError: If the function cannot be imported, fails, or returns something else.
     """
-    return make_task(**{"name": path.replace(":", "."), **imported_parts(path)}, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    return make_task(**{"name": path.replace(":", "."), **imported_parts(path), **given})
 
 
 def import_workload(path: str) -> Workload:
@@ -255,12 +283,12 @@ def imported_parts(path: str) -> Mapping[str, Any]:
         raise
     except Exception as error:
         raise InputError(f"{path!r} failed: {type(error).__name__}: {error}.") from error
-    allowed = {"name", "network", "example_input", "calibration", "search", "test"}
+    allowed = {"name", "network", "example_input", "calibration", "search", "test", "score", "metrics"}
     if not isinstance(parts, Mapping) or "network" not in parts or not set(parts) <= allowed:
         returned = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise InputError(
             f"{path!r} returned {returned}; expected a dict with network, calibration, search and test, and "
-            "perhaps name and example_input."
+            "perhaps name, example_input, score and metrics."
         )
     return parts
 

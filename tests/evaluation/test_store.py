@@ -60,7 +60,7 @@ def test_trials_as_json():
     document = json.loads(json.dumps(trial(2, energy_uj=7.0).to_json()))
     assert document == {
         "layers": {"a": {"w": 8, "a": 8}, "b": {"w": 3, "a": 1}},
-        "quality": {"accuracy": 0.002, "correct": 2, "samples": 1000, "loss": 0.2},
+        "quality": Quality(2, 1000, 0.2).to_json(),
         "costs": {"latency_ms": 3.0, "energy_uj": 7.0},
         "seconds": 0.25,
     }

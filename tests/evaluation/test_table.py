@@ -237,7 +237,7 @@ def test_a_changed_number_is_noticed(path, tmp_path):
 
 
 def test_what_a_table_lacks_is_named(built):
-    evaluator = TableEvaluator(built)
+    evaluator = TableEvaluator(built, score="metric")
     with pytest.raises(UnsupportedPrecisionError, match="layer 'stem' has w4a4"):
         evaluator.evaluate(evaluator.workload.uniform(4))
     with pytest.raises(AllocationError, match="does not fit"):
