@@ -334,10 +334,15 @@ def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
 
 
 def _verdict(result: SearchResult) -> str:
-    """One line: what was found, against the best uniform width within the budget."""
+    """One line: what was found, against the best uniform width within the budget.
+
+    On unseen samples where it can be; what was chosen on the search split looks better there than it is.
+    """
     spent = f"{result.evaluations} evaluations in {result.seconds:.1f} s"
     if result.best is None:
         return f"Nothing within the budget was found ({spent})."
+    if result.verdict is not None:
+        return f"{result.agent}, {spent}: {result.verdict.sentence()}"
     score = result.task.score
     text = f"{result.agent}: {score.described(result.best.quality.score)} on the search split"
     uniform = result.best_uniform()

@@ -23,7 +23,7 @@ class DelegatingEvaluator(Evaluator):
     def __init__(self, inner: Evaluator) -> None:
         self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
         self.ties, self.looked_up, self.score = inner.ties, inner.looked_up, inner.score
-        self.metrics = inner.metrics
+        self.metrics, self.splits = inner.metrics, inner.splits
         self._inner = inner
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:

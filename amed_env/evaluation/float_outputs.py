@@ -30,7 +30,7 @@ class FloatOutputs:
 
 
 def measure_float_outputs(
-    network: QuantizedNetwork, samples: Samples, batch_size: int, with_spread: bool, kept_mib: int = KEPT_MIB
+    network: QuantizedNetwork, samples: Samples, batch_size: int, with_spread: bool
 ) -> FloatOutputs:
     """Run the float network over samples.
 
@@ -39,7 +39,6 @@ def measure_float_outputs(
         samples: The samples.
         batch_size: Samples of one forward pass.
         with_spread: Whether their spread is needed; it takes a pass that is otherwise saved where they are too large.
-        kept_mib: Memory in MiB beyond which they are not kept.
     """
     network.select(network.workload.uniform(FLOAT_BITS))
     kept: list[torch.Tensor] | None = []
@@ -48,7 +47,7 @@ def measure_float_outputs(
         outputs = network(inputs).cpu()
         if with_spread:
             spread.add(outputs.double().reshape(len(outputs), -1))
-        if outputs[0].numel() * outputs.element_size() * len(samples) > kept_mib * _MIB:
+        if outputs[0].numel() * outputs.element_size() * len(samples) > KEPT_MIB * _MIB:
             kept = None
             if not with_spread:
                 break

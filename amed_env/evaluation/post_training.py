@@ -19,7 +19,7 @@ from amed_env.evaluation.divergences import AT_ONCE, measure_divergences, measur
 from amed_env.evaluation.fitting import fit_scoring, scoring_remarks
 from amed_env.evaluation.float_outputs import FloatOutputs, measure_float_outputs
 from amed_env.evaluation.preparation import prepare_network, prepared_digest
-from amed_env.evaluation.quality import Evaluator, GradientMeasure, Progress, Quality, Split, check_split
+from amed_env.evaluation.quality import SPLITS, Evaluator, GradientMeasure, Progress, Quality, Split, check_split
 from amed_env.evaluation.scoring import ScoreSpec, Tally
 from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
@@ -100,6 +100,7 @@ class PostTrainingEvaluator(Evaluator):
             )
         self.threads, self.batch_size = threads, traced.batch_size or batch_size
         self.traced, self._splits = traced, splits
+        self.splits = SPLITS if splits.test is not None else ("search",)
         with torch_threads(threads):
             self.network = QuantizedNetwork(
                 traced,

@@ -168,6 +168,7 @@ class Evaluator(abc.ABC):
         fingerprint: Text that changes with whatever changes a result but the score: network, samples, recipe.
         score: What its qualities are scored by.
         metrics: What is measured of labelled samples.
+        splits: What there are samples of.
         kept_float: Modules with parameters that stay in float, a line each with the reason.
         ties: Which layers of the network are one layer of `workload`, or None if each is one by itself.
         looked_up: Whether an evaluation is a look-up, so that whatever else a trial takes is what takes the time.
@@ -179,6 +180,7 @@ class Evaluator(abc.ABC):
     fingerprint: str
     score: Score = TOP_1
     metrics: tuple[Score, ...] = (TOP_1,)
+    splits: tuple[Split, ...] = SPLITS
     kept_float: tuple[str, ...] = ()
     ties: Ties | None = None
     looked_up: bool = False

@@ -91,7 +91,11 @@ class Score:
         """A value as a person reads it, with its unit: `88.10 %`, `0.0123 nats`."""
         if self.unit == "%":
             return f"{100 * value:.2f} %"
-        number = f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+        number = f"{value:.4g}"
+        if value == 0 or 0.001 <= abs(value) < 10:
+            number = f"{value:.4f}"
+        elif abs(value) < 0.001:
+            number = f"{value:.2g}"
         return f"{number} {self.unit}".rstrip()
 
     def described(self, value: float) -> str:

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from amed_env.evaluation.quality import Quality
 from amed_env.problem.score import Score
 
-_SMALLEST = 1e-6  # of scores that are drawn as logarithms
+_SMALLEST = 5e-4  # of scores that are drawn as logarithms: below it nothing tells networks apart, and 8 bit often is
 _TALLEST = 20.0  # points that a picture shows at most
 _FLATTEST = 1.0  # and at least
 _DECADES_A_POINT = 0.12  # so that a picture shows at most 2.4 decades
