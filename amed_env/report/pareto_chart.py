@@ -131,8 +131,9 @@ def _draw_uniform(axes: Axes, result: SearchResult, scale: _Scale, low: float, h
         "linestyle": "none",
     }
     axes.plot(*points[~hidden].T, marker="s", markersize=8, zorder=4, label="uniform widths", **marks)
-    edge = np.full(int(hidden.sum()), low)
-    axes.plot(points[hidden, 0], edge, marker="v", markersize=8, zorder=4, clip_on=False, **marks)
+    if hidden.any():  # an empty series would have its place at the corner of the figure, and squeeze the axes
+        edge = np.full(int(hidden.sum()), low)
+        axes.plot(points[hidden, 0], edge, marker="v", markersize=8, zorder=4, clip_on=False, **marks)
     texts = []
     for width, trial, is_hidden in zip(widths, result.baselines.values(), hidden, strict=True):
         texts.append(f"{width} bit ({result.task.score.text(trial.quality.score)})" if is_hidden else f"{width} bit")

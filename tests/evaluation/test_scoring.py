@@ -166,7 +166,7 @@ def test_functions_that_cannot_be_used():
         task_of(Classes, score=lambda outputs, float_outputs: outputs)
     with pytest.raises(InputError, match="score is 3; give a name, or a function"):
         task_of(Classes, score=3)
-    with pytest.raises(UnknownNameError, match="divergnce.*divergence"):
+    with pytest.raises(UnknownNameError, match=r"divergnce.*divergence"):
         task_of(Classes, score="divergnce")
 
 
