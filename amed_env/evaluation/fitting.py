@@ -77,7 +77,7 @@ def _check_classes(part: str, labels: torch.Tensor, classes: int) -> None:
 
 
 def scoring_remarks(scoring: Scoring, splits: Splits) -> list[str]:
-    """What a user should know about how allocations are scored, a line each."""
+    """What the user of a network of his own should know about how allocations are scored, a line each."""
     remarks = []
     if splits.search.inputs is splits.calibration.inputs:
         remarks.append("no search samples are given, so the calibration samples score allocations too")

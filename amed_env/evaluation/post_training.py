@@ -16,7 +16,7 @@ from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, InputError, NonFiniteError
 from amed_env.evaluation.comparisons import KullbackLeibler
 from amed_env.evaluation.divergences import AT_ONCE, measure_divergences, measure_pairs
-from amed_env.evaluation.fitting import fit_scoring, scoring_remarks
+from amed_env.evaluation.fitting import fit_scoring
 from amed_env.evaluation.float_outputs import FloatOutputs, measure_float_outputs
 from amed_env.evaluation.preparation import prepare_network, prepared_digest
 from amed_env.evaluation.quality import SPLITS, Evaluator, GradientMeasure, Progress, Quality, Split, check_split
@@ -185,10 +185,6 @@ class PostTrainingEvaluator(Evaluator):
         if self.network.why_float is not None:
             return [f"evaluated in float: {self.network.why_float}"]
         return [f"layer {name} is evaluated in float: {reason}" for name, reason in self.in_float.items()]
-
-    def score_remarks(self) -> list[str]:
-        """See `Evaluator.score_remarks`."""
-        return scoring_remarks(self.scoring, self._splits)
 
     def float_outputs(self, split: Split) -> FloatOutputs | None:
         """What the float network returns for the samples of a split; None if the score does not compare with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from amed_env.datasets import Splits
+    from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.evaluation.quality import Evaluator
     from amed_env.evaluation.table import TableEvaluator
     from amed_env.hardware.protocol import HardwareBackend
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from amed_env.quantization.recipe import Recipe
     from amed_env.tasks.task import Task
     from amed_env.tracing.trace import Inputs
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_DEVICE = "bitfusion"
 COMPARED_SAMPLES = 64
@@ -207,6 +211,7 @@ def _task_of_module(
     from amed_env.datasets import Splits
     from amed_env.datasets.forms import as_samples
     from amed_env.datasets.samples import drawn_order
+    from amed_env.evaluation.fitting import scoring_remarks
     from amed_env.tracing.trace import input_shapes
 
     known_inputs = None if example_input is None else len(input_shapes(example_input))
@@ -224,6 +229,8 @@ def _task_of_module(
         splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
     name = name or type(network).__name__
     evaluator = _evaluator(network, example_input, splits, name, recipe, evaluation)
+    for remark in scoring_remarks(evaluator.scoring, splits):
+        logger.warning("%s: %s", name, remark)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
 
@@ -300,7 +307,7 @@ def _evaluator(
     name: str,
     recipe: str | Recipe | None,
     options: Mapping[str, Any],
-) -> Evaluator:
+) -> PostTrainingEvaluator:
     from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.tracing.trace import input_shapes, trace
 

@@ -13,6 +13,7 @@ from amed_env import Quality, Task, load_device
 from amed_env.datasets import Samples, Splits
 from amed_env.errors import DataError, InputError, NonFiniteError, UnknownNameError
 from amed_env.evaluation import float_outputs
+from amed_env.evaluation.fitting import scoring_remarks
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.problem.score import DIVERGENCE, LOSS, TOP_1
 
@@ -80,6 +81,14 @@ def inputs_of(kind, seed, count=SAMPLES):
     return torch.randn(count, *SHAPES[kind], generator=generator)
 
 
+def splits_of(kind, search=None, test=None):
+    return Splits(
+        Samples(inputs_of(kind, 0, 64), name="calibration"),
+        Samples(inputs_of(kind, 1), search, "search"),
+        Samples(inputs_of(kind, 2), test, "test"),
+    )
+
+
 @cache
 def traced(kind):
     return amed_env.trace(drawn(kind()), inputs_of(kind, 0, 2), kind.__name__)
@@ -87,11 +96,7 @@ def traced(kind):
 
 def task_of(kind, search=None, test=None, score=None, metrics=None):
     """A task of a small network, whose samples are without labels unless they are given."""
-    splits = Splits(
-        Samples(inputs_of(kind, 0, 64), name="calibration"),
-        Samples(inputs_of(kind, 1), search, "search"),
-        Samples(inputs_of(kind, 2), test, "test"),
-    )
+    splits = splits_of(kind, search, test)
     evaluator = PostTrainingEvaluator(traced(kind), splits, "nearest", threads=1, score=score, metrics=metrics)
     return Task(kind.__name__, evaluator, load_device("bitfusion"))
 
@@ -134,7 +139,7 @@ def test_other_outputs_are_compared_by_their_squared_error_over_their_variance(k
     errors = (found - truth).square().sum(dim=1) / variance
     assert quality.score == pytest.approx(float(errors.mean()), rel=1e-9)
     assert quality.per_sample["squared-error"] == pytest.approx(errors.numpy(), rel=1e-5)
-    assert any("squared error" in remark for remark in task.evaluator.score_remarks())
+    assert any("squared error" in remark for remark in scoring_remarks(task.evaluator.scoring, splits_of(kind)))
     # Its proxy is measured by the same, or it would be zero for a network of one output.
     assert (task.predicted_loss[:, 0] > 0).all()
 
@@ -269,11 +274,11 @@ def test_many_at_once_are_what_each_is_alone():
     assert not together[0].per_sample
 
 
-def test_search_samples_may_be_left_out():
+def test_search_and_test_samples_may_be_left_out_and_that_is_said(caplog):
     network, inputs = drawn(Classes()), inputs_of(Classes, 0, 64)
     task = amed_env.make_task(network=network, calibration=inputs, recipe="nearest", threads=1)
     assert task.quality(task.workload.uniform(2)).samples == 64
-    remarks = task.evaluator.score_remarks()
+    remarks = [record.getMessage() for record in caplog.records if record.name == "amed_env.tasks.make"]
     assert any("calibration samples score allocations too" in remark for remark in remarks)
     assert any("64 samples score allocations" in remark for remark in remarks)
     assert any("nothing unseen confirms" in remark for remark in remarks)
