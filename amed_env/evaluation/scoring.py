@@ -19,6 +19,7 @@ from amed_env.evaluation.outputs import class_axis, flat_classes
 from amed_env.evaluation.quality import Quality
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.score import LOSS, TOP_1, Score
+from amed_env.support.registry import import_object
 from amed_env.support.text import tensor_text
 
 ScoreSpec = str | Callable[[torch.Tensor, torch.Tensor], Any] | None
@@ -73,7 +74,7 @@ def find_scoring(
         DataError: If labels do not fit the outputs.
         UnknownNameError: If there is no such score or metric.
     """
-    _check_name(score)
+    chosen = _found(score)
     if labels is None and metrics:
         raise InputError("metrics are measured on labelled samples; give labels with the search or the test samples.")
     class_labels = labels is not None and not labels.is_floating_point()
@@ -83,39 +84,53 @@ def find_scoring(
         if class_labels:
             flat_classes(outputs, labels)  # says what does not fit
         specs = list(metrics) if metrics else _usual_metrics(outputs, labels)
-        if isinstance(score, str) and score not in SCORE_NAMES:
-            specs.insert(0, score)
+        if chosen is not None and chosen not in SCORE_NAMES and not _is_function(chosen):
+            specs.insert(0, chosen)
         if class_labels and labels.dim() == 1:
             specs.append(TOP_1.name)  # what `Quality.correct` counts
         found = find_metrics(specs, None if axis is None else outputs.shape[axis])
         for metric in found:  # one that does not fit is found before a search
             metric.updated(metric.factory(), outputs, labels)
     divergence: Comparison = SquaredError() if axis is None else KullbackLeibler(axis)
-    if score == "kl":
+    if chosen == "kl":
         divergence = KullbackLeibler((outputs.dim() - 1 if tokens else 1) if axis is None else axis)
-    elif score == "squared-error":
+    elif chosen == "squared-error":
         divergence = SquaredError()
     comparison: Comparison | None = None
-    if score is None or score in ("divergence", "kl", "squared-error"):
+    if chosen is None or chosen in ("divergence", "kl", "squared-error"):
         comparison = divergence
-    elif not isinstance(score, str):
-        comparison = OwnComparison(score)
+    elif _is_function(chosen):
+        comparison = OwnComparison(chosen)
         comparison.values(outputs, outputs)  # one that fails is found before a search
-    measured = _labelled_score(str(score), found, labels, class_labels) if comparison is None else comparison.score
+    measured = _labelled_score(chosen, found, labels, class_labels) if comparison is None else comparison.score
     return Scoring(measured, found, comparison, divergence, class_labels)
 
 
-def _check_name(score: ScoreSpec) -> None:
+def _found(score: ScoreSpec) -> Any:
+    """A score as it was given, or the object of an import path.
+
+    Raises:
+        InputError: If it is none, or cannot be imported.
+        UnknownNameError: If there is no score or metric of that name.
+    """
     if not isinstance(score, str):
         if score is not None and not callable(score):
             raise InputError(f"score is {score!r}; give a name, or a function of (outputs, float outputs).")
-        return
+        return score
     known = (*SCORE_NAMES, *metric_names())
-    if score not in known and not score.startswith(TORCHMETRICS_PREFIX):
-        raise UnknownNameError("score", score, known)
+    if score in known or score.startswith(TORCHMETRICS_PREFIX):
+        return score
+    if ":" in score:
+        return import_object(score, "score function")
+    raise UnknownNameError("score", score, known)
 
 
-def _labelled_score(score: str, found: Sequence[NamedMetric], labels: torch.Tensor | None, class_labels: bool) -> Score:
+def _is_function(score: Any) -> bool:
+    """Whether a score compares outputs by itself; a class is a metric."""
+    return score is not None and not isinstance(score, str | type)
+
+
+def _labelled_score(score: Any, found: Sequence[NamedMetric], labels: torch.Tensor | None, class_labels: bool) -> Score:
     """The score of a name that needs labels."""
     if labels is None:
         raise DataError(

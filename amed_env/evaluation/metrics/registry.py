@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from amed_env.errors import AmedError, DataError, InputError, UnknownNameError
 from amed_env.problem.score import Score
-from amed_env.support.registry import Registry
+from amed_env.support.registry import Registry, import_object
 from amed_env.support.text import tensor_text
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def find_metric(spec: str | type[Any] | NamedMetric, classes: int | None = None)
     """A metric from what a user calls it.
 
     Args:
-        spec: A name of `metric_names`, `torchmetrics:NAME`, or a metric class.
+        spec: A name of `metric_names`, `torchmetrics:NAME`, `package.module:Class`, or a metric class.
         classes: Classes of the network's outputs, which many metrics of torchmetrics must be told.
 
     Raises:
@@ -157,6 +157,9 @@ def find_metric(spec: str | type[Any] | NamedMetric, classes: int | None = None)
     if spec in SHIPPED:
         module, _, name = SHIPPED[spec].partition(":")
         return _described_metric(spec, getattr(importlib.import_module(f"{__package__}.{module}"), name))
+    if ":" in spec:
+        path_object = import_object(spec, "metric class")
+        return _described_metric(spec.rpartition(":")[2], path_object)
     if spec not in METRICS:
         raise UnknownNameError("metric", spec, metric_names(), f"Others: {TORCHMETRICS_PREFIX}NAME.")
     return _described_metric(spec, METRICS.get(spec))
