@@ -5,11 +5,11 @@ from the network itself; layers; the share of multiplications in layers, and of 
 how far the outputs at 8 and 4 bits are from a fake quantization of its own, which takes nothing but integers, scales
 and biases and computes in float64 (`own_outputs`). There, values that lie within float32's rounding error of the middle
 between two codes may go to the other one, which networks with random weights amplify; so the same calculation with
-noise of a ten millionth before every rounding is given as a yardstick. A network that is refused, or differs, is a row
-with the reason.
+float32's own noise before every rounding (`_Own._on_grid`) is given as a yardstick. A network that is refused, or
+differs, is a row with the reason.
 
-It needs an environment of its own with torchvision, timm and transformers beside the package's dependencies; networks
-of a library that is missing are left out, and named. A core takes about half an hour for all.
+It needs an environment of its own with torchvision, timm, transformers and ultralytics beside the package's
+dependencies; networks of a library that is missing are left out, and named. A core takes about half an hour for all.
 
     python benchmarks/networks_of_others.py --out networks.json
     python benchmarks/networks_of_others.py --table networks.json > table.md
@@ -34,7 +34,8 @@ from amed_env.errors import AmedError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.layers import QuantizedLayer, StoredTensor
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.tracing.lowering import TransposedConvolution
+from amed_env.quantization.products import QuantizedProduct
+from amed_env.tracing.lowering import EmbeddingTable, TransposedConvolution
 from amed_env.tracing.trace import trace
 
 Made = tuple[nn.Module, torch.Tensor]
@@ -140,6 +141,28 @@ def transformer(model: str, config: str, inputs: Callable[[], torch.Tensor], **o
             return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
 
         return Picked(network, pick), inputs()
+
+    return make
+
+
+def _first_tensor(returned: Any) -> torch.Tensor:
+    """What a network of ultralytics answers; its raw heads come behind it."""
+    while not isinstance(returned, torch.Tensor):
+        returned = returned[0]
+    return returned
+
+
+def yolo(kind: str, config: str) -> Callable[[], Made]:
+    """A network of ultralytics as its configuration builds it, on images of 64 pixels.
+
+    Args:
+        kind: `DetectionModel`, `SegmentationModel` or `ClassificationModel`.
+        config: Name of the configuration.
+    """
+
+    def make() -> Made:
+        tasks = importlib.import_module("ultralytics.nn.tasks")
+        return Picked(getattr(tasks, kind)(config, verbose=False), _first_tensor), images(64)
 
     return make
 
@@ -299,6 +322,13 @@ _add(
     ),
 )
 _add(
+    "ultralytics",
+    yolov8n=yolo("DetectionModel", "yolov8n.yaml"),
+    yolo11n=yolo("DetectionModel", "yolo11n.yaml"),
+    yolov8n_seg=yolo("SegmentationModel", "yolov8n-seg.yaml"),
+    yolo11n_cls=yolo("ClassificationModel", "yolo11n-cls.yaml"),
+)
+_add(
     "torch",
     crnn_gru=crnn(nn.GRU),
     crnn_lstm=crnn(nn.LSTM),
@@ -355,11 +385,20 @@ class _Own(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
-        (values,) = args
         if isinstance(module, StoredTensor):
-            return self._on_grid(values, module.scale, 8, module.statistics.unsigned)
-        assert isinstance(module, QuantizedLayer)
+            return self._on_grid(args[0], module.scale, 8, module.statistics.unsigned)
         weight_bits, activation_bits = self._allocation[module.name]
+        if isinstance(module, QuantizedProduct):
+            operands = []
+            for number, bits in enumerate((activation_bits, weight_bits)):
+                step = module.prepared[bits].steps[number]
+                operands.append(self._on_grid(args[number], step, bits, module.operands[number].unsigned))
+            return operands[0] @ operands[1]
+        assert isinstance(module, QuantizedLayer)
+        (values,) = args
+        if isinstance(module.layer, EmbeddingTable):
+            rows = module.prepared[weight_bits]
+            return (rows.integers.double() * rows.scales.double()[:, None])[values]
         step = module.prepared[activation_bits].activation_scale
         read = self._on_grid(values, step, activation_bits, module.statistics.unsigned)
         prepared, layer = module.prepared[weight_bits], module.layer
@@ -374,11 +413,13 @@ class _Own(fx.Interpreter):
 
     def _on_grid(self, values: torch.Tensor, step: float, bits: int, unsigned: bool) -> torch.Tensor:
         low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        values = values.double()
+        codes = values.double() / step
         if self._noise:
-            drawn = torch.randn(values.shape, generator=self._generator, dtype=torch.float64)
-            values = values * (1 + self._noise * drawn)
-        return (values / step).round().clamp(low, high) * step
+            drawn = torch.randn(codes.shape, generator=self._generator, dtype=torch.float64)
+            codes = codes * (1 + self._noise * drawn)
+            if not unsigned:  # kernels add 128 before they round, where numbers of float32 are 2^-16 apart
+                codes = codes + (torch.rand(codes.shape, generator=self._generator, dtype=torch.float64) - 0.5) * 2**-16
+        return codes.round().clamp(low, high) * step
 
 
 @torch.no_grad()

@@ -89,6 +89,16 @@ def amed_data_dir():
     return Path(os.environ[DATA_VARIABLE])
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _equal_networks_are_traced_once():
+    """Where tasks and commands trace; tests that import `trace` have the true one."""
+    from traced import trace_equals_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amed_env.tracing.trace.trace", trace_equals_once)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_torch_thread():
     torch.set_num_threads(1)

@@ -24,6 +24,7 @@ class Agent(abc.ABC):
         description: One line for the listing.
         needs: What it needs beyond any task and the bare package, for the listing; empty for nothing.
         saw: What the agent was tuned on, a line each: it stands beside its results in the benchmark.
+        libraries: Distributions that it uses beyond those of any search; runs record their versions.
         recipe: The recipe that it was made from, as plain data, or None.
     """
 
@@ -32,6 +33,7 @@ class Agent(abc.ABC):
     description: str = ""
     needs: str = ""
     saw: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
     recipe: dict[str, Any] | None = None
 
     _has_name: ClassVar[bool] = False

@@ -25,11 +25,13 @@ class Description:
         family: `learner` or `search`.
         text: One line.
         saw: What it was tuned on; empty for nothing.
+        libraries: Distributions that it uses beyond those of any search.
     """
 
     family: Family
     text: str
     saw: tuple[str, ...]
+    libraries: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,4 +87,5 @@ class Contender:
             family=cast(Family, agent.family),
             text=own_text if listed is None else listed.description,
             saw=tuple(saw),
+            libraries=tuple(agent.libraries),
         )

@@ -52,7 +52,7 @@ def make_header(
             evaluations=evaluations,
             seeds=seeds,
             saw=described.saw,
-            versions=versions(),
+            versions=versions(described.libraries),
             tables=digests,
             machine=machine_text(),
             made=datetime.now(UTC).date().isoformat(),

@@ -234,9 +234,6 @@ def _difference(claimed: Run, made: Run) -> _Difference | None:
 
 
 def _differing_versions(result: ResultFile) -> str:
-    here = versions()
-    return "; ".join(
-        f"{name} {made} there, {here.get(name, 'none')} here"
-        for name, made in result.header.versions.items()
-        if here.get(name) != made
-    )
+    there = result.header.versions
+    here = {**versions(there.keys() - versions().keys()), **versions()}
+    return "; ".join(f"{name} {made} there, {here[name]} here" for name, made in there.items() if here[name] != made)

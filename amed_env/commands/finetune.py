@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,14 +19,16 @@ from amed_env.commands.options import (
     AllocationOption,
     DeviceOption,
     JsonOption,
+    NetworkOption,
+    OptionalTaskArgument,
     PinOption,
-    TaskArgument,
     ThreadsOption,
     cli_option,
 )
 from amed_env.commands.output import Output, keeping_on_disk_errors
 from amed_env.commands.parsing import (
     check_complete,
+    check_task_or_network,
     chosen_allocation,
     default_threads,
     load_task,
@@ -36,7 +39,7 @@ from amed_env.errors import AllocationError, AmedError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import pins_json
 from amed_env.tasks.catalogue import TASKS, named_network
-from amed_env.tasks.make import DEFAULT_DEVICE
+from amed_env.tasks.make import DEFAULT_DEVICE, imported_parts, task_of_parts, training_of_parts
 
 if TYPE_CHECKING:
     from amed_env.datasets.training import TrainingData
@@ -69,7 +72,8 @@ DEFAULT_RATES = {Optimizer.ADAM: 0.01, Optimizer.SGD: 0.02}
 class FinetuneOptions:
     """What `amed finetune` is asked for; lists and limits are given as on the command line."""
 
-    task: TaskArgument
+    task: OptionalTaskArgument = None
+    network: NetworkOption = None
     allocation: AllocationOption = None
     bits: Annotated[
         str | None,
@@ -162,6 +166,7 @@ class FinetuneOptions:
 def finetune(options: FinetuneOptions) -> int:
     """Train a network for an allocation (quantization-aware, learned step sizes), from its post-training state on.
 
+    A network of your own brings its training samples: its function also returns training=(inputs, labels).
     It trains on the training set alone, and keeps the epoch that is best on a part of it that is held out.
 
     Ctrl-C keeps a checkpoint; --resume continues it, whatever stopped the training.
@@ -171,6 +176,8 @@ def finetune(options: FinetuneOptions) -> int:
     amed finetune digits-cnn --allocation runs/digits/allocation.json --epochs 20 --out runs/tuned
 
     amed finetune cifar10-resnet20 --bits 3 --pin first=8 --pin last=8 --distill 0.5 --out runs/three
+
+    amed finetune --network my_package.nets:make --bits 4 --out runs/mine
 
     amed finetune digits-cnn --walk --budget latency=0.4 --epochs 30 --walk-epochs 15 --walk-every 3 --out runs/walk
     """
@@ -186,16 +193,17 @@ def finetune(options: FinetuneOptions) -> int:
         _check_choice(options)
         walk_options = parse_options(options.option)
         backend = load_device(options.device)
-        training_data = _training_data(options.task)
+        check_task_or_network(options.task, options.network)
+        named = options.task or options.network or ""
+        parts = None if options.network is None else imported_parts(options.network)
+        training_data = _training_data(options.task) if parts is None else partial(training_of_parts, parts, named)
         with (
             keeping_on_disk_errors(f"What was trained up to the last checkpoint is kept in {options.out}"),
             RunFolder(options.out, resume=options.resume, kind=KIND) as folder,
             Interrupts() as interrupts,
         ):
-            with output.status(f"preparing {options.task}") as say:
-                task = load_task(
-                    options.task,
-                    None,
+            with output.status(f"preparing {named}") as say:
+                task = (partial(load_task, options.task, None) if parts is None else partial(task_of_parts, parts))(
                     device=backend,
                     bits=None if options.bits is None or not options.walk else parse_bits(options.bits),
                     activation_bits=options.activation_bits if options.walk else None,
@@ -254,13 +262,14 @@ def _check_choice(options: FinetuneOptions) -> None:
         raise InputError("--budget and --option belong to --walk; an allocation costs what it costs.")
 
 
-def _training_data(task: str) -> Callable[[], TrainingData]:
+def _training_data(task: str | None) -> Callable[[], TrainingData]:
     """What loads the training set of a task.
 
     Raises:
         UnknownNameError: If there is no such task.
         DataError: If files are missing, or there is no training set.
     """
+    assert task is not None  # a network of one's own brings its samples
     entry = named_network(task)
     if entry.table is not None:
         raise DataError(f"task {task!r} is a table of accuracies; fine-tune the task of the network itself.")
@@ -323,7 +332,7 @@ def _settings(
         }
     return {
         "command": "finetune",
-        "network": options.task,
+        "network": options.task or options.network,
         **chosen,
         **settings.model_dump(),
         "fingerprint": task.evaluator.fingerprint,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from amed_env.problem.workload import Layer
-    from amed_env.tracing.trace import Inputs, TracedNetwork
+    from amed_env.tracing.packing import Inputs
+    from amed_env.tracing.trace import TracedNetwork
 
 SAMPLES = 128
 """Calibration samples that signs are taken from."""
@@ -60,6 +61,8 @@ def inspect(
     amed inspect cifar10-resnet20
 
     amed inspect --network my_package.nets:make --bits 4,8
+
+    amed inspect --network net.pt2     (as torch.export.save writes it)
     """
     with Output(as_json) as output:
         check_task_or_network(task, network)
@@ -104,20 +107,21 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
 
 def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     from amed_env.datasets.forms import as_samples
+    from amed_env.tracing.original import as_rows
     from amed_env.tracing.trace import trace
 
     parts = imported_parts(path)
     example = example_of(parts, path)
-    traced = trace(parts["network"], example, parts.get("name", path.replace(":", ".")))
+    traced = trace(parts["network"], example, parts["name"], outputs=parts.get("outputs") or as_rows)
     if parts.get("calibration") is not None:
         return traced, as_samples(parts["calibration"], "calibration", labelled=False).inputs[:SAMPLES], True
     return traced, _packed(example), False
 
 
 def _packed(inputs: Inputs) -> torch.Tensor:
-    from amed_env.tracing.packing import pack
+    from amed_env.tracing.packing import packed_inputs
 
-    return pack(inputs) if isinstance(inputs, tuple) else inputs
+    return packed_inputs(inputs)[0]
 
 
 def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> dict[str, Call]:
@@ -130,7 +134,11 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
     """
     import torch
 
+    from amed_env.tracing.packing import of_size
+
     calls: dict[str, Call] = {}
+    batch = inputs if traced.batch_size is None else of_size(inputs, traced.batch_size)
+    count = len(batch)
 
     def hook(name: str) -> Any:
         def note(_: Any, arguments: Any, keywords: dict[str, Any], written: torch.Tensor) -> None:
@@ -138,7 +146,7 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
             signed = bool(read.min() < 0) if are_samples else None
             known = calls.get(name)
             if known is None:
-                calls[name] = Call(tuple(read.shape[1:]), tuple(written.shape[1:]), 1, signed)
+                calls[name] = Call(_per_sample(read.shape, count), _per_sample(written.shape, count), 1, signed)
             else:
                 calls[name] = Call(known.input_shape, known.output_shape, known.calls + 1, known.signed or signed)
 
@@ -149,10 +157,20 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
         for name in traced.workload.layer_names
     ]
     with torch.no_grad():
-        traced.module(inputs)
+        traced.module(batch)
     for handle in handles:
         handle.remove()
     return calls
+
+
+def _per_sample(shape: Sequence[int], count: int) -> tuple[int, ...]:
+    """A shape without the samples, on whatever axis they stand: recurrent layers have time before them."""
+    sizes = list(shape)
+    if count in sizes:
+        sizes.remove(count)
+    elif sizes[0] % count == 0:
+        sizes[0] //= count
+    return tuple(sizes)
 
 
 def without_integer_kernel(traced: TracedNetwork, inputs: torch.Tensor) -> dict[str, str]:
@@ -204,7 +222,7 @@ def _capture_lines(traced: TracedNetwork) -> list[Table | str]:
         "output."
     ]
     if traced.batch_size is not None:
-        lines.append(f"It takes batches of {traced.batch_size} samples only.")
+        lines.append(f"It is captured for batches of {traced.batch_size} samples; the last batch is filled up.")
     return [*lines, *(f"{remark}." for remark in traced.remarks)]
 
 
@@ -228,7 +246,7 @@ def _layer_json(layer: Layer, call: Call) -> dict[str, Any]:
         "groups": layer.groups,
         "calls": call.calls,
         "macs": layer.macs,
-        "weights": layer.weight_elements,
+        "weights": layer.stored_weights,
         "signed_activations": call.signed,
     }
 
@@ -248,7 +266,7 @@ def _layer_table(traced: TracedNetwork, calls: dict[str, Call]) -> Table:
         sign = MISSING if call.signed is None else "signed" if call.signed else "unsigned"
         sizes = (_by(call.input_shape), _by(call.output_shape), _by(layer.kernel), _by(layer.stride))
         share = f"{100 * layer.macs / all_macs:.1f}"
-        counts = (number(layer.groups), number(call.calls), number(layer.macs), share, number(layer.weight_elements))
+        counts = (number(layer.groups), number(call.calls), number(layer.macs), share, number(layer.stored_weights))
         table.add_row(layer.name, layer.kind, *sizes, *counts, sign)
     table.add_section()
     covered = f"{100 * workload.macs / all_macs:.1f}"

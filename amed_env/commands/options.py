@@ -39,18 +39,18 @@ NetworkOption = Annotated[
     cli_option(
         PROBLEM,
         "A network of your own: a function that returns a dict with network, calibration, search and test "
-        "(and perhaps name and example_input).",
+        "(and perhaps name, example_input and outputs). To inspect it, a .pt2 file of torch.export is enough.",
         "--network",
-        metavar="MODULE:FUNCTION",
+        metavar="MODULE:FUNCTION|FILE",
     ),
 ]
 NetworkShapesOption = Annotated[
     str | None,
     cli_option(
         PROBLEM,
-        "A name from [b]amed tasks[/b] (neither data nor weights are needed), or package.module:function.",
+        "A name from [b]amed tasks[/b] (neither data nor weights are needed), package.module:function, or a .pt2 file.",
         "--network",
-        metavar="TASK|MODULE:FUNCTION",
+        metavar="TASK|MODULE:FUNCTION|FILE",
     ),
 ]
 LayersOption = Annotated[

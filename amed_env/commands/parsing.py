@@ -15,7 +15,7 @@ from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import parse_pins
 from amed_env.problem.workload import Workload
 from amed_env.tasks.catalogue import TASKS, named_workload
-from amed_env.tasks.make import import_task, import_workload, load_allocation, make_task
+from amed_env.tasks.make import PROGRAM_SUFFIX, import_task, import_workload, load_allocation, make_task
 
 if TYPE_CHECKING:
     from amed_env.tasks.task import Task
@@ -147,12 +147,13 @@ def network_shapes(output: Output, network: str | None, layers: Path | None) -> 
         return Workload.load_csv(layers)
     assert network is not None
     with output.status(f"tracing {network}"):
-        return import_workload(network) if ":" in network else named_workload(network)
+        is_own = ":" in network or network.endswith(PROGRAM_SUFFIX)
+        return import_workload(network) if is_own else named_workload(network)
 
 
 def default_threads() -> int:
     """Threads of an evaluation: all cores, or fewer where `OMP_NUM_THREADS` says so, as elsewhere in torch."""
-    from amed_env.support.threads import available_cores  # with torch
+    from amed_env.support.machine import available_cores
 
     wished = os.environ.get("OMP_NUM_THREADS", "")
     return min(available_cores(), int(wished)) if wished.isdecimal() and int(wished) > 0 else available_cores()

@@ -120,7 +120,11 @@ class RunFolder:
         return self.store
 
     def start(
-        self, settings: Mapping[str, Any], command: Sequence[str], extra: Mapping[str, Any] | None = None
+        self,
+        settings: Mapping[str, Any],
+        command: Sequence[str],
+        extra: Mapping[str, Any] | None = None,
+        libraries: Sequence[str] = (),
     ) -> TrialStore:
         """Record a search, or check that it is the one that the folder holds (see `record`); then open its trials.
 
@@ -128,14 +132,18 @@ class RunFolder:
             RunFolderError: If the folder holds a search of other settings; what differs is named.
             StoreError: If the trials cannot be opened.
         """
-        if self.record(settings, command, extra):
+        if self.record(settings, command, extra, libraries):
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)  # a resumed learner takes the same way again
         if self.store is None:
             self.store = TrialStore(self.path / _STORE)
         return self.store
 
     def record(
-        self, settings: Mapping[str, Any], command: Sequence[str], extra: Mapping[str, Any] | None = None
+        self,
+        settings: Mapping[str, Any],
+        command: Sequence[str],
+        extra: Mapping[str, Any] | None = None,
+        libraries: Sequence[str] = (),
     ) -> bool:
         """Record a run, or check that it is the one that the folder holds.
 
@@ -143,6 +151,7 @@ class RunFolder:
             settings: What determines the search, JSON values only. All must be as before, but `evaluations` may grow.
             command: The command line.
             extra: What is recorded beside it, and may change.
+            libraries: Distributions whose versions are recorded beside those that every run records.
 
         Returns:
             Whether the folder held it already.
@@ -164,7 +173,7 @@ class RunFolder:
             "command": list(command),
             "commands": commands,
             "settings": settings,
-            "versions": versions(),
+            "versions": versions(libraries),
             **(extra or {}),
         }
         write_atomically(self.path / _CONFIG, json_text(document))

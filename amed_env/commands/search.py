@@ -199,7 +199,7 @@ def search(options: SearchOptions) -> int:
                 # The content and not the path alone: a search whose recipe was changed meanwhile is another one.
                 **({} if agent.recipe is None else {"agent_recipe": agent.recipe}),
             }
-            store = folder.start(settings, sys.argv, {"threads": threads})
+            store = folder.start(settings, sys.argv, {"threads": threads}, agent.libraries)
             backend.keep_answers(store)
             return _run(output, options, folder, store, task, agent)
 

@@ -12,7 +12,7 @@ import torch
 
 from amed_env.errors import DataError
 from amed_env.support.text import first_few
-from amed_env.tracing.packing import pack, unpack
+from amed_env.tracing.packing import EXACT_INTEGERS, InputForm, Inputs, packed_inputs
 
 INPUT_TYPES = (torch.float32, torch.int64)
 """Types of inputs: values, or numbers of tokens."""
@@ -27,13 +27,12 @@ class Samples:
     """Inputs of a network, with their labels if they have any.
 
     Attributes:
-        inputs: (N, ...) float32, ready for the network; the first axis counts samples. For a network that takes several
-            tensors (N, D): all of them packed into one (see `of_several`).
+        inputs: (N, ...) float32, or int64 for numbers of tokens; the first axis counts samples. For a network that
+            takes several tensors (N, D): all of them packed into one (see `of_inputs`).
         labels: What is true of each sample: its class, int64 (N,), from 0; classes of its pixels or tokens, int64
             (N, …), -100 where nothing is compared; or values, float32 (N,) or (N, …). None for samples without.
         name: What they are (`"digits/search"`); it begins every message and is no part of the fingerprint.
-        packed_shapes: For a network that takes several tensors, the shape of each of them without N.
-        packed_types: The type of each of them; the packed tensor has a type that holds them all.
+        form: How `inputs` holds what the network takes; None where it takes just that tensor.
 
     Raises:
         DataError: If there are no samples, lengths or dtypes are wrong, a label is negative, or an input or a label is
@@ -43,31 +42,27 @@ class Samples:
     inputs: torch.Tensor
     labels: torch.Tensor | None = None
     name: str = "samples"
-    packed_shapes: tuple[tuple[int, ...], ...] | None = None
-    packed_types: tuple[torch.dtype, ...] | None = None
+    form: InputForm | None = None
 
     @classmethod
-    def of_several(cls, inputs: Sequence[torch.Tensor], labels: torch.Tensor | None, name: str = "samples") -> Samples:
-        """Samples of a network that takes several tensors.
+    def of_inputs(cls, inputs: Inputs, labels: torch.Tensor | None, name: str = "samples") -> Samples:
+        """Samples of whatever a network takes.
 
         Args:
-            inputs: The tensors, float32 or int64 (N, ...) each.
+            inputs: A tensor (N, ...), a tuple of them for several arguments, a dict of them for keyword arguments, or a
+                nested tree of these; floating-point, integers or bool.
             labels: As for `Samples`.
             name: What they are.
 
         Raises:
-            DataError: As for `Samples`, or if the tensors have different numbers of samples.
+            DataError: As for `Samples`, if the tensors have different numbers of samples, or if one is of a type that
+                networks do not take.
         """
-        counts = [len(tensor) if tensor.ndim else 0 for tensor in inputs]
-        if len(set(counts)) != 1:
-            raise DataError(f"{name}: the inputs have {counts} samples; give as many of each.")
-        wrong = sorted({str(tensor.dtype) for tensor in inputs if tensor.dtype not in INPUT_TYPES})
-        if wrong:
-            raise DataError(
-                f"{name}: inputs are {', '.join(wrong)}, expected torch.float32, or torch.int64 for numbers of tokens."
-            )
-        shapes = tuple(tuple(tensor.shape[1:]) for tensor in inputs)
-        return cls(pack(inputs), labels, name, shapes, tuple(tensor.dtype for tensor in inputs))
+        try:
+            packed, form = packed_inputs(inputs)
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
+        return cls(packed, labels, name, None if form.is_plain else form)
 
     def __post_init__(self) -> None:
         self._check_tensor("inputs", self.inputs, INPUT_TYPES, "float(), or .long() for numbers of tokens")
@@ -141,6 +136,12 @@ class Samples:
         return self.labels
 
     @property
+    def are_tokens(self) -> bool:
+        """Whether a network takes nothing but whole numbers, as those of texts do."""
+        types = (self.inputs.dtype,) if self.form is None else self.form.types
+        return not any(dtype.is_floating_point for dtype in types)
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the sample axis."""
         return tuple(self.inputs.shape[1:])
@@ -170,16 +171,12 @@ class Samples:
             )
         name = self.name if name is None else name
         labels = None if self.labels is None else self.labels[chosen]
-        return Samples(self.inputs[chosen], labels, name, self.packed_shapes, self.packed_types)
+        return Samples(self.inputs[chosen], labels, name, self.form)
 
-    def example(self) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """The first sample as the network takes it: a tensor (1, ...), or a tuple of them."""
+    def example(self) -> Inputs:
+        """The first sample as the network takes it: a tensor (1, ...), or a tree of them."""
         first = self.inputs[:1]
-        if self.packed_shapes is None:
-            return first
-        parts = unpack(first, self.packed_shapes)
-        types = self.packed_types or (first.dtype,) * len(parts)
-        return tuple(part.to(dtype) for part, dtype in zip(parts, types, strict=True))
+        return first if self.form is None else self.form.unpacked(first)
 
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Inputs and labels (or None) in order, `size` samples at a time; the last batch may be smaller.
@@ -199,9 +196,9 @@ class Samples:
         """SHA-256 (hex) of shape, inputs and labels: the same on every machine for the same contents."""
         # Shape first, so that equal bytes of other shapes differ; the name is no part of the contents.
         digest = hashlib.sha256(f"amed-samples/1 {tuple(self.inputs.shape)} ".encode())
-        if self.packed_shapes is not None:
-            digest.update(f"{self.packed_shapes} ".encode())
-        digest.update(_little_endian(self.inputs, "<f4").data)
+        if self.form is not None:
+            digest.update(f"{self.form.fingerprint()} ".encode())
+        digest.update(_little_endian(self.inputs, self._stored_type()).data)
         if self.labels is None:
             # As versions did that filled in zeros, so that what was learned from the same samples is found.
             digest.update(np.zeros(len(self), dtype="<i8").data)
@@ -211,10 +208,15 @@ class Samples:
         digest.update(_little_endian(self.labels, "<f4" if self.labels.is_floating_point() else "<i8").data)
         return digest.hexdigest()
 
+    def _stored_type(self) -> str:
+        """What contents are hashed in: float32, which all small integers are too, or int64 for others."""
+        integers = not self.inputs.is_floating_point()
+        return "<i8" if integers and int(self.inputs.abs().max()) > EXACT_INTEGERS else "<f4"
+
     def sample_hashes(self) -> list[bytes]:
         """A 16-byte hash of each input, without its label: equal for exact copies."""
         # Sixteen bytes make equal hashes of different samples practically impossible (2^64 samples for an even chance).
-        rows = _little_endian(self.inputs, "<f4").reshape(len(self), -1)
+        rows = _little_endian(self.inputs, self._stored_type()).reshape(len(self), -1)
         return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
 
@@ -240,10 +242,10 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, part in self.parts().items():
-            shape, expected = (p.packed_shapes or p.sample_shape for p in (part, self.calibration))
-            if shape != expected:
+            found, expected = (_form_text(p) for p in (part, self.calibration))
+            if found != expected:
                 raise DataError(
-                    f"the {name} samples have shape {shape} but the calibration samples "
+                    f"the {name} samples have shape {found} but the calibration samples "
                     f"{expected}; prepare all three in the same way."
                 )
         if not self.allow_duplicates:
@@ -272,6 +274,11 @@ class Splits:
                     f"samples ({second} index {first_few(shared)}), so scores would be too good; split without "
                     "overlap, or pass allow_duplicates=True if the data set contains exact copies."
                 )
+
+
+def _form_text(samples: Samples) -> str:
+    """Shape of one sample's input, or names, types, shapes and constants of several."""
+    return str(samples.sample_shape) if samples.form is None else samples.form.listed()
 
 
 def drawn_order(count: int, salt: str) -> np.ndarray:

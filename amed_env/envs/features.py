@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.problem.objective import BUDGET_METRICS
-from amed_env.problem.workload import KINDS
+from amed_env.problem.workload import BASIC_KINDS
 from amed_env.tasks.task import Task
 
 METRICS = tuple(BUDGET_METRICS.values())
 """Metrics in the observation, in this order; one that a device lacks is all zero."""
 
 FloatArray = npt.NDArray[np.float64]
+_KINDS = tuple(dict.fromkeys(BASIC_KINDS.values()))
 _SIZES = ("weight_elements", "macs", "in_channels", "out_channels")
 # What common networks have at the most; beyond, features are clipped at 1. The spread is in standard deviations.
 _LARGEST_KERNEL, _LARGEST_STRIDE, _LARGEST_SPREAD = 7.0, 4.0, 16.0
@@ -101,7 +102,7 @@ class Observer:
     def _static_features(self, task: Task, costs: FloatArray) -> FloatArray:
         """(L, F) what does not change during an episode."""
         layers = task.workload.layers
-        kinds = np.asarray([[layer.kind == kind for kind in KINDS] for layer in layers], dtype=float)
+        kinds = np.asarray([[BASIC_KINDS[layer.kind] == kind for kind in _KINDS] for layer in layers], dtype=float)
         sizes = np.column_stack([_relative_log([getattr(layer, size) for layer in layers]) for size in _SIZES])
         shares = np.column_stack(
             [_share([layer.macs for layer in layers]), _share([layer.weight_elements for layer in layers])]

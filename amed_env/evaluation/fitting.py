@@ -47,7 +47,7 @@ def fit_scoring(network: QuantizedNetwork, splits: Splits, score: ScoreSpec, met
             f"network {name!r} must return one tensor (N, …) with a row for each sample; it returns {what} for "
             f"{len(inputs)}."
         )
-    scoring = find_scoring(score, metrics, outputs.cpu(), labels, inputs.dtype == torch.int64)
+    scoring = find_scoring(score, metrics, outputs.cpu(), labels, splits.search.are_tokens)
     if scoring.comparison is None and splits.search.labels is None:
         raise DataError(
             f"the score {scoring.score.name!r} needs labels, and the search samples have none; give (inputs, labels), "

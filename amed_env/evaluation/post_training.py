@@ -43,6 +43,8 @@ SENSITIVITY_SAMPLES = 1_024
 """Calibration samples on which single-layer sensitivities are measured."""
 PAIR_SAMPLES = 256
 """Calibration samples on which pairs of layers are measured; fewer, as pairs are many."""
+LEAST_LEARNING_BATCH = 8
+"""Samples of a step below which rounding is not learned: gradients of fewer mostly show their noise."""
 MEASURES_VERSION = 2
 """Changes when `sensitivities` does, so that what was kept is measured anew."""
 
@@ -85,19 +87,22 @@ class PostTrainingEvaluator(Evaluator):
     ) -> None:
         self.workload = traced.workload
         self.kept_float = tuple(f"{kept.name} ({kept.type}): {kept.reason}" for kept in traced.kept_float)
-        if traced.batch_size is not None and recipe is None:
+        fixed = traced.batch_size
+        if fixed is not None and fixed < LEAST_LEARNING_BATCH and recipe is None:
             logger.warning(
                 "%s takes batches of %d samples only, so weights are rounded to the nearest and nothing is learned",
                 traced.workload.name,
-                traced.batch_size,
+                fixed,
             )
             recipe = "nearest"
         self.recipe = make_recipe(recipe)
-        if traced.batch_size is not None and self.recipe.learns:
-            raise InputError(
-                f"network {traced.workload.name!r} takes batches of {traced.batch_size} samples only, so its rounding "
-                "cannot be learned; use the recipe 'nearest', or let the network take any number of samples."
-            )
+        if fixed is not None and self.recipe.learns:
+            if fixed < LEAST_LEARNING_BATCH:
+                raise InputError(
+                    f"network {traced.workload.name!r} takes batches of {fixed} samples only, too few to learn its "
+                    "rounding; use the recipe 'nearest', or let the network take any number of samples."
+                )
+            self.recipe = self.recipe.with_changes(batch_size=fixed)
         self.threads, self.batch_size = threads, traced.batch_size or batch_size
         self.traced, self._splits = traced, splits
         self.splits = SPLITS if splits.test is not None else ("search",)
@@ -352,7 +357,8 @@ class PostTrainingEvaluator(Evaluator):
                 "return; use the proxy 'kl' or 'squared-error'."
             )
         calibration = self._splits.calibration
-        samples = calibration.subset(range(min(SENSITIVITY_SAMPLES, len(calibration))))
+        count = len(self.network.whole_batches(calibration.inputs[:SENSITIVITY_SAMPLES]))
+        samples = calibration.subset([number % len(calibration) for number in range(count)])
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):

@@ -22,7 +22,7 @@ from amed_env._version import __version__
 from amed_env.errors import AmedError
 from amed_env.evaluation.prepared_file import FORMAT, digest_of, file_content, prepared_tensors, read_prepared
 from amed_env.evaluation.quality import Progress
-from amed_env.quantization.bias_correction import corrected
+from amed_env.quantization.bias_correction import correctable, corrected
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.learned_rounding import RoundingLearner
 from amed_env.quantization.network import QuantizedNetwork
@@ -94,9 +94,10 @@ def _make(
         if recipe.learns:
             prepared = _learn(network, recipe, calibration, name, progress)
         if recipe.bias_correction:
-            for layer, bits in [(layer, bits) for layer in network.workload.layer_names for bits in NARROW_WIDTHS]:
-                network.layers[layer].prepare(bits)
-                prepared.setdefault((layer, bits), network.layers[layer].prepared[bits])
+            for name, layer in correctable(network).items():
+                for bits in NARROW_WIDTHS:
+                    layer.prepare(bits)
+                    prepared.setdefault((name, bits), layer.prepared[bits])
             prepared = corrected(network, prepared, calibration)
     return prepared
 

@@ -86,7 +86,7 @@ def read_prepared(network: QuantizedNetwork, path: Path) -> PreparedFile:
             continue
         layer, _, bits = where.rpartition("/")
         parts = {name: others.pop(f"{where}/{name}", None) for name in _PARTS}
-        if layer not in network.layers or not bits.isdecimal() or not _fits(network, layer, int(bits), parts):
+        if layer not in network.weighted or not bits.isdecimal() or not _fits(network, layer, int(bits), parts):
             raise AmedError(f"{path} does not fit the network at layer {layer!r} with {bits} bits")
         widths[layer, int(bits)] = PreparedWidth(
             parts["integers"], parts["scales"], parts["bias"], float(parts["activation_scale"])
@@ -106,7 +106,7 @@ def _made(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 def _fits(network: QuantizedNetwork, layer: str, bits: int, parts: Mapping[str, torch.Tensor | None]) -> bool:
     """Whether the parts of a layer at a width are all there, of the right shapes, and sound numbers."""
-    weight = network.layers[layer].layer.weight
+    weight = network.weighted[layer].layer.weight
     integers, scales, bias, activation_scale = (parts[part] for part in _PARTS)
     if integers is None or scales is None or activation_scale is None:
         return False

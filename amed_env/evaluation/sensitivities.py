@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,11 @@ from amed_env.datasets import Samples
 from amed_env.errors import NonFiniteError
 from amed_env.evaluation.quality import GradientMeasure
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
-from amed_env.quantization.layers import QuantizedLayer, on_grid
+from amed_env.quantization.layers import QuantizedLayer
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.quantization.rounding import integer_range
+from amed_env.quantization.products import QuantizedProduct
+
+_Layer = QuantizedLayer | QuantizedProduct
 
 HUTCHINSON_PROBES = 16
 """Random vectors a batch of the trace estimate; its error falls with their root, and batches average it further."""
@@ -71,11 +74,26 @@ def measure_sensitivity(
 
 @dataclass
 class _Record:
-    """What one layer read and returned in a forward pass; one entry a call."""
+    """What one layer read and returned in a forward pass; one entry a call.
 
-    weight: torch.Tensor
+    Attributes:
+        seconds: Its weights, or the second operands of a product of activations.
+        inputs: What it read, or the first operands.
+        outputs: What it returned.
+    """
+
+    seconds: list[torch.Tensor] = field(default_factory=list)
     inputs: list[torch.Tensor] = field(default_factory=list)
     outputs: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def read_values(self) -> list[torch.Tensor]:
+        """What it read, but for indices."""
+        return [tensor for tensor in self.inputs if tensor.is_floating_point()]
+
+    def samples(self, layer: _Layer) -> int:
+        """Over how many samples the second operands go: weights belong to all of them."""
+        return 1 if isinstance(layer, QuantizedLayer) else len(self.seconds[0])
 
 
 class _Passes:
@@ -88,7 +106,7 @@ class _Passes:
     @contextmanager
     def recorded(self, inputs: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[_Record]]]:
         """Scores of a batch and the record of every layer; weights and what is read can be differentiated by."""
-        records = [_Record(layer.layer.weight.detach().clone().requires_grad_()) for layer in self.layers]
+        records = [_Record() for _ in self.layers]
         for layer, record in zip(self.layers, records, strict=True):
             layer.learning = _recording(layer, record)
         try:
@@ -108,11 +126,18 @@ class _Passes:
         return (torch.randint(0, 2, like.shape, generator=self.generator) * 2 - 1).to(like)
 
 
-def _recording(layer: QuantizedLayer, record: _Record) -> Callable[[torch.Tensor], torch.Tensor]:
-    def compute(values: torch.Tensor) -> torch.Tensor:
-        # A zero that is added gives a tensor to differentiate by, whatever the input depends on.
-        inputs = values.clone() if values.requires_grad else values.clone().requires_grad_()
-        outputs = layer.compute(inputs, record.weight, layer.layer.bias)
+def _recording(layer: _Layer, record: _Record) -> Callable[..., torch.Tensor]:
+    if isinstance(layer, QuantizedLayer):
+        record.seconds.append(layer.layer.weight.detach().clone().requires_grad_())
+
+    def compute(values: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        inputs = _differentiable(values)
+        if isinstance(layer, QuantizedLayer):
+            outputs = layer.compute(inputs, record.seconds[0], layer.layer.bias)
+        else:
+            assert other is not None
+            record.seconds.append(_differentiable(other))
+            outputs = layer.product(inputs, record.seconds[-1])
         record.inputs.append(inputs)
         record.outputs.append(outputs)
         return outputs.clone()  # what follows may change it in place
@@ -120,32 +145,46 @@ def _recording(layer: QuantizedLayer, record: _Record) -> Callable[[torch.Tensor
     return compute
 
 
-def _rounded_inputs(layer: QuantizedLayer, values: torch.Tensor, bits: int) -> torch.Tensor:
-    if bits == FLOAT_BITS:
+def _differentiable(values: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same values to differentiate by, whatever they depend on; indices stay as they are."""
+    if not values.is_floating_point():
         return values
-    scale = layer.prepared[bits].activation_scale
-    return on_grid(values, scale, *integer_range(bits, layer.statistics.unsigned)).mul_(scale)
+    return values.clone() if values.requires_grad else values.clone().requires_grad_()
 
 
-def _rounded_weight(layer: QuantizedLayer, bits: int) -> torch.Tensor:
-    weight = layer.layer.weight.detach()
-    return weight if bits == FLOAT_BITS else layer.prepared[bits].weight.to(weight.device)
+def _rounded_inputs(layer: _Layer, values: torch.Tensor, bits: int) -> torch.Tensor:
+    return layer.rounded_inputs(values, bits) if isinstance(layer, QuantizedLayer) else layer.rounded(values, 0, bits)
 
 
-def _bias(layer: QuantizedLayer, bits: int) -> torch.Tensor | None:
-    bias = layer.layer.bias if bits == FLOAT_BITS else layer.prepared[bits].bias
-    return None if bias is None else bias.detach().to(layer.layer.weight.device)
+def _rounded_second(layer: _Layer, values: torch.Tensor, bits: int) -> torch.Tensor:
+    if isinstance(layer, QuantizedLayer):
+        return values if bits == FLOAT_BITS else layer.prepared[bits].weight.to(values.device)
+    return layer.rounded(values, 1, bits)
+
+
+def _rounded_output(
+    layer: _Layer, read: torch.Tensor, second: torch.Tensor, weight_bits: int, activation_bits: int
+) -> torch.Tensor:
+    rounded = _rounded_inputs(layer, read, activation_bits)
+    if not isinstance(layer, QuantizedLayer):
+        outputs: torch.Tensor = layer.product(rounded, _rounded_second(layer, second, weight_bits))
+        return outputs
+    bias = layer.layer.bias if weight_bits == FLOAT_BITS else layer.prepared[weight_bits].bias
+    moved = None if bias is None else bias.detach().to(second.device)
+    return layer.compute(rounded, _rounded_second(layer, second, weight_bits), moved)
 
 
 def _squared_errors(
     passes: _Passes, records: list[_Record], precisions: Sequence[Precision]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(L, P) |Δw|² and |Δx|², the latter a sample."""
+    """(L, P) |Δw|² and |Δx|², the latter a sample; of a product of activations both are."""
     of_weights, of_inputs = np.zeros((2, len(records), len(precisions)))
     for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
-        weight = layer.layer.weight.detach()
-        widths = {precision.weight_bits for precision in precisions}
-        by_weight = {bits: _energy(_rounded_weight(layer, bits) - weight) for bits in widths}
+        by_weight = {precision.weight_bits: 0.0 for precision in precisions}
+        for bits in by_weight:
+            for second in record.seconds:
+                error = _rounded_second(layer, second.detach(), bits) - second.detach()
+                by_weight[bits] += _energy(error) / record.samples(layer)
         by_input = {precision.activation_bits: 0.0 for precision in precisions}
         for bits in by_input:
             for values in record.inputs:
@@ -163,7 +202,12 @@ def _energy(values: torch.Tensor) -> float:
 def _relative_errors(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
     with passes.recorded(inputs) as (_, records):
         of_weights, of_inputs = _squared_errors(passes, records, precisions)
-        weight_energy = np.asarray([_energy(layer.layer.weight) for layer in passes.layers])
+        weight_energy = np.asarray(
+            [
+                sum(_energy(second) for second in record.seconds) / record.samples(layer)
+                for layer, record in zip(passes.layers, records, strict=True)
+            ]
+        )
         input_energy = np.asarray([sum(_energy(x) / len(x) for x in record.inputs) for record in records])
     relative = of_weights / np.maximum(weight_energy, 1e-30)[:, None]
     return np.asarray(relative + of_inputs / np.maximum(input_energy, 1e-30)[:, None])
@@ -180,9 +224,9 @@ def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisio
         for column, (weight_bits, activation_bits) in enumerate(precisions):
             change = torch.zeros(len(inputs), dtype=torch.float64)
             with torch.no_grad():
-                for read, returned, slope in zip(record.inputs, record.outputs, slopes, strict=True):
-                    rounded = _rounded_inputs(layer, read.detach(), activation_bits)
-                    output = layer.compute(rounded, _rounded_weight(layer, weight_bits), _bias(layer, weight_bits))
+                seconds = cycle(record.seconds)  # weights are the same at every call
+                for read, second, returned, slope in zip(record.inputs, seconds, record.outputs, slopes, strict=False):
+                    output = _rounded_output(layer, read.detach(), second.detach(), weight_bits, activation_bits)
                     if slope is not None:
                         part = ((output - returned) * slope).reshape(len(inputs), -1)
                         change += part.double().sum(dim=1).cpu()
@@ -194,7 +238,7 @@ def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisio
 def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
     with passes.recorded(inputs) as (scores, records):
         loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
-        leaves = [tensor for record in records for tensor in (record.weight, *record.inputs)]
+        leaves = [tensor for record in records for tensor in (*record.seconds, *record.read_values)]
         # What does not reach the scores, an auxiliary head for example, has no gradient.
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         slopes = [
@@ -215,10 +259,11 @@ def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisi
     # Sums over the batch become means: of the loss for weights, of each sample's own trace for what is read.
     remaining = iter(traces / len(inputs))
     sensitivities = np.zeros((len(records), len(precisions)))
-    for row, record in enumerate(records):
-        of_weight = next(remaining) / record.weight.numel()
-        read = sum(next(remaining) for _ in record.inputs)
-        of_read = read / sum(x[0].numel() for x in record.inputs)
+    for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
+        elements = sum(second.numel() for second in record.seconds) / record.samples(layer)
+        of_weight = sum(next(remaining) for _ in record.seconds) / elements
+        read = sum(next(remaining) for _ in record.read_values)
+        of_read = read / max(1, sum(x[0].numel() for x in record.read_values))
         sensitivities[row] = 0.5 * (of_weight * of_weights[row] + of_read * of_inputs[row])
     return sensitivities
 

@@ -344,7 +344,7 @@ def _common_metrics(
 ) -> dict[str, npt.NDArray[np.float64]]:
     shape = (len(workload), len(weights), len(activations))
     macs = np.array([float(layer.macs) for layer in workload]).reshape(-1, 1, 1)
-    elements = np.array([float(layer.weight_elements) for layer in workload]).reshape(-1, 1, 1)
+    elements = np.array([float(layer.stored_weights) for layer in workload]).reshape(-1, 1, 1)
     weight = np.array(weights, dtype=np.float64).reshape(1, -1, 1)
     activation = np.array(activations, dtype=np.float64).reshape(1, 1, -1)
     return {

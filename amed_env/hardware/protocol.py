@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from amed_env.errors import PluginError, UnsupportedPrecisionError
 from amed_env.hardware.metrics import checked_metrics, sum_over_layers
 from amed_env.problem.allocation import BitAllocation, Precision
-from amed_env.problem.workload import KINDS, Layer, Workload
+from amed_env.problem.workload import BASIC_KINDS, KINDS, Layer, Workload
 
 METRIC_UNITS: dict[str, str] = {
     "latency_ms": "ms",
@@ -27,6 +27,10 @@ METRIC_UNITS: dict[str, str] = {
     "memory_cycles": "cycles",
 }
 """Units of the metrics that the package itself knows; a backend may add its own."""
+
+
+T = TypeVar("T")
+_BASIC_KINDS: Mapping[str, str] = {kind: basic for kind, basic in BASIC_KINDS.items()}  # noqa: C416 (other types)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Capabilities:
             ("weights", precision.weight_bits, self.weight_bits),
             ("activations", precision.activation_bits, self.activation_bits),
         ):
-            allowed = widths.get(layer.kind, ())
+            allowed = _of_kind(widths, layer.kind, ())
             if not allowed:
                 raise UnsupportedPrecisionError(
                     f"device {device!r} cannot run layer {layer.name!r}: it has no support for kind {layer.kind!r}."
@@ -91,7 +95,7 @@ class Capabilities:
                     f"device {device!r} cannot run layer {layer.name!r} ({layer.kind}) with {bits}-bit "
                     f"{operand}; it supports {', '.join(map(str, allowed))} bits."
                 )
-        pairs = (self.pairs or {}).get(layer.kind)
+        pairs = _of_kind(self.pairs or {}, layer.kind, None)
         if pairs is not None and tuple(precision) not in pairs:
             raise UnsupportedPrecisionError(
                 f"device {device!r} cannot run layer {layer.name!r} ({layer.kind}) at {precision}; it supports "
@@ -120,11 +124,16 @@ class Capabilities:
 
     def precisions(self, kind: str) -> tuple[Precision, ...]:
         """Every precision that a kind of layer can run at, narrow ones first."""
-        weights, activations = sorted(self.weight_bits.get(kind, ())), sorted(self.activation_bits.get(kind, ()))
+        weights = sorted(_of_kind(self.weight_bits, kind, ()))
+        activations = sorted(_of_kind(self.activation_bits, kind, ()))
         every = [Precision(*pair) for pair in product(weights, activations)]
-        if self.pairs is None or kind not in self.pairs:
-            return tuple(every)
-        return tuple(precision for precision in every if tuple(precision) in self.pairs[kind])
+        pairs = _of_kind(self.pairs or {}, kind, None)
+        return tuple(precision for precision in every if pairs is None or tuple(precision) in pairs)
+
+
+def _of_kind(by_kind: Mapping[str, T], kind: str, absent: T) -> T:
+    """What is declared for a kind of layer, or else for the basic kind that it is taken for."""
+    return by_kind.get(kind, by_kind.get(_BASIC_KINDS.get(kind, kind), absent))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,14 @@ from amed_env.errors import WorkloadError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.support.text import read_csv, repeated
 
-LayerKind = Literal["conv", "depthwise", "linear", "matmul"]
+LayerKind = Literal["conv", "depthwise", "linear", "matmul", "transposed", "embedding"]
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+BASIC_KINDS: dict[LayerKind, LayerKind] = {
+    **{kind: kind for kind in KINDS},
+    "transposed": "conv",
+    "embedding": "linear",
+}
+"""What a kind is taken for by devices and features that know the first four kinds only."""
 CSV_COLUMNS = ("name", "kind", "m", "n", "k", "groups")
 CSV_OPTIONAL = ("input_elements", "weight_elements", "output_elements")
 _LARGEST = 2**40  # a dimension beyond this is a typing error, and products would leave int64
@@ -31,16 +37,18 @@ class Layer:
 
     Attributes:
         name: The layer's name in its network.
-        kind: `conv`, `depthwise`, `linear` or `matmul`.
-        m: Output pixels (times the batch).
+        kind: `conv`, `depthwise`, `transposed` (convolution), `linear`, `embedding`, or `matmul`: the product of two
+            activations, of which the second takes the place of the weights, and their width.
+        m: Output pixels (times the batch); of an embedding the rows that are looked up.
         n: Filters of one group.
         k: Products that are summed for one output: input channels of a group x kernel height x kernel width.
         groups: Independent products of this shape; the channels of a depthwise layer.
         input_elements: Activations read; by default m x k x groups, the im2col size, an upper bound.
-        weight_elements: Weights; by default n x k x groups.
+        weight_elements: Weights, or elements of the second activation; by default n x k x groups.
         output_elements: Activations written; by default m x n x groups.
         kernel: Kernel height and width.
         stride: Vertical and horizontal stride.
+        shares_weights_with: The earlier layer that has the same weights, which are stored once; empty for none.
 
     Raises:
         WorkloadError: If the name is empty, the kind unknown, or a size is no positive integer.
@@ -57,6 +65,7 @@ class Layer:
     output_elements: int = 0
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
+    shares_weights_with: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -91,8 +100,18 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulate operations of one pass."""
+        """Multiply-accumulate operations of one pass; of an embedding, a scale for every value that is looked up."""
         return self.m * self.n * self.k * self.groups
+
+    @property
+    def stored_weights(self) -> int:
+        """Weights that this layer adds to the network's memory: none in a product of activations, or if shared."""
+        return 0 if self.kind == "matmul" or self.shares_weights_with else self.weight_elements
+
+    @property
+    def read_weights(self) -> int:
+        """Weights that one pass reads: of an embedding only the rows that are looked up."""
+        return min(self.weight_elements, self.m * self.n) if self.kind == "embedding" else self.weight_elements
 
     @property
     def in_channels(self) -> int:
@@ -112,13 +131,16 @@ class Workload:
     Attributes:
         name: The network's name.
         layers: At least one layer; names are unique.
+        edges: Pairs of layers (from, to): the second computes with what the first returns, whatever stands between
+            them but other layers. Empty where it is not known, as in a file of layers.
 
     Raises:
-        WorkloadError: If there is no layer, or a name is repeated.
+        WorkloadError: If there is no layer, a name is repeated, or an edge or a shared weight names no layer.
     """
 
     name: str
     layers: tuple[Layer, ...] = field(default_factory=tuple)
+    edges: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -129,11 +151,23 @@ class Workload:
             raise WorkloadError(
                 f"workload {self.name!r}: layer names must be unique; {', '.join(map(repr, twice))} is repeated."
             )
+        names = {layer.name for layer in self.layers}
+        referred = [end for edge in self.edges for end in edge]
+        referred += [layer.shares_weights_with for layer in self.layers if layer.shares_weights_with]
+        unknown = sorted({name for name in referred if name not in names})
+        if unknown:
+            raise WorkloadError(f"workload {self.name!r}: {unknown[0]!r} is referred to, but there is no such layer.")
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
         """The names in network order."""
         return tuple(layer.name for layer in self.layers)
+
+    @cached_property
+    def sharing(self) -> frozenset[str]:
+        """Layers that have weights in common with another one."""
+        readers = [layer for layer in self.layers if layer.shares_weights_with]
+        return frozenset(name for layer in readers for name in (layer.name, layer.shares_weights_with))
 
     @property
     def macs(self) -> int:
@@ -142,8 +176,8 @@ class Workload:
 
     @property
     def weight_elements(self) -> int:
-        """Weights of all layers."""
-        return sum(layer.weight_elements for layer in self.layers)
+        """Weights that are stored, each once."""
+        return sum(layer.stored_weights for layer in self.layers)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -156,8 +190,17 @@ class Workload:
         return BitAllocation.uniform(self.layer_names, weight_bits, activation_bits)
 
     def weight_kib(self, allocation: BitAllocation) -> float:
-        """Size of all weights in KiB under an allocation; scales and biases are not counted."""
-        return sum(weight_kib(layer, allocation[layer.name].weight_bits) for layer in self.layers)
+        """Size of all weights in KiB under an allocation; scales and biases are not counted.
+
+        Weights that two layers share are stored once, if both have them at one width.
+        """
+        total = 0.0
+        for layer in self.layers:
+            bits = allocation[layer.name].weight_bits
+            total += weight_kib(layer, bits)
+            if layer.shares_weights_with and allocation[layer.shares_weights_with].weight_bits != bits:
+                total += layer.weight_elements * bits / 8 / 1024
+        return total
 
     def bops(self, allocation: BitAllocation) -> int:
         """Bit operations: the sum of MACs x weight bits x activation bits (Baskin et al. 2021, UNIQ)."""
@@ -227,8 +270,8 @@ class Workload:
 
 
 def weight_kib(layer: Layer, weight_bits: int) -> float:
-    """Size of a layer's weights in KiB."""
-    return layer.weight_elements * weight_bits / 8 / 1024
+    """What a layer's weights add to the memory, in KiB."""
+    return layer.stored_weights * weight_bits / 8 / 1024
 
 
 def bops(layer: Layer, weight_bits: int, activation_bits: int) -> int:

@@ -18,6 +18,11 @@ from amed_env.quantization.layers import PreparedWidth, QuantizedLayer
 from amed_env.quantization.network import QuantizedNetwork
 
 
+def correctable(network: QuantizedNetwork) -> dict[str, QuantizedLayer]:
+    """The layers that have output channels with a mean: not the rows of an embedding, nor products of activations."""
+    return {name: layer for name, layer in network.weighted.items() if not layer.reads_indices}
+
+
 @torch.no_grad()
 def corrected(
     network: QuantizedNetwork, prepared: Mapping[tuple[str, int], PreparedWidth], calibration: torch.Tensor
@@ -51,7 +56,7 @@ def corrected(
         calls.clear()  # every batch has the same calls
         handles = [
             layer.register_forward_pre_hook(observe(layer, share))  # type: ignore[arg-type]
-            for layer in network.layers.values()
+            for layer in correctable(network).values()
         ]
         try:
             network(batch)
@@ -59,8 +64,12 @@ def corrected(
             for handle in handles:
                 handle.remove()
     result = {}
+    layers = correctable(network)
     for key, width in prepared.items():
-        bias = network.layers[key[0]].layer.bias
+        if key[0] not in layers:
+            result[key] = width
+            continue
+        bias = layers[key[0]].layer.bias
         base = width.bias if width.bias is not None else torch.zeros_like(width.scales) if bias is None else bias
         result[key] = replace(width, bias=(base.double() + shifts[key] / max(1, calls[key[0]])).float())
     return result
@@ -76,13 +85,13 @@ def correct_biases_of(network: QuantizedNetwork, allocation: BitAllocation, cali
     exact: dict[str, torch.Tensor] = {}
     network.select(network.workload.uniform(FLOAT_BITS))
     _run_with_means(network, calibration, exact)
-    for name in network.workload.layer_names:
+    for name in correctable(network):
         if allocation[name].weight_bits == FLOAT_BITS:
             continue
         found: dict[str, torch.Tensor] = {}
         network.select(allocation)
         _run_with_means(network, calibration, found, only=name)
-        layer, bits = network.layers[name], allocation[name].weight_bits
+        layer, bits = network.weighted[name], allocation[name].weight_bits
         width = layer.prepared[bits]
         base = torch.zeros_like(width.scales) if width.bias is None else width.bias
         network.use(name, bits, replace(width, bias=(base.double() + exact[name] - found[name]).float()))
@@ -93,7 +102,7 @@ def _run_with_means(
 ) -> None:
     """Collect the mean of every output channel of the layers, or of one of them, over all calls."""
     calls: Counter[str] = Counter()
-    chosen = [layer for name, layer in network.layers.items() if only in (None, name)]
+    chosen = [layer for name, layer in correctable(network).items() if only in (None, name)]
     share = 1.0 / len(calibration)
 
     def record(layer: nn.Module, _: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:

@@ -8,20 +8,20 @@ Equalization and Bias Correction, ICCV 2019.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 
 from amed_env.quantization.graph import Group, NetworkGraph, effective_readers
-from amed_env.quantization.layers import Quantizable
+from amed_env.tracing.lowering import QuantizableModule
 
 _ROUNDS = 10  # pairs in a chain disturb each other; the ranges settle after a few rounds
 # Channels whose weights are all but zero have no range to equalise; dividing by it would give infinity.
 _SMALLEST = 1e-8
 
 
-def equalizable_pairs(graph: NetworkGraph, layers: Mapping[str, Quantizable]) -> list[tuple[str, str]]:
+def equalizable_pairs(graph: NetworkGraph, layers: Mapping[str, QuantizableModule]) -> list[tuple[str, str]]:
     """Pairs of layers between which channels can be scaled: the second alone reads the first, through ReLU at most.
 
     Args:
@@ -43,13 +43,13 @@ def equalizable_pairs(graph: NetworkGraph, layers: Mapping[str, Quantizable]) ->
     return pairs
 
 
-def _scales(group: Group, writer: Quantizable, reader: Quantizable) -> bool:
+def _scales(group: Group, writer: QuantizableModule, reader: QuantizableModule) -> bool:
     """Whether a factor for every channel that is written can be taken out of what reads it."""
     homogeneous = group.high == math.inf and group.low in (0.0, -math.inf)
     return homogeneous and group.addition is None and _reads_channels(writer, reader)
 
 
-def _reads_channels(writer: Quantizable, reader: Quantizable) -> bool:
+def _reads_channels(writer: QuantizableModule, reader: QuantizableModule) -> bool:
     """Whether the channels of the second layer are those of the first: a linear layer reads the last axis."""
     if isinstance(writer, nn.Linear) or isinstance(reader, nn.Linear):
         return isinstance(writer, nn.Linear) and isinstance(reader, nn.Linear)
@@ -57,20 +57,27 @@ def _reads_channels(writer: Quantizable, reader: Quantizable) -> bool:
 
 
 @torch.no_grad()
-def equalize(graph: NetworkGraph, layers: Mapping[str, Quantizable]) -> list[tuple[str, str]]:
+def equalize(
+    graph: NetworkGraph, layers: Mapping[str, QuantizableModule], fixed: Collection[str] = ()
+) -> list[tuple[str, str]]:
     """Equalise the layers of a network in place; what it computes stays the same but for rounding.
+
+    Args:
+        graph: The network.
+        layers: Its layers by name.
+        fixed: Layers that are left as they are: those that share their weights with others.
 
     Returns:
         The pairs of layers that were scaled.
     """
-    pairs = equalizable_pairs(graph, layers)
+    pairs = [pair for pair in equalizable_pairs(graph, layers) if not set(pair) & set(fixed)]
     for _ in range(_ROUNDS if pairs else 0):
         for first, second in pairs:
             _equalize_pair(layers[first], layers[second])
     return pairs
 
 
-def _equalize_pair(first: Quantizable, second: Quantizable) -> None:
+def _equalize_pair(first: QuantizableModule, second: QuantizableModule) -> None:
     written = first.weight.flatten(1).abs().amax(dim=1)
     depthwise = not isinstance(second, nn.Linear) and second.groups > 1
     by_channel = second.weight.flatten(1) if depthwise else second.weight.transpose(0, 1).flatten(1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import operator
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from amed_env.quantization.graph import (
 )
 from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize
 from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
+from amed_env.quantization.products import QuantizedProduct
 from amed_env.quantization.reuse import KeptResults, ResultMemory
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,22 @@ Value = Codes | torch.Tensor
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation, and the earlier ones whose results it needs."""
+    """One operation, and the earlier ones whose results it needs.
+
+    Attributes:
+        node: The node whose result it makes.
+        number: Its place.
+        needs: The nodes whose results it needs.
+        group: The group that it is, or None.
+        layer: The layer that it is without a group: an embedding, or a product of activations.
+        passes: Whether it only moves values.
+    """
 
     node: fx.Node
     number: int
     needs: tuple[fx.Node, ...]
     group: Group | None
+    layer: QuantizedLayer | QuantizedProduct | None
     passes: bool
 
 
@@ -76,11 +87,17 @@ class IntegerEngine:
         in_float: Layers without an integer kernel, with the reason; they are computed in float.
     """
 
-    def __init__(self, graph: NetworkGraph, layers: dict[str, QuantizedLayer]) -> None:
-        self._graph, self._layers = graph, layers
+    def __init__(self, graph: NetworkGraph, layers: Mapping[str, QuantizedLayer | QuantizedProduct]) -> None:
+        self._graph = graph
+        grouped = {group.layer for group in graph.groups.values()}
+        self._layers = {n: layer for n, layer in layers.items() if isinstance(layer, QuantizedLayer) and n in grouped}
+        self._others = {name: layer for name, layer in layers.items() if name not in grouped}
         self.in_float: dict[str, str] = {}
+        for name, other in self._others.items():
+            if isinstance(other, QuantizedProduct):
+                self._give_up(name, "torch has no integer kernel for a product of two activations")
         self._kernels: dict[str, LayerKernel] = {}
-        for name, layer in layers.items():
+        for name, layer in self._layers.items():
             try:
                 self._kernels[name] = LayerKernel(layer.layer)
             except NotImplementedError as error:
@@ -118,8 +135,9 @@ class IntegerEngine:
             else:
                 read = group.call.all_input_nodes[0]
                 needs = tuple(self._source(n) for n in (read, group.addend) if n is not None)
+            layer = self._others.get(str(node.target)) if node.op == "call_module" else None
             passes = group is None and passes_values(node)
-            steps.append(_Step(node, len(steps), needs, group, passes))
+            steps.append(_Step(node, len(steps), needs, group, layer, passes))
         return steps
 
     def _is_stored(self, node: fx.Node) -> bool:
@@ -139,6 +157,8 @@ class IntegerEngine:
             if step.group is not None:
                 precision = allocation[step.group.layer]
                 settings = (*precision, written)
+            elif step.layer is not None:
+                settings = tuple(allocation[step.layer.name])
             # What a step returns follows from its settings and from what it reads: equal keys are equal results, so
             # that allocations which share their first layers share these steps.
             key = (step.number, *settings, *(plan.keys[need] for need in step.needs))
@@ -166,7 +186,7 @@ class IntegerEngine:
         readers = list(effective_readers(group.output))
         if len(readers) == 1 and readers[0].op == "call_module":
             reader = self._graph.module.get_submodule(str(readers[0].target))
-            if isinstance(reader, QuantizedLayer):
+            if isinstance(reader, QuantizedLayer) and not reader.reads_indices:
                 return self._read_format(reader, allocation)
         return None
 
@@ -264,6 +284,9 @@ class IntegerEngine:
                 return value.tensor if shape_only else value.values()
             return value
 
+        if step.layer is not None:
+            operands = [argument(node) for node in step.node.args]  # type: ignore[arg-type]
+            return step.layer.at(plan.allocation[step.layer.name], *operands)
         return self._compute(step.node, argument)  # type: ignore[no-any-return]
 
     def _compute(self, node: fx.Node, argument: Any, **changes: Any) -> Any:

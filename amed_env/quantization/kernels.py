@@ -98,7 +98,9 @@ class LayerKernel:
 
     def __init__(self, layer: Quantizable) -> None:
         if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
-            raise NotImplementedError(f"a {type(layer).__name__} has no integer kernel")
+            what = {"TransposedConvolution": "transposed convolution", "Conv3d": "convolution in three dimensions"}
+            name = type(layer).__name__
+            raise NotImplementedError(f"torch has no integer kernel for a {what.get(name, name)}")
         products = layer.weight[0].numel()
         if products > MOST_PRODUCTS:
             raise NotImplementedError(f"sums of {products:,} products may leave 32 bits")

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from amed_env.problem.allocation import FLOAT_BITS
+from amed_env.problem.allocation import FLOAT_BITS, Precision
 from amed_env.quantization.finiteness import Check, check_finite
 from amed_env.quantization.ranges import quantize_weight
+from amed_env.quantization.rescaling import rescale_, rescaled
 from amed_env.quantization.reuse import PrefixReuse
 from amed_env.quantization.rounding import check_supported, integer_range
 from amed_env.quantization.statistics import ActivationStatistics
 from amed_env.support.threads import torch_threads
-from amed_env.tracing.lowering import QuantizableModule, TransposedConvolution
+from amed_env.tracing.lowering import EmbeddingTable, QuantizableModule, TransposedConvolution
 
-Quantizable = QuantizableModule
+Quantizable = QuantizableModule | EmbeddingTable
 
 SIGNED_ZERO = 128
 """The code that stands for zero where values may be negative."""
@@ -51,7 +52,8 @@ class PreparedWidth:
 def round_to_nearest(layer: Quantizable, statistics: ActivationStatistics, bits: int) -> PreparedWidth:
     """A layer whose weights go to the nearest point of the grid of least squared error; its bias stays."""
     integers, scales = quantize_weight(layer.weight.detach(), bits)
-    return prepared_width(integers, scales, layer.bias, statistics.scale(bits), bits)
+    step = 1.0 if isinstance(layer, EmbeddingTable) else statistics.scale(bits)  # indices are integers as they are
+    return prepared_width(integers, scales, layer.bias, step, bits)
 
 
 def prepared_width(
@@ -75,7 +77,7 @@ def prepared_width(
 
 
 class QuantizedLayer(nn.Module):
-    """A convolution or linear layer that computes at a selected precision.
+    """A layer with weights that computes at a selected precision; an embedding has one scale a row.
 
     Args:
         layer: The float layer; it is kept as it is.
@@ -86,7 +88,7 @@ class QuantizedLayer(nn.Module):
     def __init__(self, layer: Quantizable, name: str, reuse: PrefixReuse) -> None:
         super().__init__()
         self.layer, self.name, self.reuse = layer, name, reuse
-        self.statistics = ActivationStatistics()
+        self.operands = [ActivationStatistics()]
         self.recording_share: float | None = None
         self.prepared: dict[int, PreparedWidth] = {}
         self._weights: dict[tuple[str, int], torch.Tensor] = {}
@@ -94,6 +96,16 @@ class QuantizedLayer(nn.Module):
         self.learning: Callable[[torch.Tensor], torch.Tensor] | None = None  # computes in place of it meanwhile
         self.given: dict[str, torch.Tensor] | None = None  # settings in place of the selected ones (see `together`)
         self.check: Check = check_finite  # of what is rounded
+
+    @property
+    def statistics(self) -> ActivationStatistics:
+        """What calibration remembers of what it reads."""
+        return self.operands[0]
+
+    @property
+    def reads_indices(self) -> bool:
+        """Whether it looks rows up: what it reads is no activation that could be rounded."""
+        return isinstance(self.layer, EmbeddingTable)
 
     def prepare(self, bits: int) -> None:
         """Make what a width needs, unless it is there already."""
@@ -120,7 +132,7 @@ class QuantizedLayer(nn.Module):
         Raises:
             NonFiniteError: If an input that is to be rounded is NaN or infinite.
         """
-        if self.recording_share is not None:
+        if self.recording_share is not None and not self.reads_indices:
             self.statistics.update(input, self.recording_share)
         if self.learning is not None:
             return self.learning(input)
@@ -129,66 +141,73 @@ class QuantizedLayer(nn.Module):
         known = self.reuse.find((self.name, self.weight_bits, self.activation_bits))
         if known is not None:
             return known
-        outputs = self._on_integers(input) if self._only_integers() else self._on_values(input)
+        outputs = self.at(Precision(self.weight_bits, self.activation_bits), input)
         self.reuse.keep(outputs)
         return outputs
 
-    def _only_integers(self) -> bool:
+    def at(self, precision: Precision, inputs: torch.Tensor) -> torch.Tensor:
+        """The output at a precision whose widths are prepared."""
         # Wider integers have sums that float32 does not hold exactly.
-        return max(self.weight_bits, self.activation_bits) <= STORED_BITS
+        on_integers = max(precision) <= STORED_BITS and not self.reads_indices
+        return self._on_integers(inputs, precision) if on_integers else self._on_values(inputs, precision)
 
-    def _on_integers(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _on_integers(self, inputs: torch.Tensor, precision: Precision) -> torch.Tensor:
         """Products and sums of integers, which float32 holds exactly; then scales and bias, as the kernels do it."""
         self.check(inputs, self.name)
-        prepared = self.prepared[self.weight_bits]
-        scale = self.prepared[self.activation_bits].activation_scale
-        # Sums of integers are exact in float32 below 2^24, so the scales come afterwards, activation scale first, then
-        # the channel's, then the bias: the kernels' order, without which the two engines would differ in the last bit.
-        integers = on_grid(inputs, scale, *integer_range(self.activation_bits, self.statistics.unsigned))
-        outputs = self.compute(integers, self._tensor("integers", prepared.integers), None)
+        prepared = self.prepared[precision.weight_bits]
+        scale = self.prepared[precision.activation_bits].activation_scale
+        # Sums of integers are exact in float32 below 2^24, so the scales come afterwards, as the kernels have it.
+        integers = on_grid(inputs, scale, *integer_range(precision.activation_bits, self.statistics.unsigned))
+        outputs = self.compute(integers, self._tensor("integers", precision.weight_bits), None)
         channels = self._channels(outputs)
-        outputs = outputs.mul_(scale).mul_(prepared.scales.to(outputs.device).view(channels))
-        if prepared.bias is not None:
-            outputs.add_(prepared.bias.to(outputs.device).view(channels))
-        return outputs
+        bias = None if prepared.bias is None else prepared.bias.to(outputs.device).view(channels)
+        return rescale_(outputs, scale, prepared.scales.to(outputs.device).view(channels), bias)
 
     def _on_given(self, inputs: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
         """The same with settings that are tensors, so that `torch.vmap` can run it for several at once."""
+        if self.reads_indices:
+            return self.compute(inputs, given["integers"] * given["scales"][:, None], None)
         self.check(inputs, self.name)
-        zero = 0 if self.statistics.unsigned else SIGNED_ZERO
-        # The operations of `on_grid`, out of place, as `torch.vmap` cannot run those in place.
-        integers = inputs.mul(given["inverse"]).add(zero).round().sub(zero).clamp(given["low"], given["high"])
+        integers = select_grid(inputs, self.statistics.unsigned, given["inverse"], given["low"], given["high"])
         outputs = self.compute(integers, given["integers"], None)
         channels = self._channels(outputs)
-        outputs = outputs.mul(given["scale"]).mul(given["scales"].view(channels))
-        return outputs.add(given["bias"].view(channels)) if "bias" in given else outputs
+        bias = given["bias"].view(channels) if "bias" in given else None
+        return rescaled(outputs, given["step"], given["scales"].view(channels), bias)
 
     def _channels(self, outputs: torch.Tensor) -> tuple[int, ...]:
         """The shape of one value a channel, for outputs of this layer."""
         return (-1,) if isinstance(self.layer, nn.Linear) else (1, -1, *[1] * (outputs.dim() - 2))
 
-    def _on_values(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self.activation_bits != FLOAT_BITS:
-            self.check(inputs, self.name)
-            scale = self.prepared[self.activation_bits].activation_scale
-            inputs = on_grid(inputs, scale, *integer_range(self.activation_bits, self.statistics.unsigned)).mul_(scale)
-        if self.weight_bits == FLOAT_BITS:
-            return self.compute(inputs, self.layer.weight, self.layer.bias)
-        prepared = self.prepared[self.weight_bits]
-        bias = None if prepared.bias is None else prepared.bias.to(inputs.device)
-        return self.compute(inputs, self._tensor("weight", prepared.weight), bias)
+    def rounded_inputs(self, inputs: torch.Tensor, bits: int) -> torch.Tensor:
+        """What it reads at a width, as float values."""
+        if bits == FLOAT_BITS or self.reads_indices:
+            return inputs
+        self.check(inputs, self.name)
+        scale = self.prepared[bits].activation_scale
+        return on_grid(inputs, scale, *integer_range(bits, self.statistics.unsigned)).mul_(scale)
 
-    def _tensor(self, kind: str, values: torch.Tensor) -> torch.Tensor:
+    def _on_values(self, inputs: torch.Tensor, precision: Precision) -> torch.Tensor:
+        inputs = self.rounded_inputs(inputs, precision.activation_bits)
+        if precision.weight_bits == FLOAT_BITS:
+            return self.compute(inputs, self.layer.weight, self.layer.bias)
+        prepared = self.prepared[precision.weight_bits]
+        bias = None if prepared.bias is None else prepared.bias.to(inputs.device)
+        return self.compute(inputs, self._tensor("weight", precision.weight_bits), bias)
+
+    def _tensor(self, kind: str, bits: int) -> torch.Tensor:
         """Weights as floats in the layout and on the device in which they are used, made once a width."""
-        key = kind, self.weight_bits
-        if key not in self._weights:
-            self._weights[key] = channels_last(values.float().to(self.layer.weight.device))
-        return self._weights[key]
+        if (kind, bits) not in self._weights:
+            prepared = self.prepared[bits]
+            values = prepared.weight if kind == "weight" else prepared.integers.float()
+            self._weights[kind, bits] = channels_last(values.to(self.layer.weight.device))
+        return self._weights[kind, bits]
 
     def compute(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """What the layer does, with other weights."""
         if isinstance(self.layer, nn.Linear):
             return nn.functional.linear(inputs, weight, bias)
+        if isinstance(self.layer, EmbeddingTable):
+            return self.layer.compute(inputs, weight)
         if isinstance(self.layer, TransposedConvolution):
             return self.layer.compute(inputs, weight, bias)
         return self.layer._conv_forward(inputs, weight, bias)  # type: ignore[no-any-return]
@@ -252,6 +271,14 @@ def on_grid(values: torch.Tensor, scale: float, low: int, high: int) -> torch.Te
     if -SIGNED_ZERO <= low < 0:
         return steps.add_(SIGNED_ZERO).round_().sub_(SIGNED_ZERO).clamp(low, high)
     return steps.round_().clamp(low, high)
+
+
+def select_grid(
+    values: torch.Tensor, unsigned: bool, inverse: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+) -> torch.Tensor:
+    """`on_grid` with settings that are tensors, out of place, as `torch.vmap` cannot run operations in place."""
+    zero = 0 if unsigned else SIGNED_ZERO
+    return values.mul(inverse).add(zero).round().sub(zero).clamp(low, high)
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:

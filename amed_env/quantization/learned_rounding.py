@@ -98,7 +98,7 @@ class LearnedWidth(nn.Module):
         part = (position - self.lower).clamp(0.01, 0.99)
         self.up = nn.Parameter(torch.log(part / (1 - part)))  # positive: round up; starts at the nearest
         self.scales = nn.Parameter(scales, requires_grad=learn_scales)
-        activation_scale = torch.tensor(layer.statistics.scale(bits))
+        activation_scale = torch.tensor(1.0 if layer.reads_indices else layer.statistics.scale(bits))
         self.activation_scale = nn.Parameter(activation_scale, requires_grad=learn_scales)
         bias = layer.layer.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=learn_scales)
@@ -153,9 +153,9 @@ class _LearningLayer:
         return exact
 
     def _rounded(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self.activation_bits in self.widths:
+        if self.activation_bits in self.widths and not self.layer.reads_indices:
             inputs = self.widths[self.activation_bits].round_activations(inputs)
-        elif self.activation_bits != FLOAT_BITS:
+        elif self.activation_bits != FLOAT_BITS and not self.layer.reads_indices:
             scale = self.wide.activation_scale
             low, high = integer_range(OTHER_WIDTH, self.layer.statistics.unsigned)
             inputs = inputs + ((inputs.detach() / scale).round().clamp(low, high) * scale - inputs.detach())
@@ -181,7 +181,9 @@ class RoundingLearner:
     def __init__(self, network: QuantizedNetwork, recipe: Recipe, inputs: torch.Tensor, seed: int = 0) -> None:
         self.network, self.recipe, self.inputs = network, recipe, inputs
         self.step = 0
-        self._layers = [_LearningLayer(layer, recipe) for layer in network.layers.values()]
+        # Shared weights are stored once, so what one of their layers would learn the other could not have.
+        learning = [layer for name, layer in network.weighted.items() if name not in network.workload.sharing]
+        self._layers = [_LearningLayer(layer, recipe) for layer in learning]
         self._generator = torch.Generator().manual_seed(seed)
         self._learned = nn.ModuleList(learned for layer in self._layers for learned in layer.widths.values())
         self._optimizer = torch.optim.Adam(self._parameter_groups())
@@ -281,8 +283,10 @@ class RoundingLearner:
             layer.activation_bits = bits if tied < 0.6 else FLOAT_BITS if floating < 0.5 else OTHER_WIDTH
 
     def results(self, layer: str) -> dict[int, PreparedWidth]:
-        """What was learned of a layer, by width."""
-        found = next(learning for learning in self._layers if learning.layer.name == layer)
+        """What was learned of a layer, by width; nothing of one that does not learn."""
+        found = next((learning for learning in self._layers if learning.layer.name == layer), None)
+        if found is None:
+            return {}
         return {bits: learned.prepared() for bits, learned in found.widths.items()}
 
     def state(self) -> dict[str, Any]:
@@ -318,7 +322,7 @@ class _Blocks:
     @torch.no_grad()
     def observe(self, batch: torch.Tensor) -> None:
         """Run the float network and remember what leaves each block."""
-        learning = {layer: layer.learning for layer in self._network.layers.values()}
+        learning = {layer: layer.learning for layer in self._network.weighted.values()}
         for layer in learning:
             layer.learning = None
         self._losses, self._observing = [], True

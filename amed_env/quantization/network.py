@@ -23,8 +23,10 @@ from amed_env.quantization.graph import find_graph
 from amed_env.quantization.integer import IntegerEngine, Plan
 from amed_env.quantization.kernels import integer_kernels_are_exact
 from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLayer, StoredTensor, channels_last
+from amed_env.quantization.products import QuantizedProduct
 from amed_env.quantization.reuse import PrefixReuse, ResultMemory
 from amed_env.quantization.together import run_together, stacked_settings
+from amed_env.tracing.lowering import EmbeddingTable, Product, QuantizableModule
 from amed_env.tracing.trace import TracedNetwork
 
 logger = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ class QuantizedNetwork:
         self.fixed_batch = traced.batch_size
         self.batch_size, self.device = traced.batch_size or batch_size, torch.device(device)
         self.memory = ResultMemory(reuse_mib)
-        self._source = _Source(traced, self._filled(calibration[: traced.batch_size or 2]), engine, equalize_layers)
+        self._source = _Source(traced, self.filled(calibration[: traced.batch_size or 2]), engine, equalize_layers)
         self._build()
         self._calibrate(calibration)
 
@@ -84,14 +86,24 @@ class QuantizedNetwork:
         source = self._source
         self._reuse = PrefixReuse(self.memory)
         module = copy.deepcopy(source.traced.module)
-        layers = {name: cast(Quantizable, module.get_submodule(name)) for name in self.workload.layer_names}
-        for name, layer in layers.items():
+        layers = {name: module.get_submodule(name) for name in self.workload.layer_names}
+        weighted = {n: cast(Quantizable, layer) for n, layer in layers.items() if not isinstance(layer, Product)}
+        for name, layer in weighted.items():
             if not torch.isfinite(layer.weight).all():
                 raise NonFiniteError(f"layer {name!r} has NaN or infinite weights; repair or retrain the network.")
-        self._graph = find_graph(module, dict(layers), source.example)
+        # Embeddings and products of activations have no accumulators on which a device would go on computing.
+        grouped: dict[str, QuantizableModule] = {
+            name: layer for name, layer in weighted.items() if not isinstance(layer, EmbeddingTable)
+        }
+        self._graph = find_graph(module, dict(grouped), source.example)
         if source.equalize:
-            equalize(self._graph, layers)
-        self._layers = {name: QuantizedLayer(layer, name, self._reuse) for name, layer in layers.items()}
+            equalize(self._graph, grouped, self.workload.sharing)
+        self._layers: dict[str, QuantizedLayer | QuantizedProduct] = {
+            name: QuantizedProduct(layer, name, self._reuse)
+            if isinstance(layer, Product)
+            else QuantizedLayer(weighted[name], name, self._reuse)
+            for name, layer in layers.items()
+        }
         self.module: fx.GraphModule = self._graph.module
         for name, quantized in self._layers.items():
             self.module.set_submodule(name, quantized)
@@ -113,19 +125,19 @@ class QuantizedNetwork:
         return None
 
     def _calibrate(self, calibration: torch.Tensor) -> None:
-        recording: list[QuantizedLayer | StoredTensor] = [*self._layers.values(), *self.stored]
+        recording: list[QuantizedLayer | QuantizedProduct | StoredTensor] = [*self._layers.values(), *self.stored]
         # One pass of the float network for all widths: ranges depend on the values alone.
         for batch in calibration.split(self.batch_size):
             for part in recording:
                 part.recording_share = batch.shape[0] / calibration.shape[0]
-            self._run_module(self._filled(batch), None)
+            self._run_module(self.filled(batch), None)
         for part in recording:
             part.recording_share = None
         for name, layer in self._layers.items():
-            if not layer.statistics.finite:
+            if not all(statistics.finite for statistics in layer.operands):
                 raise NonFiniteError(f"layer {name!r} reads NaN or infinite activations on the calibration samples.")
 
-    def _filled(self, inputs: torch.Tensor) -> torch.Tensor:
+    def filled(self, inputs: torch.Tensor) -> torch.Tensor:
         """A batch of the size that the network takes, if it takes one only: the last sample stands for missing ones."""
         if self.fixed_batch is None or len(inputs) == self.fixed_batch:
             return inputs
@@ -135,10 +147,22 @@ class QuantizedNetwork:
             )
         return torch.cat([inputs, inputs[-1:].expand(self.fixed_batch - len(inputs), *inputs.shape[1:])])
 
+    def whole_batches(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The samples that make whole batches, for passes that cannot be padded: all, if any batch size will do."""
+        if self.fixed_batch is None:
+            return inputs
+        count = len(inputs) // self.fixed_batch * self.fixed_batch
+        return inputs[:count] if count else self.filled(inputs)
+
     @property
-    def layers(self) -> Mapping[str, QuantizedLayer]:
+    def layers(self) -> Mapping[str, QuantizedLayer | QuantizedProduct]:
         """The quantized layers by name, in network order."""
         return self._layers
+
+    @property
+    def weighted(self) -> Mapping[str, QuantizedLayer]:
+        """Those that have weights."""
+        return {name: layer for name, layer in self._layers.items() if isinstance(layer, QuantizedLayer)}
 
     @property
     def in_float(self) -> dict[str, str]:
@@ -161,7 +185,7 @@ class QuantizedNetwork:
 
     def use(self, name: str, bits: int, prepared: PreparedWidth) -> None:
         """Let a layer use weights and scales that were found elsewhere at a width."""
-        self._layers[name].replace(bits, prepared)
+        self.weighted[name].replace(bits, prepared)
         self._plan = None
         self.memory.clear()
 
@@ -184,6 +208,7 @@ class QuantizedNetwork:
             UnsupportedPrecisionError: If a width cannot be evaluated.
         """
         allocation = allocation.require_layers(self.workload.layer_names, f"network {self.workload.name!r}")
+        allocation = self.as_stored(allocation)
         if self._plan is not None and self._plan.allocation == allocation:
             self.memory.start_pass()
             return
@@ -194,8 +219,22 @@ class QuantizedNetwork:
             stored.active = IntegerEngine.runs(allocation)
         self.memory.start_pass()
 
+    def as_stored(self, allocation: BitAllocation) -> BitAllocation:
+        """The allocation with the widths at which shared weights are read.
+
+        They are stored once, at the width of the first layer that has them: a wider reader finds no more bits than
+        that, a narrower one rounds as it reads.
+        """
+        narrowed = {}
+        for layer in self.workload:
+            if layer.shares_weights_with:
+                own, stored = allocation[layer.name], allocation[layer.shares_weights_with].weight_bits
+                narrowed[layer.name] = own._replace(weight_bits=min(own.weight_bits, stored))
+        return BitAllocation({**allocation, **narrowed}) if narrowed else allocation
+
     def _plan_of(self, allocation: BitAllocation) -> Plan | None:
         """How an allocation runs on integers, or None if it runs in float."""
+        allocation = self.as_stored(allocation)
         if self.why_float is not None or not IntegerEngine.runs(allocation):
             return None
         self.prepare_all(allocation)
@@ -219,7 +258,7 @@ class QuantizedNetwork:
             return
         memory = ResultMemory(SWEEP_MIB)
         for number, batch in enumerate(batches):
-            count, inputs = len(batch), self._filled(batch)
+            count, inputs = len(batch), self.filled(batch)
             for position, (allocation, plan) in enumerate(zip(allocations, plans, strict=True)):
                 if plan is not None:
                     memory.start_pass()
@@ -251,6 +290,7 @@ class QuantizedNetwork:
         Raises:
             NonFiniteError: If a layer meets activations that are NaN or infinite; it is named.
         """
+        allocations = [self.as_stored(allocation) for allocation in allocations]
         for allocation in allocations:
             self.prepare_all(allocation)
         for stored in self.stored:
@@ -284,8 +324,11 @@ class QuantizedNetwork:
         return module
 
     def float_weights(self) -> list[torch.Tensor]:
-        """The float weights of every layer, in order."""
-        return [layer.layer.weight.detach() for layer in self._layers.values()]
+        """The float weights of every layer, in order; of a product of activations a sample of its second operand."""
+        return [
+            layer.layer.weight.detach() if isinstance(layer, QuantizedLayer) else layer.operands[1].sample()
+            for layer in self._layers.values()
+        ]
 
     @torch.no_grad()
     def __call__(self, inputs: torch.Tensor, batch: Hashable | None = None) -> torch.Tensor:
@@ -297,14 +340,14 @@ class QuantizedNetwork:
         """
         if not self.memory.limit_mib:
             batch = None
-        count, inputs = len(inputs), self._filled(inputs)
+        count, inputs = len(inputs), self.filled(inputs)
         if self._plan is not None:
             return self._engine()((inputs,), self._plan, self.memory, batch)[:count]
         return self._run_module(inputs, batch)[:count]
 
     def run_in_float(self, inputs: torch.Tensor) -> torch.Tensor:
         """Class scores of the fake-quantized float network at the selected precisions; nothing is kept or reused."""
-        return self._run_module(self._filled(inputs), None)[: len(inputs)]
+        return self._run_module(self.filled(inputs), None)[: len(inputs)]
 
     @torch.inference_mode(False)  # its tensors do not say that they were changed
     @torch.no_grad()
@@ -324,7 +367,7 @@ class QuantizedNetwork:
         made = ("_reuse", "_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
         stored = [(stored.statistics, stored.scale) for stored in self.stored]
-        state["calibrated"] = [layer.statistics for layer in self._layers.values()], stored
+        state["calibrated"] = [layer.operands for layer in self._layers.values()], stored
         state["prepared"] = {name: dict(layer.prepared) for name, layer in self._layers.items()}
         return state
 
@@ -333,8 +376,8 @@ class QuantizedNetwork:
         prepared = state.pop("prepared")
         self.__dict__.update(state)
         self._build()
-        for layer, statistics in zip(self._layers.values(), of_layers, strict=True):
-            layer.statistics = statistics
+        for layer, operands in zip(self._layers.values(), of_layers, strict=True):
+            layer.operands = operands
             layer.prepared = prepared[layer.name]
         for stored, (statistics, scale) in zip(self.stored, of_stored, strict=True):
             stored.statistics = statistics

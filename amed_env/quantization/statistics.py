@@ -39,7 +39,7 @@ class ActivationStatistics:
     @property
     def finite(self) -> bool:
         """Whether neither NaN nor infinity was seen."""
-        return bool(torch.isfinite(torch.tensor([self.minimum, self.maximum])).all())
+        return not self._samples or bool(torch.isfinite(torch.tensor([self.minimum, self.maximum])).all())
 
     @property
     def unsigned(self) -> bool:
@@ -48,9 +48,12 @@ class ActivationStatistics:
 
     def scale(self, bits: int) -> float:
         """The scale that minimises the squared error of the sample at a width."""
+        return short_scale(float(squared_error_scales(self.sample()[None], bits, self.unsigned)))
+
+    def sample(self) -> torch.Tensor:
+        """Float tensor (V,) of values that were seen, the extremes among them."""
         # The extremes belong to the sample: at 8 bits they matter more than their number.
-        values = torch.cat([*self._samples, torch.tensor([self.minimum, self.maximum])])
-        return short_scale(float(squared_error_scales(values[None], bits, self.unsigned)))
+        return torch.cat([*self._samples, torch.tensor([self.minimum, self.maximum])])
 
 
 def short_scale(scale: float) -> float:

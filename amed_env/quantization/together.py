@@ -15,16 +15,42 @@ from amed_env.errors import NonFiniteError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.finiteness import CollectedSums, check_finite
 from amed_env.quantization.layers import QuantizedLayer, StoredTensor, channels_last
+from amed_env.quantization.products import QuantizedProduct
 from amed_env.quantization.rounding import integer_range
 
 Settings = dict[str, torch.Tensor]
-"""Tensors of one layer, the first dimension over allocations: `integers`, `scales`, `inverse`, `scale`, `low`, `high`,
-and `bias` where it has one."""
+"""Tensors of one layer, the first dimension over allocations: `integers`, `scales`, `inverse`, `step`, `low`, `high`,
+and `bias` where it has one; of a product of activations the last four of each operand (`left_step`, …)."""
 
 
-def stacked_settings(layers: Mapping[str, QuantizedLayer], allocations: Sequence[BitAllocation]) -> dict[str, Settings]:
+def stacked_settings(
+    layers: Mapping[str, QuantizedLayer | QuantizedProduct], allocations: Sequence[BitAllocation]
+) -> dict[str, Settings]:
     """What every layer needs to run under several allocations, whose widths are prepared."""
-    return {name: _settings_of(layer, [a[name] for a in allocations]) for name, layer in layers.items()}
+    settings = {}
+    for name, layer in layers.items():
+        make = _settings_of_product if isinstance(layer, QuantizedProduct) else _settings_of
+        settings[name] = make(layer, [allocation[name] for allocation in allocations])  # type: ignore[arg-type]
+    return settings
+
+
+def _settings_of_product(layer: QuantizedProduct, precisions: Sequence[tuple[int, int]]) -> Settings:
+    settings: Settings = {}
+    for operand, side in enumerate(("left", "right")):
+        widths = [activation_bits if side == "left" else weight_bits for weight_bits, activation_bits in precisions]
+        steps = [layer.prepared[bits].steps[operand] for bits in widths]
+        ranges = [integer_range(bits, layer.operands[operand].unsigned) for bits in widths]
+        settings |= {f"{side}_{key}": tensor for key, tensor in _grids(steps, ranges).items()}
+    return settings
+
+
+def _grids(steps: Sequence[float], ranges: Sequence[tuple[int, int]]) -> Settings:
+    return {
+        "step": torch.tensor(steps, dtype=torch.float32),
+        "inverse": torch.tensor([1.0 / step for step in steps], dtype=torch.float32),
+        "low": torch.tensor([low for low, _ in ranges], dtype=torch.float32),
+        "high": torch.tensor([high for _, high in ranges], dtype=torch.float32),
+    }
 
 
 def _settings_of(layer: QuantizedLayer, precisions: Sequence[tuple[int, int]]) -> Settings:
@@ -35,10 +61,7 @@ def _settings_of(layer: QuantizedLayer, precisions: Sequence[tuple[int, int]]) -
     settings = {
         "integers": torch.stack([prepared.integers for prepared in weights]).float(),
         "scales": torch.stack([prepared.scales for prepared in weights]),
-        "scale": torch.tensor(steps, dtype=torch.float32),
-        "inverse": torch.tensor([1.0 / step for step in steps], dtype=torch.float32),
-        "low": torch.tensor([low for low, _ in ranges], dtype=torch.float32),
-        "high": torch.tensor([high for _, high in ranges], dtype=torch.float32),
+        **_grids(steps, ranges),
     }
     biases = [prepared.bias for prepared in weights if prepared.bias is not None]
     if biases:
@@ -48,7 +71,10 @@ def _settings_of(layer: QuantizedLayer, precisions: Sequence[tuple[int, int]]) -
 
 @torch.no_grad()
 def run_together(
-    module: nn.Module, layers: Mapping[str, QuantizedLayer], settings: dict[str, Settings], inputs: torch.Tensor
+    module: nn.Module,
+    layers: Mapping[str, QuantizedLayer | QuantizedProduct],
+    settings: dict[str, Settings],
+    inputs: torch.Tensor,
 ) -> torch.Tensor:
     """Class scores of one batch under several allocations of at most 8 bits: float32 (allocations, N, classes).
 
@@ -63,7 +89,7 @@ def run_together(
         NonFiniteError: If activations are, or could be, NaN or infinite; one after the other it is known which.
     """
     stored = [child for child in module.modules() if isinstance(child, StoredTensor)]
-    checking: list[QuantizedLayer | StoredTensor] = [*layers.values(), *stored]
+    checking: list[QuantizedLayer | QuantizedProduct | StoredTensor] = [*layers.values(), *stored]
 
     def run_one(one: dict[str, Settings]) -> tuple[torch.Tensor, torch.Tensor]:
         collected = CollectedSums()

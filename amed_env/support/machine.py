@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,15 @@ import numpy as np
 
 import amed_env._version as version
 
-DISTRIBUTIONS = ("torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
-"""Distributions whose versions a run records."""
+DISTRIBUTIONS = ("torch", "numpy", "scipy", "gymnasium", "stable-baselines3", "sb3-contrib")
+"""Distributions whose versions every run records."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
 
 
 @cache
@@ -39,10 +47,10 @@ def machine_text() -> str:
     return ", ".join(" ".join(part.split()) for part in parts)
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+def versions(further: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of what a result depends on: of this package, Python, `DISTRIBUTIONS` and further distributions."""
     installed = {"amed_env": version.__version__, "python": platform.python_version()}
-    for name in DISTRIBUTIONS:
+    for name in dict.fromkeys((*DISTRIBUTIONS, *further)):
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

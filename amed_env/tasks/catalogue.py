@@ -6,6 +6,7 @@ is imported before it is used. Other distributions add tasks through the entry-p
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -104,8 +105,11 @@ def named_network(name: str) -> NamedNetwork:
 def named_workload(name: str) -> Workload:
     """Layers of a named network; needs neither its weights nor its data."""
     entry = named_network(name)
-    if entry.table is not None:
-        return entry.table().table.ties.full
+    return entry.table().table.ties.full if entry.table is not None else _traced_workload(entry, name)
+
+
+@functools.cache
+def _traced_workload(entry: NamedNetwork, name: str) -> Workload:
     from amed_env.tracing.trace import trace  # brings torch, which tables do without
 
     return trace(entry.architecture(), entry.zeros(), name).workload

@@ -15,9 +15,8 @@ from amed_env.support.registry import import_object
 from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from amed_env.datasets import Splits
+    from amed_env.datasets.training import TrainingData
     from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.evaluation.quality import Evaluator
     from amed_env.evaluation.table import TableEvaluator
@@ -26,11 +25,15 @@ if TYPE_CHECKING:
     from amed_env.quantization.network import Engine
     from amed_env.quantization.recipe import Recipe
     from amed_env.tasks.task import Task
-    from amed_env.tracing.trace import Inputs
+    from amed_env.tracing.original import Outputs
+    from amed_env.tracing.packing import Inputs
+    from amed_env.tracing.trace import Network
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_DEVICE = "bitfusion"
+PROGRAM_SUFFIX = ".pt2"
+"""How the files of `torch.export.save` end."""
 COMPARED_SAMPLES = 64
 """Calibration samples on which what was captured is compared with the network: half a batch, so it is quick."""
 _SEARCH_SALT = "amed/search/1"  # another text would deal the search samples of users' tasks anew
@@ -39,8 +42,9 @@ _SEARCH_SALT = "amed/search/1"  # another text would deal the search samples of 
 def make_task(
     name: str | None = None,
     *,
-    network: nn.Module | None = None,
+    network: Network | None = None,
     example_input: Inputs | None = None,
+    outputs: Outputs | None = None,
     calibration: Any = None,
     search: Any = None,
     test: Any = None,
@@ -62,11 +66,14 @@ def make_task(
 
     Args:
         name: A name from `amed tasks`; or, with `network`, the name to give to it.
-        network: A trained module that `torch.export` can follow; it is not changed. Where it takes several
-            tensors, a tuple of tensors stands for the inputs everywhere below.
-        example_input: Float tensor (N, …) for tracing; the first calibration sample by default.
-        calibration: Samples that set the quantization ranges: a float32 tensor (N, …), an `(inputs, labels)` pair,
-            `Samples`, or a torch dataset.
+        network: A trained module that `torch.export` can follow, an `ExportedProgram`, or the path of its `.pt2` file;
+            it is not changed.
+        example_input: Inputs (N, …) for tracing; the first calibration sample by default. A tensor, a tuple of
+            arguments, a dict of keyword arguments, or a nested tree of these, as everywhere below.
+        outputs: Picks the tensor that counts, (N, …), of what the network returns; by default its only floating-point
+            tensor, or `logits`.
+        calibration: Samples that set the quantization ranges: inputs (N, …), an `(inputs, labels)` pair, a dict of
+            inputs and `labels`, `Samples`, a torch dataset of pairs or dicts, or a `DataLoader`.
         search: Samples that score allocations during the search, in any of these forms; a few thousand rank them well.
             They need labels for the scores `loss` and `metric`, and for metrics in the report. The calibration samples
             serve where none are given.
@@ -114,8 +121,9 @@ def make_task(
     }
     samples = {"calibration": calibration, "search": search, "test": test}
     if network is not None:
-        return _task_of_module(network, name, example_input, samples, backend, chosen, recipe, evaluation)
-    superfluous = [key for key, value in {"example_input": example_input, **samples}.items() if value is not None]
+        return _task_of_module(network, name, example_input, outputs, samples, backend, chosen, recipe, evaluation)
+    parts = {"example_input": example_input, "outputs": outputs, **samples}
+    superfluous = [key for key, value in parts.items() if value is not None]
     if name is None or superfluous:
         raise InputError(
             "a task needs a name, or a network with its calibration, search and test samples; "
@@ -175,7 +183,7 @@ def _task_of_name(
     evaluation: Mapping[str, Any],
 ) -> Task:
     """A task of the catalogue whose network is evaluated."""
-    evaluator = _evaluator(entry.trained(), None, entry.splits(), name, recipe, evaluation)
+    evaluator = _evaluator(entry.trained(), None, None, entry.splits(), name, recipe, evaluation)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
 
@@ -195,9 +203,10 @@ def _task_of_table(name: str, evaluator: TableEvaluator, backend: HardwareBacken
 
 
 def _task_of_module(
-    network: nn.Module,
+    network: Network,
     name: str | None,
     example_input: Inputs | None,
+    outputs: Outputs | None,
     samples: Mapping[str, Any],
     backend: HardwareBackend,
     chosen: Chosen,
@@ -206,19 +215,22 @@ def _task_of_module(
 ) -> Task:
     """A task of one's own network and samples."""
     if samples["calibration"] is None:
-        raise DataError("a network of your own also needs calibration samples; search samples would be good to have.")
+        raise DataError(
+            "a network of your own also needs calibration samples, and search samples are good to have; from the "
+            "command line, --network takes a package.module:function that returns them beside the network (which may "
+            "be the path of a .pt2 file)."
+        )
     # Here and below: data and networks bring torch, which tabular tasks do without.
     from amed_env.datasets import Splits
     from amed_env.datasets.forms import as_samples
     from amed_env.datasets.samples import drawn_order
     from amed_env.evaluation.fitting import scoring_remarks
-    from amed_env.tracing.trace import input_shapes
 
-    known_inputs = None if example_input is None else len(input_shapes(example_input))
-    calibration = as_samples(samples["calibration"], "calibration", labelled=False, input_count=known_inputs)
-    input_count = 1 if calibration.packed_shapes is None else len(calibration.packed_shapes)
+    takes_one = example_input is not None and not isinstance(example_input, tuple | list | Mapping)
+    calibration = as_samples(samples["calibration"], "calibration", labelled=False, one_input=takes_one)
+    one_input = calibration.form is None
     others = {
-        part: as_samples(samples[part], part, labelled=False, input_count=input_count)
+        part: as_samples(samples[part], part, labelled=None, one_input=one_input)
         for part in ("search", "test")
         if samples[part] is not None
     }
@@ -227,8 +239,8 @@ def _task_of_module(
     if "search" in others:
         drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
         splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
-    name = name or type(network).__name__
-    evaluator = _evaluator(network, example_input, splits, name, recipe, evaluation)
+    evaluator = _evaluator(network, example_input, outputs, splits, name, recipe, evaluation)
+    name = evaluator.workload.name
     for remark in scoring_remarks(evaluator.scoring, splits):
         logger.warning("%s: %s", name, remark)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
@@ -244,12 +256,39 @@ def import_task(path: str, **options: Any) -> Task:
     Raises:
         InputError: If the function cannot be imported, fails, or returns something else.
     """
+    return task_of_parts(imported_parts(path), **options)
+
+
+def task_of_parts(parts: Mapping[str, Any], **options: Any) -> Task:
+    """A task from what the function of a network returns, but for training samples (`training_of_parts`).
+
+    Args:
+        parts: What it returns.
+        **options: Further arguments of `make_task`; those that are not None have precedence.
+    """
     given = {name: value for name, value in options.items() if value is not None}
-    return make_task(**{"name": path.replace(":", "."), **imported_parts(path), **given})
+    return make_task(**{**{name: part for name, part in parts.items() if name != "training"}, **given})
+
+
+def training_of_parts(parts: Mapping[str, Any], path: str) -> TrainingData:
+    """What the function of a network returns to train on; a tenth of it is held out to choose the best epoch by.
+
+    Raises:
+        DataError: If there is none, or it has no labels.
+    """
+    from amed_env.datasets.forms import as_samples
+    from amed_env.datasets.training import TrainingData
+
+    training = parts.get("training")
+    if training is None:
+        raise DataError(f"{path!r} returned no training samples; add training=(inputs, labels) to what it returns.")
+    if isinstance(training, TrainingData):
+        return training
+    return TrainingData.of(as_samples(training, "training"))
 
 
 def import_workload(path: str) -> Workload:
-    """Layers of the network that `package.module:function` returns; an example input or calibration samples are enough.
+    """Layers of the network of `package.module:function` or of a `.pt2` file; an example or calibration is enough.
 
     Raises:
         InputError: If the function cannot be imported, fails, or returns something else.
@@ -257,30 +296,40 @@ def import_workload(path: str) -> Workload:
     from amed_env.tracing.trace import trace
 
     parts = imported_parts(path)
-    return trace(parts["network"], example_of(parts, path), parts.get("name", path.replace(":", "."))).workload
+    return trace(parts["network"], example_of(parts, path), parts["name"], outputs=parts.get("outputs")).workload
 
 
 def example_of(parts: Mapping[str, Any], path: str) -> Inputs:
-    """The example input among the parts of a network, or its first calibration sample.
+    """The example input among the parts of a network, its first calibration sample, or what it was exported with.
 
     Raises:
-        InputError: If there is neither.
+        InputError: If there is none.
     """
     if parts.get("example_input") is not None:
-        return parts["example_input"]  # type: ignore[no-any-return]
-    if parts.get("calibration") is None:
-        raise InputError(f"{path!r} returned neither example_input nor calibration; shapes need one of them.")
-    from amed_env.datasets.forms import as_samples
+        return parts["example_input"]
+    if parts.get("calibration") is not None:
+        from amed_env.datasets.forms import as_samples
 
-    return as_samples(parts["calibration"], "calibration", labelled=False).example()
+        return as_samples(parts["calibration"], "calibration", labelled=False).example()
+    from amed_env.tracing.programs import given_network
+
+    example = given_network(parts["network"]).example
+    if example is None:
+        raise InputError(f"{path!r} returned neither example_input nor calibration; shapes need one of them.")
+    return example
 
 
 def imported_parts(path: str) -> Mapping[str, Any]:
-    """What the function of a network, `package.module:function`, returns.
+    """What the function of a network, `package.module:function`, returns, or the network of a `.pt2` file alone.
+
+    Returns:
+        Its parts by their names in `make_task`; `network` and `name` are always among them.
 
     Raises:
         InputError: If the function cannot be imported, fails, or returns something else.
     """
+    if path.endswith(PROGRAM_SUFFIX):
+        return {"name": Path(path).stem, "network": path}
     function = import_object(path, "network function")
     if not callable(function):
         raise InputError(f"{path!r} is no function; it must return a dict with network, calibration, search and test.")
@@ -290,38 +339,53 @@ def imported_parts(path: str) -> Mapping[str, Any]:
         raise
     except Exception as error:
         raise InputError(f"{path!r} failed: {type(error).__name__}: {error}.") from error
-    allowed = {"name", "network", "example_input", "calibration", "search", "test", "score", "metrics"}
+    allowed = {
+        *("name", "network", "example_input", "outputs", "calibration", "search", "test", "training"),
+        *("score", "metrics"),
+    }
     if not isinstance(parts, Mapping) or "network" not in parts or not set(parts) <= allowed:
         returned = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise InputError(
             f"{path!r} returned {returned}; expected a dict with network, calibration, search and test, and "
-            "perhaps name, example_input, score and metrics."
+            "perhaps name, example_input, outputs, training, score and metrics."
         )
-    return parts
+    return {"name": path.replace(":", "."), **parts}
 
 
 def _evaluator(
-    network: nn.Module,
+    network: Network,
     example_input: Inputs | None,
+    outputs: Outputs | None,
     splits: Splits,
-    name: str,
+    name: str | None,
     recipe: str | Recipe | None,
     options: Mapping[str, Any],
 ) -> PostTrainingEvaluator:
     from amed_env.evaluation.post_training import PostTrainingEvaluator
-    from amed_env.tracing.trace import input_shapes, trace
+    from amed_env.tracing.original import class_scores
+    from amed_env.tracing.trace import trace
 
     example = splits.calibration.example()
     if example_input is not None:
-        example_shapes, sample_shapes = input_shapes(example_input), input_shapes(example)
-        if example_shapes != sample_shapes:
-            raise DataError(
-                f"the example input has shapes {example_shapes} but the calibration samples {sample_shapes}, "
-                "both without N."
-            )
+        _check_same_form(example_input, example)
         example = example_input
-    traced = trace(network, example, name, samples=splits.calibration.inputs[:COMPARED_SAMPLES])
+    traced = trace(network, example, name, splits.calibration.inputs[:COMPARED_SAMPLES], outputs or class_scores)
     return PostTrainingEvaluator(traced, splits, recipe, **options)
+
+
+def _check_same_form(example_input: Inputs, sample: Inputs) -> None:
+    """Check that an example has inputs of the shapes, and by the names, of a calibration sample."""
+    from amed_env.tracing.packing import packed_inputs
+
+    try:
+        (_, given), (_, expected) = packed_inputs(example_input), packed_inputs(sample)
+    except ValueError as error:
+        raise DataError(f"the example input cannot be used: {error}") from error
+    if (given.tree, given.shapes) != (expected.tree, expected.shapes):
+        raise DataError(
+            f"the example input has shapes {given.listed()} but the calibration samples {expected.listed()}, both "
+            "without N."
+        )
 
 
 def load_allocation(path: str | Path, workload: Workload) -> BitAllocation:

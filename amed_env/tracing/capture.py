@@ -17,13 +17,17 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 
 from amed_env.errors import NetworkError
+from amed_env.support.text import first_few
+
+if TYPE_CHECKING:
+    from amed_env.tracing.original import Call
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -32,8 +36,13 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 FLOAT_TYPES = (*HALF_TYPES, torch.float64)
 """Types that are computed in float32."""
 
-_RECURRENT = ("gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input")
-"""Taken apart into linear layers and products, one a time step, so that their weights are seen."""
+_TAKEN_APART = (
+    # Linear layers, one a time step.
+    *("gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input"),
+    *("gru_cell.default", "lstm_cell.default", "rnn_tanh_cell.default", "rnn_relu_cell.default"),
+    *("einsum.default", "tensordot.default", "inner.default"),
+)
+"""Taken apart by torch, so that their products and weights are seen."""
 _COPIES: tuple[Any, ...] = (
     aten.clone.default,
     aten.alias.default,
@@ -43,6 +52,8 @@ _COPIES: tuple[Any, ...] = (
 )
 _CHECKS = ("_assert", "sym_constrain_range", "_guards_fn")
 _ROOT_PREFIX = "network"  # the attribute of `_Called` that holds the user's network
+PARAMETERS = "parameters"
+"""Key of a constant's meta: the paths of the network's parameters and buffers that it was computed from."""
 
 
 @dataclass(frozen=True)
@@ -53,39 +64,41 @@ class Program:
         module: The program: a graph of ATen operations, functional (nothing is changed in place), float32.
         batch_size: The only batch size that it takes, or None if it takes any.
         remarks: What a user should know, a line each.
+        has_half: Whether the network computes in half precision somewhere.
     """
 
     module: fx.GraphModule
     batch_size: int | None
     remarks: tuple[str, ...]
+    has_half: bool
 
 
 class _Called(nn.Module):
-    """A network that takes one tensor a sample: several inputs come packed into one (see `packing`)."""
+    """A network that takes one tensor, and returns what counts of its answer."""
 
-    def __init__(self, network: nn.Module, unpacked: Any) -> None:
+    def __init__(self, network: nn.Module, call: Call) -> None:
         super().__init__()
-        self.network, self._unpacked = network, unpacked
+        self.network, self._call = network, call
 
-    def forward(self, inputs: torch.Tensor) -> Any:
-        return self.network(*self._unpacked(inputs))
+    def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        return self._call(self.network, inputs)
 
 
-def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str, any_batch: bool = True) -> Program:
+def capture(network: nn.Module, example: torch.Tensor, call: Call, name: str, any_batch: bool = True) -> Program:
     """Record what a network runs in eval mode.
 
     Args:
         network: The network; afterwards it is as it was.
         example: Tensor (N, …) that the program will take.
-        unpacked: Makes of such a tensor the tuple of arguments of the network.
+        call: How the network is called with such a tensor.
         name: The network's name, for messages.
         any_batch: Whether the program should take any number of samples, if it can.
 
     Raises:
         NetworkError: If it cannot be recorded; the line of the user's code that is why is named.
     """
-    called = _Called(network, unpacked)
-    with _in_eval_mode(network), torch.no_grad(), _quiet():
+    called = _Called(network, call)
+    with _in_eval_mode(network), torch.no_grad(), quiet():
         exported, batch_size = _export(called, example, name, any_batch)
         exported = exported.run_decompositions(_decompositions())
         module = exported.module()
@@ -97,7 +110,8 @@ def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str,
             "training."
         )
     assert isinstance(module, fx.GraphModule)
-    remarks = _to_float32(module)
+    types = _to_float32(module)
+    remarks = [f"{str(kind).removeprefix('torch.')} is computed in float32" for kind in types]
     _drop_writes_into_inputs(module)
     _drop_checks(module)
     _drop_copies(module)  # before constants are folded: a copy of a parameter keeps its name
@@ -105,7 +119,7 @@ def capture(network: nn.Module, example: torch.Tensor, unpacked: Any, name: str,
     _drop_copies(module)
     module.graph.eliminate_dead_code()
     module.recompile()
-    return Program(module, batch_size, remarks)
+    return Program(module, batch_size, tuple(remarks), any(kind in HALF_TYPES for kind in types))
 
 
 @contextmanager
@@ -137,12 +151,12 @@ def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) 
     try:
         return export(called, (example,), strict=False), len(example)
     except Exception as error:
-        raise NetworkError(_cannot_be_captured(name, example, error)) from error
+        raise NetworkError(_cannot_be_captured(called.network, name, example, error)) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's own lines about what it cannot follow: the error says it, with the user's line."""
+def quiet() -> Iterator[None]:
+    """Without torch's own lines about what it cannot follow or read: the error says it, with the user's line."""
     names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -162,14 +176,22 @@ def _read_shape(exported: ExportedProgram) -> tuple[Any, ...]:
     return tuple(node.meta["val"].shape)
 
 
-def _cannot_be_captured(name: str, example: torch.Tensor, error: Exception) -> str:
+def _cannot_be_captured(network: nn.Module, name: str, example: torch.Tensor, error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(" (unhinted")[0].rstrip(".")
     where = _users_line(error)
     return (
         f"network {name!r} cannot be captured on an input of shape {tuple(example.shape)}: "
         f"{type(error).__name__}: {first}{'' if where is None else f' ({where})'}. "
-        "What runs may depend on shapes but not on values: replace `if` and "
-        "loops over values by torch.where or masks, and pass an nn.Module, not a script."
+        f"{_cure(network)}"
+    )
+
+
+def _cure(network: nn.Module) -> str:
+    scripts = [path for path, child in network.named_modules() if isinstance(child, torch.jit.ScriptModule)]
+    if scripts:
+        return f"{first_few(scripts)} is TorchScript, which cannot be captured; give the nn.Module it was made of."
+    return (
+        "What runs may depend on shapes but not on values: replace `if` and loops over values by torch.where or masks."
     )
 
 
@@ -186,15 +208,24 @@ def _users_line(error: BaseException) -> str | None:
 
 @cache
 def _decompositions() -> dict[Any, Any]:
-    """What is taken apart: recurrent layers, and attention."""
+    """What is taken apart into products: recurrent layers, attention, and sums over indices."""
     table = torch.export.default_decompositions()
     chosen: dict[Any, Any] = {}
     for operation in list(table):
-        if str(operation).removeprefix("aten.") in _RECURRENT:
+        if str(operation).removeprefix("aten.") in _TAKEN_APART:
             chosen[operation] = table[operation]
-    attention = aten.scaled_dot_product_attention.default
-    chosen[attention] = _attention
+    chosen[aten.scaled_dot_product_attention.default] = _attention
+    chosen[aten.baddbmm.default] = _added_product
     return chosen
+
+
+def _added_product(
+    added: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    """`torch.baddbmm` as a product and what is added to it."""
+    product = torch.bmm(left, right)
+    product = product if alpha == 1 else product * alpha
+    return product if beta == 0 else product + (added if beta == 1 else added * beta)
 
 
 def _attention(
@@ -224,8 +255,8 @@ def _attention(
     return torch.matmul(scores.softmax(-1), value)
 
 
-def _to_float32(module: fx.GraphModule) -> tuple[str, ...]:
-    """Compute in float32 what is in another float type; returns remarks that say so."""
+def _to_float32(module: fx.GraphModule) -> list[torch.dtype]:
+    """Compute in float32 what is in another float type; returns the types that were."""
     types: set[torch.dtype] = set()
 
     def single(value: Any) -> Any:
@@ -243,7 +274,7 @@ def _to_float32(module: fx.GraphModule) -> tuple[str, ...]:
         elif node.op == "call_function":
             node.args = fx.node.map_aggregate(node.args, single)
             node.kwargs = fx.node.map_aggregate(node.kwargs, single)
-    return tuple(f"{str(kind).removeprefix('torch.')} is computed in float32" for kind in sorted(types, key=str))
+    return sorted(types, key=str)
 
 
 def _set_constant(module: nn.Module, path: str, tensor: torch.Tensor) -> None:
@@ -285,6 +316,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             constants[node] = operator.attrgetter(str(node.target))(module)
+            node.meta[PARAMETERS] = (str(node.target).removeprefix(f"{_ROOT_PREFIX}."),)
             continue
         if node.op != "call_function" or not all(source in constants for source in node.all_input_nodes):
             continue
@@ -293,6 +325,8 @@ def _fold_constants(module: fx.GraphModule) -> None:
         arguments = fx.node.map_arg((node.args, node.kwargs), constants.__getitem__)
         with torch.no_grad():
             constants[node] = node.target(*arguments[0], **arguments[1])
+        origins = [path for source in node.all_input_nodes for path in source.meta[PARAMETERS]]
+        node.meta[PARAMETERS] = tuple(dict.fromkeys(origins))
     for node, value in constants.items():
         if node.op == "get_attr":
             continue

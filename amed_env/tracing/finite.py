@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,12 +29,12 @@ def check_finite_weights(network: nn.Module, name: str) -> None:
         )
 
 
-def first_non_finite(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str | None:
+def first_non_finite(module: nn.Module, run: Callable[[], object]) -> str | None:
     """Name and type of the first module that turns finite inputs into NaN or infinity, or None if no module does.
 
     Args:
-        module: The network; it is run once more.
-        inputs: Its arguments.
+        module: The network.
+        run: Runs it once more.
     """
     found: list[str] = []
 
@@ -50,7 +51,7 @@ def first_non_finite(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str
     ]
     try:
         with torch.no_grad(), suppress(NonFiniteError):  # a layer that refuses what it reads ends the run
-            module(*inputs)
+            run()
     finally:
         for handle in handles:
             handle.remove()

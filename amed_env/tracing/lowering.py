@@ -1,7 +1,8 @@
-"""The layers of a captured program: products with constant weights become modules that can be quantized.
+"""The layers of a captured program: products, and look-ups of constant rows, become modules that can be quantized.
 
-A layer is an operation. It is called by the path of the module whose weight it takes, and is one layer however often it
-is called with that weight: the weight is stored once, and the work of the calls adds up.
+A layer is an operation. With constant weights it is called by the path of the module whose weight it takes, and is one
+layer however often it is called with that weight: the weight is stored once, and the work of the calls adds up. A
+product of two activations is a layer a call, as each has other operands.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from amed_env.errors import NetworkError
-from amed_env.problem.workload import Layer, LayerKind
-from amed_env.tracing.capture import constant_of, module_path
+from amed_env.tracing.capture import PARAMETERS, constant_of, module_path
 
 aten = torch.ops.aten
 
@@ -59,6 +58,39 @@ class TransposedConvolution(nn.Module):
         return self.compute(inputs, self.weight, self.bias)
 
 
+class EmbeddingTable(nn.Module):
+    """Rows that are looked up.
+
+    Args:
+        weight: Float tensor (rows, values of a row).
+
+    Attributes:
+        weight: The same.
+        bias: None; every layer has one or none.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None
+
+    def compute(self, indices: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The rows (…, values of a row) of other weights at indices (…)."""
+        return F.embedding(indices, weight)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """The rows at indices, int64 or int32."""
+        return self.compute(indices, self.weight)
+
+
+class Product(nn.Module):
+    """The product of two activations, as `torch.matmul` has it; it has no weights."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """(…, M, K) by (…, K, N): (…, M, N)."""
+        return torch.matmul(left, right)
+
+
 QuantizableModule = nn.Conv1d | nn.Conv2d | nn.Conv3d | TransposedConvolution | nn.Linear
 QUANTIZABLE = (
     nn.Conv1d,
@@ -68,6 +100,7 @@ QUANTIZABLE = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
     nn.Linear,
+    nn.Embedding,
 )
 _CONVOLUTIONS: dict[Any, tuple[type[nn.Module], int]] = {
     aten.conv1d.default: (nn.Conv1d, 1),
@@ -84,61 +117,86 @@ _TRANSPOSED: dict[Any, tuple[type[nn.Module], int]] = {
 }
 COMPUTES = "computes"
 """Key of a node's meta: the name of the captured operation whose result it returns."""
-_PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.matmul.default)
+PATH = "path"
+"""Key of the meta of a node that takes a parameter or buffer of the network: its path there."""
+_PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.bmm.default, aten.matmul.default)
 
 
 @dataclass(frozen=True)
 class _Operands:
-    """A product with constant weights, as a module of torch.
+    """An operation that becomes a layer, as a module of torch.
 
     Attributes:
-        read: The node whose values the layer reads.
-        weight: The node of the weights; calls with the same one are calls of one layer.
+        read: The nodes whose values the layer reads.
+        weight: The node of the weights; calls with the same one are calls of one layer. None in a product of two
+            activations.
         kind: The operation's name.
         options: What else must be equal for that.
         make: Makes the module.
     """
 
-    read: fx.Node
-    weight: fx.Node
+    read: tuple[fx.Node, ...]
+    weight: fx.Node | None
     kind: str
     options: tuple[Any, ...]
     make: Callable[[], nn.Module]
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for calls of one layer."""
-        return str(self.weight.target), self.kind, self.options
+    turned: bool = False
+    """Whether the constant stands on the left: (A x)ᵀ = xᵀ Aᵀ, so both what is read and the result are transposed."""
 
 
-def lower(module: fx.GraphModule, network: nn.Module) -> dict[str, nn.Module]:
-    """Replace, in place, every product with constant weights by a call of a module; returns the modules by name.
+@dataclass(frozen=True)
+class Lowered:
+    """The layers of a program.
+
+    Attributes:
+        layers: Modules by name, in the order in which they first run.
+        shared: Layer to the earlier layer that has the same weights.
+    """
+
+    layers: dict[str, nn.Module]
+    shared: dict[str, str]
+
+
+def lower(module: fx.GraphModule, network: nn.Module) -> Lowered:
+    """Replace, in place, every operation that can be a layer by a call of a module.
 
     Args:
         module: The captured program of the network.
         network: The network itself, for the names of its modules.
     """
     users_modules = dict(network.named_modules(remove_duplicate=False))
-    products: list[tuple[fx.Node, _Operands]] = []
+    weights = _same_weights(network)
+    products: list[tuple[fx.Node, _Operands, tuple[Any, ...]]] = []
     names: dict[tuple[Any, ...], str] = {}
     for node in module.graph.nodes:
         operands = _operands(module, node)
         if operands is not None:
-            products.append((node, operands))
-            if operands.key not in names:
-                names[operands.key] = _free(_layer_name(node, operands, users_modules), set(names.values()))
+            key = _whose(node, operands, weights), operands.kind, operands.options
+            products.append((node, operands, key))
+            if key not in names:
+                names[key] = _free(_layer_name(node, operands, users_modules), set(names.values()))
     for key, name in names.items():  # a module with layers inside of it cannot be a layer by that name itself
         if any(other.startswith(f"{name}.") for other in names.values()):
             names[key] = _free(f"{name}.product", set(names.values()))
     layers: dict[str, nn.Module] = {}
+    shared: dict[str, str] = {}
+    owners: dict[Any, str] = {}
     calls: dict[fx.Node, fx.Node] = {}
-    for node, operands in products:
-        name = names[operands.key]
+    for node, operands, key in products:
+        name = names[key]
         if name not in layers:
             layers[name] = operands.make()
+            if owners.setdefault(key[0], name) != name:
+                shared[name] = owners[key[0]]
         with module.graph.inserting_before(node):
-            read = calls.get(operands.read, operands.read)
-            calls[node] = call = module.graph.create_node("call_module", name, (read,))
+            read = tuple(calls.get(source, source) for source in operands.read)
+            if operands.turned:
+                turned = module.graph.call_function(aten.transpose.int, (read[0], -2, -1))
+                product = module.graph.create_node("call_module", name, (turned,))
+                call = module.graph.call_function(aten.transpose.int, (product, -2, -1))
+            else:
+                call = module.graph.create_node("call_module", name, read)
+        calls[node] = call
         call.meta = {**node.meta, COMPUTES: node.name}
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
@@ -146,7 +204,21 @@ def lower(module: fx.GraphModule, network: nn.Module) -> dict[str, nn.Module]:
         _add_module(module, name, layer)
     module.graph.eliminate_dead_code()
     module.recompile()
-    return layers
+    return Lowered(layers, shared)
+
+
+def _same_weights(network: nn.Module) -> dict[str, str]:
+    """Path of a parameter to the first path of that parameter: a tied one has several."""
+    first: dict[int, str] = {}
+    return {p: first.setdefault(id(weight), p) for p, weight in network.named_parameters(remove_duplicate=False)}
+
+
+def _whose(node: fx.Node, operands: _Operands, weights: dict[str, str]) -> str:
+    """Equal for operations with the same weights."""
+    if operands.weight is None:
+        return node.name
+    path = operands.weight.meta.get(PATH)  # of a parameter itself, and not of what is computed from it
+    return str(operands.weight.target) if path is None else weights.get(path, path)
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -162,14 +234,23 @@ def _layer_name(node: fx.Node, operands: _Operands, users_modules: dict[str, nn.
     """The path of the module that runs the product, or of the parameter that it takes."""
     path = module_path(node)
     running = users_modules.get(path)
-    if isinstance(running, QUANTIZABLE) and path:
+    if path and (isinstance(running, QUANTIZABLE) or _has_one_matrix(running)):
         return path
-    parameter = str(operands.weight.target)
-    if parameter.startswith("network."):
-        return re.sub(r"[._]weight$", "", parameter.removeprefix("network.")).removesuffix("weight") or "0"
+    if operands.weight is None:
+        return f"{path}.{operands.kind}" if path else operands.kind
+    parameters = operands.weight.meta[PARAMETERS]
+    if len(parameters) == 1:  # a module with parts calls a function, or an exported program has lost its modules
+        return re.sub(r"[._]?weight$", "", parameters[0]) or operands.kind
     if path and (running is None or next(running.children(), None) is None):
         return path
     return f"{path}.{operands.kind}" if path else operands.kind
+
+
+def _has_one_matrix(module: nn.Module | None) -> bool:
+    """Whether a module has nothing inside of it but one tensor that can be multiplied with."""
+    if module is None or next(module.children(), None) is not None:
+        return False
+    return sum(tensor.dim() >= 2 for tensor in (*module.parameters(), *module.buffers())) == 1
 
 
 def _add_module(root: nn.Module, name: str, layer: nn.Module) -> None:
@@ -199,20 +280,48 @@ def _operands(module: fx.GraphModule, node: fx.Node) -> _Operands | None:
         return _linear(module, read, weight, bias, transposed=True)
     if node.target in _PRODUCTS:
         read, weight = node.args
-        return _linear(module, read, weight, None, transposed=True)
+        return (
+            _linear(module, read, weight, None, transposed=True)
+            or _linear(module, weight, read, None, transposed=False, turned=True)
+            or _product(read, weight)
+        )
+    if node.target is aten.embedding.default:
+        return _embedding(module, node)
     return None
 
 
-def _is_batched(node: Any) -> bool:
-    shape = getattr(getattr(node, "meta", {}).get("val"), "shape", None)
-    return shape is not None and len(shape) >= 2
-
-
-def _linear(module: fx.GraphModule, read: Any, weight: Any, bias: Any, *, transposed: bool) -> _Operands | None:
-    values, offset = constant_of(module, weight), constant_of(module, bias)
-    if values is None or values.dim() != 2 or not isinstance(read, fx.Node) or read.op == "get_attr":
+def _embedding(module: fx.GraphModule, node: fx.Node) -> _Operands | None:
+    arguments: tuple[Any, ...] = node.args
+    weight, indices = arguments[:2]
+    values = constant_of(module, weight)
+    if values is None or not values.is_floating_point() or not isinstance(indices, fx.Node):
         return None
-    if not _is_batched(read) or (bias is not None and (offset is None or offset.dim() != 1)):
+    assert isinstance(weight, fx.Node)
+    return _Operands((indices,), weight, "embedding", (), lambda: EmbeddingTable(values.detach().float().clone()))
+
+
+def _product(left: Any, right: Any) -> _Operands | None:
+    """A product of two activations that are matrices, or stacks of them."""
+    if min(_axes(left), _axes(right)) < 2 or "get_attr" in (left.op, right.op):
+        return None
+    if left.meta["val"].shape[-1] == 1:
+        return None  # nothing is summed: every value is multiplied by one other
+    return _Operands((left, right), None, "matmul", (), Product)
+
+
+def _axes(node: Any) -> int:
+    return len(getattr(getattr(node, "meta", {}).get("val"), "shape", ()))
+
+
+def _linear(
+    module: fx.GraphModule, read: Any, weight: Any, bias: Any, *, transposed: bool, turned: bool = False
+) -> _Operands | None:
+    values, offset = constant_of(module, weight), constant_of(module, bias)
+    if values is None or not isinstance(read, fx.Node) or read.op == "get_attr":
+        return None
+    if 2 < values.dim() <= _axes(read) and values.numel() == values[(0,) * (values.dim() - 2)].numel():
+        values = values.reshape(values.shape[-2:])  # a stack of one matrix, as sums over indices make it
+    if values.dim() != 2 or _axes(read) < 2 or (bias is not None and (offset is None or offset.dim() != 1)):
         return None
     matrix = values.t() if transposed else values
     if offset is not None and len(offset) != len(matrix):
@@ -222,7 +331,7 @@ def _linear(module: fx.GraphModule, read: Any, weight: Any, bias: Any, *, transp
         layer = nn.utils.skip_init(nn.Linear, matrix.shape[1], matrix.shape[0], bias=offset is not None)
         return _with_weights(layer, matrix, offset)
 
-    return _Operands(read, weight, "linear", (transposed, _target(bias)), make)
+    return _Operands((read,), weight, "linear", (transposed, _target(bias)), make, turned)
 
 
 def _convolution(module: fx.GraphModule, node: fx.Node) -> _Operands | None:
@@ -265,7 +374,7 @@ def _convolution(module: fx.GraphModule, node: fx.Node) -> _Operands | None:
         made = _with_weights(layer, values, offset)
         return TransposedConvolution(made) if isinstance(made, nn.modules.conv._ConvTransposeNd) else made
 
-    return _Operands(read, weight, kind.__name__.lower(), (str(options), _target(bias)), make)
+    return _Operands((read,), weight, kind.__name__.lower(), (str(options), _target(bias)), make)
 
 
 def _target(node: Any) -> str | None:
@@ -282,76 +391,3 @@ def _with_weights(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | N
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().float().clone(), requires_grad=False)
     return layer.eval()
-
-
-def layer_of_call(name: str, layer: nn.Module, read: torch.Size, written: torch.Size, batch: int) -> Layer:
-    """The shape of one call of a layer, for one sample.
-
-    Args:
-        name: The layer's name.
-        layer: The layer.
-        read: Shape of what it reads.
-        written: Shape of what it returns.
-        batch: Samples; they need not stand on the first axis, as recurrent layers show.
-    """
-    input_elements, output_elements = read.numel() // batch, written.numel() // batch
-    if output_elements == 0:
-        raise NetworkError(f"layer {name!r} has an empty output on the example input; give a larger input.")
-    if isinstance(layer, nn.Linear):
-        return Layer(
-            name,
-            "linear",
-            m=max(1, output_elements // layer.out_features),
-            n=layer.out_features,
-            k=layer.in_features,
-            input_elements=input_elements,
-            output_elements=output_elements,
-        )
-    assert isinstance(layer, nn.modules.conv._ConvNd | TransposedConvolution)
-    kernel, stride = _two_axes(layer.kernel_size), _two_axes(layer.stride)
-    taps = layer.weight[0, 0].numel()
-    if isinstance(layer, TransposedConvolution):
-        # Every pixel that is read is multiplied with all weights of its channel, and the products are scattered.
-        m = input_elements // layer.in_channels
-        n, k = layer.out_channels // layer.groups * taps, layer.in_channels // layer.groups
-    else:
-        m = output_elements // layer.out_channels
-        n, k = layer.out_channels // layer.groups, layer.in_channels // layer.groups * taps
-    depthwise = layer.groups > 1 and layer.groups == layer.in_channels and n == 1
-    kind: LayerKind = "depthwise" if depthwise else "conv"
-    return Layer(
-        name,
-        kind,
-        m=m,
-        n=n,
-        k=k,
-        groups=layer.groups,
-        input_elements=input_elements,
-        output_elements=output_elements,
-        kernel=kernel,
-        stride=stride,
-    )
-
-
-def _two_axes(sizes: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width; one axis is a width, and of three the first two are taken together."""
-    if len(sizes) == 1:
-        return 1, sizes[0]
-    return (sizes[0], sizes[1]) if len(sizes) == 2 else (sizes[0] * sizes[1], sizes[2])
-
-
-def add_call(first: Layer, again: Layer) -> Layer:
-    """A layer that is called more than once: the same weights, more pixels."""
-    return Layer(
-        first.name,
-        first.kind,
-        m=first.m + again.m,
-        n=first.n,
-        k=first.k,
-        groups=first.groups,
-        input_elements=first.input_elements + again.input_elements,
-        weight_elements=first.weight_elements,
-        output_elements=first.output_elements + again.output_elements,
-        kernel=first.kernel,
-        stride=first.stride,
-    )

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from amed_env.tracing.capture import constant_of
-from amed_env.tracing.lowering import COMPUTES
+from amed_env.tracing.lowering import COMPUTES, EmbeddingTable, Product
 
 aten = torch.ops.aten
 
@@ -58,7 +58,7 @@ def _fold(module: fx.GraphModule, node: fx.Node, layers: dict[str, nn.Module], c
         return False
     name = str(read.target)
     layer = layers.get(name)
-    if layer is None or calls[name] != 1:
+    if layer is None or isinstance(layer, EmbeddingTable | Product) or calls[name] != 1:
         return False
     tensors = {key: constant_of(module, given.get(key)) for key in ("weight", "bias", "mean", "variance")}
     mean, variance = tensors["mean"], tensors["variance"]

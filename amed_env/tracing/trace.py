@@ -10,30 +10,36 @@ import copy
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.utils import _pytree as pytree
 
-from amed_env.errors import NetworkError, NonFiniteError
+from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
-from amed_env.tracing.capture import capture, constant_of, module_path
-from amed_env.tracing.finite import check_finite_weights, first_non_finite
-from amed_env.tracing.lowering import COMPUTES, QUANTIZABLE, add_call, layer_of_call, lower
+from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path
+from amed_env.tracing.finite import check_finite_weights
+from amed_env.tracing.lowering import COMPUTES, PATH, QUANTIZABLE, Lowered, lower
 from amed_env.tracing.norms import fold_batch_norms
-from amed_env.tracing.packing import Shapes, pack, unpack
+from amed_env.tracing.original import Call, Outputs, answer, suited_to, tensors_of
+from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
+from amed_env.tracing.programs import Given, given_network
+from amed_env.tracing.shapes import add_call, layer_of_call
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
 
-Inputs = torch.Tensor | tuple[torch.Tensor, ...]
-"""What a network takes: a tensor (N, ...), or several."""
+Network = nn.Module | ExportedProgram | str | Path
+"""A module, an exported program, or the path of its `.pt2` file."""
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference from the untouched network, as a part of the largest output: sums in another order differ less."""
+FIXED_BATCH = 64
+"""Samples of a batch of a program that takes one size only, if the network itself takes any: enough to run fast."""
 _HALF_TOLERANCE = 3e-2
 """The same where the untouched network computes in half precision, which rounds to 8 or 11 bits."""
 _PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.bmm.default, aten.matmul.default, aten.baddbmm.default)
@@ -80,171 +86,124 @@ class TracedNetwork:
 
 @torch.no_grad()
 def trace(
-    network: nn.Module, example_input: Inputs, name: str | None = None, samples: torch.Tensor | None = None
+    network: Network,
+    example_input: Inputs | None = None,
+    name: str | None = None,
+    samples: torch.Tensor | None = None,
+    outputs: Outputs | None = None,
 ) -> TracedNetwork:
     """Find the quantizable layers of a network and their shapes.
 
     Args:
-        network: Any module that `torch.export` can follow; it is not changed.
-        example_input: Tensor (N, …) that the network accepts; costs are per sample. A tuple of tensors for a network
-            that takes several: the traced module then takes them packed (`packing.pack`).
-        name: Name of the workload; the class name by default.
-        samples: Further inputs, packed if there are several, on which the result is compared with the network.
+        network: Any module that `torch.export` can follow, an exported program, or the path of its `.pt2` file; it is
+            not changed.
+        example_input: What the network takes: a tensor (N, …), a tuple of arguments, a dict of keyword arguments, or a
+            nested tree of these; costs are per sample. The traced module takes all tensors of it packed into one
+            (`packing.packed_inputs`). By default that with which a program was exported.
+        name: Name of the workload; by default the name of the class, or of the file.
+        samples: Further inputs, packed likewise, on which the result is compared with the network.
+        outputs: Picks what counts of what the network returns; everything by default.
 
     Raises:
         NetworkError: If the network cannot be captured or run, has no quantizable layer, answers differently when it is
             called again, or if what was captured computes something else; what is at fault is named.
         NonFiniteError: If a weight, or what the network returns on the example, is NaN or infinite; it is named.
     """
-    name = name or type(network).__name__
-    tensors = _check(network, example_input)
+    given = given_network(network)
+    network, name = given.module, name or given.name
+    example, form = _packed_example(given, example_input, name)
+    call = Call(suited_to(network, form), outputs)
     check_finite_weights(network, name)
-    unpacked = _Unpacking(tensors)
-    example = tensors[0] if isinstance(example_input, torch.Tensor) else pack(tensors)
-    expected = _outputs_of(network, unpacked, example, name)
-    program = capture(network, example, unpacked, name)
-    tolerance = _HALF_TOLERANCE if _uses_half(network) else RELATIVE_TOLERANCE
+    expected = answer(network, call, example, name)
+    program = capture(network, example, call, name, any_batch=given.batch_size is None)
+    tolerance = _HALF_TOLERANCE if program.has_half or _uses_half(network) else RELATIVE_TOLERANCE
     plain = _flat_outputs(program.module)
-    if program.batch_size is None and not _takes_any_batch(plain, network, unpacked, example, tolerance):
-        program = capture(network, example, unpacked, name, any_batch=False)
+    if program.batch_size is None and not _takes_any_batch(plain, network, call, example, tolerance):
+        program = capture(network, example, call, name, any_batch=False)
         plain = _flat_outputs(program.module)
+    if given.batch_size is None and program.batch_size is not None and program.batch_size < FIXED_BATCH:
+        several = of_size(example, FIXED_BATCH)
+        answers = _outputs_of_batch(network, call, several, expected, tolerance)
+        if answers is not None:  # only its capture is of one size, as after `len(x)`: of a size that runs fast then
+            example, expected = several, answers
+            program = capture(network, example, call, name, any_batch=False)
+            plain = _flat_outputs(program.module)
     _compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
     module = _own_copy(program.module)
-    layers = lower(module, network)
+    lowered = lower(module, network)
+    layers = lowered.layers
     norms = fold_batch_norms(module, layers)
     module = _own_copy(module)
     if not layers:
         raise NetworkError(
-            f"network {name!r} has no layer to quantize: no convolution and no linear layer with weights runs."
+            f"network {name!r} has no layer to quantize: no convolution, linear layer, embedding or product runs."
         )
     ShapeProp(module).propagate(example)
-    workload = Workload(name, tuple(_observed(module, layers, len(example))))
+    workload = Workload(name, tuple(_observed(module, lowered, len(example))), _edges(module, set(layers)))
     folded = f"network {name!r} with its batch norms folded"
     try:
         differences = [_compare(module(example), expected, tolerance, folded, (plain, module, example))]
     except NetworkError:
         # Deep networks amplify float32's rounding beyond the limit; in float64 only a real difference is left.
-        difference = _difference_in_float64(network, module, unpacked, example)
+        difference = _difference_in_float64(network, module, call, example)
         if difference is None or difference > tolerance:
             raise
         differences, tolerance = [difference], 10 * tolerance  # of further samples, in float32
     if samples is not None:
         batch = program.batch_size or len(samples)
-        for part in samples.split(batch):
-            if len(part) == batch:
-                wanted = _outputs_of(network, unpacked, part, name)
-                what = f"network {name!r} as captured"
-                differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
-    kept = [*_kept(module, network, norms, len(example)), *_idle(network, module, layers)]
+        for part in (of_size(part, batch) for part in samples.split(batch)):
+            wanted = answer(network, call, part, name)
+            what = f"network {name!r} as captured"
+            differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
+    kept = [*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers)]
     return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
 
 
+def _outputs_of_batch(
+    network: nn.Module, call: Call, several: torch.Tensor, expected: list[torch.Tensor], tolerance: float
+) -> list[torch.Tensor] | None:
+    """What the untouched network returns for the example over and over, or None if that is not what it should be."""
+    try:
+        outputs = answer(network, call, several, "network")
+        _compare(
+            [found[: len(one)] for found, one in zip(outputs, expected, strict=True)], expected, tolerance, "", None
+        )
+    except AmedError as error:
+        logger.info("the network takes one batch size only (%s)", error)
+        return None
+    return outputs if all(len(found) == len(several) for found in outputs) else None
+
+
 def _takes_any_batch(
-    program: fx.GraphModule, network: nn.Module, unpacked: _Unpacking, example: torch.Tensor, tolerance: float
+    program: fx.GraphModule, network: nn.Module, call: Call, example: torch.Tensor, tolerance: float
 ) -> bool:
     """Whether a program also runs with another number of samples than it was captured with, and computes the same."""
     for batch in (example, example[:1], torch.cat([example, example, example[:1]])):
         try:
             with torch.no_grad():
                 outputs = program(batch)
-            _compare(outputs, _outputs_of(network, unpacked, batch, "network"), tolerance, "network", None)
+            _compare(outputs, answer(network, call, batch, "network"), tolerance, "network", None)
         except Exception as error:  # of whatever type, from an operation in the program
             logger.info("the program takes one batch size only (%s)", error)
             return False
     return True
 
 
-def input_shapes(inputs: Inputs) -> Shapes:
-    """The shape of each input of a network, without the sample axis."""
-    tensors = [inputs] if isinstance(inputs, torch.Tensor) else inputs
-    return tuple(tuple(tensor.shape[1:]) for tensor in tensors)
-
-
-class _Unpacking:
-    """Makes the arguments of a network of what the program takes: one tensor, or several packed into one."""
-
-    def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
-        self.shapes = input_shapes(tensors)
-        self.dtypes = [tensor.dtype for tensor in tensors]
-
-    def __call__(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if len(self.shapes) == 1:
-            return (inputs,)
-        parts = unpack(inputs, self.shapes)
-        return tuple(part.to(dtype) for part, dtype in zip(parts, self.dtypes, strict=True))
-
-
-def _check(network: nn.Module, example_input: Inputs) -> tuple[torch.Tensor, ...]:
-    """The inputs as a tuple, after checking them."""
-    if not isinstance(network, nn.Module):
-        raise NetworkError(f"the network must be a torch.nn.Module, not {type(network).__name__}.")
-    if isinstance(network, torch.jit.ScriptModule):
-        raise NetworkError("the network is a TorchScript module, which cannot be captured; give the nn.Module itself.")
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    if not inputs or not all(isinstance(i, torch.Tensor) and i.dim() >= 2 and i.shape[0] >= 1 for i in inputs):
-        raise NetworkError(
-            "the example input must be a tensor with at least one sample, shape (N, ...), or a tuple of such tensors."
-        )
-    if len({tensor.shape[0] for tensor in inputs}) > 1:
-        raise NetworkError(
-            f"the example inputs have {[tensor.shape[0] for tensor in inputs]} samples; give as many of each."
-        )
-    return inputs
+def _packed_example(given: Given, example_input: Inputs | None, name: str) -> tuple[torch.Tensor, InputForm]:
+    """The example as one tensor, of the size that an exported program takes, and the form of its inputs."""
+    inputs = given.example if example_input is None else example_input
+    if inputs is None:
+        raise NetworkError(f"network {name!r} needs an example input: a tensor (N, ...), or what else it takes.")
+    try:
+        example, form = packed_inputs(inputs)
+    except ValueError as error:
+        raise NetworkError(f"the example input of network {name!r} cannot be used: {error}") from error
+    return (example if given.batch_size is None else of_size(example, given.batch_size)), form
 
 
 def _uses_half(network: nn.Module) -> bool:
     tensors = (*network.parameters(), *network.buffers())
-    return any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
-
-
-@torch.no_grad()
-def _outputs_of(network: nn.Module, unpacked: _Unpacking, inputs: torch.Tensor, name: str) -> list[torch.Tensor]:
-    """The tensors that the untouched network returns in eval mode, after checking that it returns them again."""
-    training = {module: module.training for module in network.modules()}
-    buffers = {key: buffer.clone() for key, buffer in network.named_buffers()}
-    network.eval()
-    try:
-        first, second = (_tensors(network(*unpacked(inputs.clone()))) for _ in range(2))
-    except Exception as error:
-        shapes = [(len(inputs), *shape) for shape in unpacked.shapes]
-        text = f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"inputs of shapes {shapes}"
-        raise NetworkError(f"network {name!r} does not run on {text}: {type(error).__name__}: {error}.") from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        changed = [key for key, buffer in network.named_buffers() if not _same(buffer, buffers[key])]
-        for key in changed:
-            network.get_buffer(key).copy_(buffers[key])
-    if changed:
-        raise NetworkError(
-            f"network {name!r} changes {', '.join(changed)} when it is called in eval mode, so its answers depend on "
-            "what it saw before; let them stay as they are outside of training."
-        )
-    if not first:
-        raise NetworkError(f"network {name!r} returns no tensor.")
-    for one, other in zip(first, second, strict=True):
-        same = one.shape == other.shape
-        # Kernels may sum in another order; what a network changes on purpose is larger.
-        if not same or not torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
-            by = "another shape" if not same else f"up to {float((one - other).abs().max()):.3g}"
-            raise NetworkError(
-                f"network {name!r} answers differently when it is called again on the same input (by {by}): it draws "
-                "random numbers or keeps a state in eval mode; make it depend on its input alone."
-            )
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in first):
-        raise NonFiniteError(
-            f"network {name!r} returns NaN or infinity on the samples given: "
-            f"{first_non_finite(network, unpacked(inputs)) or 'a function outside of its modules'} does first."
-        )
-    return first
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one.nan_to_num(), other.nan_to_num())
-
-
-def _tensors(outputs: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    return any(tensor.dtype in HALF_TYPES for tensor in tensors)
 
 
 def _flat_outputs(module: fx.GraphModule) -> fx.GraphModule:
@@ -274,9 +233,14 @@ def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
             before = str(node.target)
             if before not in names:
                 plain = before.removeprefix("network.").replace(".", "_")
-                names[before] = plain if plain.startswith("constant_") else f"constant_{plain}"
+                plain = plain if plain.startswith("constant_") else f"constant_{plain}"
+                while plain in parts:  # `a.b` and `a_b`
+                    plain += "_"
+                names[before] = plain
                 value = constant_of(module, node)
                 parts[names[before]] = None if value is None else value.detach().clone()
+            if before.startswith("network."):
+                node.meta[PATH] = before.removeprefix("network.")
             node.target = names[before]
     made = fx.GraphModule(parts, graph)
     for name, part in parts.items():
@@ -286,17 +250,34 @@ def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
     return made.eval()
 
 
-def _observed(module: fx.GraphModule, layers: dict[str, nn.Module], batch: int) -> Iterator[Layer]:
+def _observed(module: fx.GraphModule, lowered: Lowered, batch: int) -> Iterator[Layer]:
     """The layers in the order in which they first run."""
     observed: dict[str, Layer] = {}
     for node in module.graph.nodes:
         if node.op != "call_module":
             continue
         name = str(node.target)
-        read = node.all_input_nodes[0].meta["tensor_meta"].shape
-        call = layer_of_call(name, layers[name], read, node.meta["tensor_meta"].shape, batch)
+        reads = tuple(source.meta["tensor_meta"].shape for source in node.args)
+        call = layer_of_call(name, lowered.layers[name], reads, node.meta["tensor_meta"].shape, batch)
         observed[name] = add_call(observed[name], call) if name in observed else call
-    yield from observed.values()
+    for name, layer in observed.items():
+        owner = lowered.shared.get(name, "")
+        # A norm that was folded into one of the two made them different.
+        same = owner and torch.equal(lowered.layers[owner].weight, lowered.layers[name].weight)  # type: ignore[arg-type]
+        yield replace(layer, shares_weights_with=owner) if same else layer
+
+
+def _edges(module: fx.GraphModule, names: set[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of layers of which the second computes with what the first returns, in the order in which they run."""
+    behind: dict[fx.Node, frozenset[str]] = {}
+    edges: dict[tuple[str, str], None] = {}
+    for node in module.graph.nodes:
+        sources = frozenset[str]().union(*(behind[source] for source in node.all_input_nodes))
+        if node.op == "call_module" and str(node.target) in names:
+            edges.update(dict.fromkeys((source, str(node.target)) for source in sorted(sources)))
+            sources = frozenset([str(node.target)])
+        behind[node] = sources
+    return tuple(edges)
 
 
 def _compare(
@@ -311,7 +292,7 @@ def _compare(
     Raises:
         NetworkError: If they differ; the first operation that does is named, where it can be found.
     """
-    found = _tensors(outputs)
+    found = tensors_of(outputs)
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape:
@@ -330,14 +311,13 @@ def _compare(
 
 
 def _difference_in_float64(
-    network: nn.Module, module: fx.GraphModule, unpacked: _Unpacking, example: torch.Tensor
+    network: nn.Module, module: fx.GraphModule, call: Call, example: torch.Tensor
 ) -> float | None:
     """The largest difference between both computed in float64, or None if they cannot be."""
     try:
         exact, program = copy.deepcopy(network).double().eval(), copy.deepcopy(module).double()
         inputs = example.double() if example.is_floating_point() else example
-        arguments = [part.double() if part.is_floating_point() else part for part in unpacked(inputs)]
-        return _compare(program(inputs), _tensors(exact(*arguments)), math.inf, "in float64", None)
+        return _compare(program(inputs), call.in_float64()(exact, inputs), math.inf, "in float64", None)
     except Exception as error:  # a network may insist on float32 in ways of its own
         logger.info("it cannot be compared in float64 (%s)", error)
         return None
@@ -419,14 +399,14 @@ def _macs(node: fx.Node, batch: int) -> int:
     return 0
 
 
-def _idle(network: nn.Module, module: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[KeptFloat]:
+def _idle(network: nn.Module, program: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[KeptFloat]:
     """Layers of the network whose weights nothing reads."""
     used = {name.partition("#")[0] for name in layers}
-    constants = {str(node.target).removeprefix("constant_") for node in module.graph.nodes if node.op == "get_attr"}
+    read = {path for node in program.graph.nodes if node.op == "get_attr" for path in node.meta[PARAMETERS]}
     for path, child in network.named_modules():
         if not isinstance(child, QUANTIZABLE) or path in used or not path:
             continue
-        if any(f"{path}.{key}".replace(".", "_") in constants for key, _ in child.named_parameters(recurse=False)):
+        if any(f"{path}.{key}" in read for key, _ in child.named_parameters(recurse=False)):
             continue
         if not any(path == name or path.startswith(f"{name}.") or name.startswith(f"{path}.") for name in used):
             yield KeptFloat(path, type(child).__name__, "it does not run on the example input")

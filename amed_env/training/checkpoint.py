@@ -59,9 +59,9 @@ def used_widths(network: QuantizedNetwork, allocation: BitAllocation) -> dict[tu
     """What a network uses under an allocation, by layer and width."""
     network.prepare_all(allocation)
     widths = {}
-    for name, precision in allocation.items():
-        prepared = network.layers[name].prepared
-        widths.update({(name, bits): prepared[bits] for bits in precision if bits in prepared})
+    for name, layer in network.weighted.items():
+        prepared = layer.prepared
+        widths.update({(name, bits): prepared[bits] for bits in allocation[name] if bits in prepared})
     return widths
 
 

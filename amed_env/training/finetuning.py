@@ -117,7 +117,7 @@ class Finetuning:
         self._best: tuple[Epoch, dict[str, torch.Tensor]] | None = None
         self._checkpoint = None if folder is None else folder / CHECKPOINT
         used_widths(network, self.allocation)  # prepares them
-        prepared = {(n, bits): width for n, layer in network.layers.items() for bits, width in layer.prepared.items()}
+        prepared = {(n, bits): width for n, layer in network.weighted.items() for bits, width in layer.prepared.items()}
         self._before = prepared, stored_scales(network)
         if self._checkpoint is not None and self._checkpoint.exists():
             self._restore(*read_state(self._checkpoint))

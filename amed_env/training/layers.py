@@ -13,6 +13,7 @@ from amed_env.quantization.layers import STORED_BITS, PreparedWidth, QuantizedLa
 from amed_env.quantization.ranges import quantize_weight
 from amed_env.quantization.rounding import integer_range
 from amed_env.quantization.statistics import short_scale
+from amed_env.tracing.lowering import EmbeddingTable
 from amed_env.training.lsq import quantize_activations, quantize_weights
 
 EPSILON = 1e-5
@@ -81,7 +82,7 @@ class TrainedLayer(nn.Module):
         super().__init__()
         self._layer = [layer]  # in a list: it is no part of this module
         self.per_channel = per_channel
-        self.normalises = normalise and not isinstance(layer.layer, nn.Linear)
+        self.normalises = normalise and not isinstance(layer.layer, nn.Linear | EmbeddingTable)
         self.weight = nn.Parameter(layer.layer.weight.detach().clone())
         bias = layer.layer.bias
         self.bias = None if bias is None or self.normalises else nn.Parameter(bias.detach().clone())
@@ -106,15 +107,21 @@ class TrainedLayer(nn.Module):
 
     def add_width(self, bits: int) -> None:
         """Have step sizes of a width, that start at those of the post-training quantization."""
-        if bits == FLOAT_BITS or str(bits) in self.weight_steps:
+        if bits == FLOAT_BITS:
             return
         self.layer.prepare(bits)
         prepared = self.layer.prepared[bits]
         device = self.weight.device
-        unsigned = self.layer.statistics.unsigned
-        activation = torch.tensor(prepared.activation_scale)
-        self.activation_steps[str(bits)] = LearnedSteps(bits, activation, unsigned).to(device)
-        self.weight_steps[str(bits)] = LearnedSteps(bits, self._first_steps(prepared, bits), False).to(device)
+        if str(bits) not in self.activation_steps:
+            activation = torch.tensor(prepared.activation_scale)
+            steps = LearnedSteps(bits, activation, self.layer.statistics.unsigned)
+            self.activation_steps[str(bits)] = steps.to(device)
+        if str(bits) not in self.weight_steps:
+            self.weight_steps[str(bits)] = LearnedSteps(bits, self._first_steps(prepared, bits), False).to(device)
+
+    def share_weights(self, other: TrainedLayer) -> None:
+        """Have the weights of another layer and their step sizes: they are stored once."""
+        self.weight, self.weight_steps = other.weight, other.weight_steps
 
     def _first_steps(self, prepared: PreparedWidth, bits: int) -> torch.Tensor:
         weight = self.layer.layer.weight.detach().cpu()
@@ -159,7 +166,7 @@ class TrainedLayer(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The layer at the selected precision."""
-        if self.activation_bits != FLOAT_BITS:
+        if self.activation_bits != FLOAT_BITS and not self.layer.reads_indices:
             steps = self.activation_steps[str(self.activation_bits)]
             assert isinstance(steps, LearnedSteps)
             inputs = quantize_activations(inputs, steps.step, steps.low, steps.high)
@@ -177,7 +184,7 @@ class TrainedLayer(nn.Module):
 
     def _observe(self, outputs: torch.Tensor) -> torch.Tensor:
         assert self.moments is not None
-        channel = outputs.dim() - 1 if isinstance(self.layer.layer, nn.Linear) else 1
+        channel = outputs.dim() - 1 if isinstance(self.layer.layer, nn.Linear | EmbeddingTable) else 1
         self.moments.add(outputs, channel)
         if self._first_bias is None:
             return outputs

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
-from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.quantization.integer import IntegerEngine
 from amed_env.quantization.layers import channels_last
 from amed_env.quantization.network import QuantizedNetwork
+from amed_env.quantization.products import QuantizedProduct
 from amed_env.training.layers import NORM_MOMENTUM, LearnedSteps, OutputMoments, TrainedLayer, TrainedStore
 
 
@@ -30,7 +32,11 @@ class TrainedNetwork(nn.Module):
     def __init__(self, network: QuantizedNetwork, per_channel: bool = True, normalise: bool = False) -> None:
         super().__init__()
         self._network = [network]  # in a list: its modules are no part of this one
-        layers = [TrainedLayer(layer, per_channel, normalise) for layer in network.layers.values()]
+        made = {name: TrainedLayer(layer, per_channel, normalise) for name, layer in network.weighted.items()}
+        for shape in network.workload:
+            if shape.shares_weights_with:
+                made[shape.name].share_weights(made[shape.shares_weights_with])
+        layers = list(made.values())
         self.layers = nn.ModuleList(layers)
         self.stores = nn.ModuleList(TrainedStore(stored, network.device) for stored in network.stored)
         self.allocation = network.workload.uniform(FLOAT_BITS)
@@ -44,7 +50,7 @@ class TrainedNetwork(nn.Module):
 
     def trained_layers(self) -> dict[str, TrainedLayer]:
         """The layers by name, in network order."""
-        return dict(zip(self.network.layers, self.layers, strict=True))  # type: ignore[arg-type]
+        return dict(zip(self.network.weighted, self.layers, strict=True))  # type: ignore[arg-type]
 
     def all_steps(self) -> Iterator[LearnedSteps]:
         """All step sizes of all widths."""
@@ -67,31 +73,42 @@ class TrainedNetwork(nn.Module):
     def select(self, allocation: BitAllocation) -> None:
         """Switch every layer to its precision; all widths were added."""
         self.allocation = allocation.require_layers(self.network.workload.layer_names, "the trained network")
+        as_stored = self.network.as_stored(self.allocation)
         for name, layer in self.trained_layers().items():
-            layer.select(*self.allocation[name])
+            layer.add_width(as_stored[name].weight_bits)
+            layer.select(*as_stored[name])
+        self.network.prepare_all(self.allocation)
         for store in self.stores:
             store.active = IntegerEngine.runs(self.allocation)  # type: ignore[assignment]
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
-        layers = list(zip(self.network.layers.values(), self.layers, strict=True))
+        layers = list(zip(self.network.weighted.values(), self.layers, strict=True))
+        products = [layer for layer in self.network.layers.values() if isinstance(layer, QuantizedProduct)]
         stores = list(zip(self.network.stored, self.stores, strict=True))
         for layer, trained in layers:
             layer.learning = trained.forward
         for stored, trained in stores:
             stored.learning = trained.forward
+        allocation = self.network.as_stored(self.allocation)
+        for product in products:
+            product.learning = partial(_straight_through, product, allocation[product.name])
         try:
             yield
         finally:
             for layer, _ in layers:
                 layer.learning = None
+            for product in products:
+                product.learning = None
             for stored, _ in stores:
                 stored.learning = None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Class scores (N, classes) of float inputs (N, …) at the selected widths, differentiable."""
+        count, inputs = len(inputs), self.network.filled(inputs)
         with self._attached():
-            return self.network.module(channels_last(inputs.to(self.network.device)))  # type: ignore[no-any-return]
+            scores: torch.Tensor = self.network.module(channels_last(inputs.to(self.network.device)))
+        return scores[:count]
 
     @torch.no_grad()
     def observe(self, batches: Iterable[torch.Tensor]) -> dict[str, OutputMoments]:
@@ -147,3 +164,14 @@ class TrainedNetwork(nn.Module):
         for number, store in enumerate(self.stores):
             assert isinstance(store, TrainedStore)
             self.network.use_stored(number, store.scale())
+
+
+def _straight_through(
+    product: QuantizedProduct, precision: Precision, left: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """A product of rounded activations whose gradient is that of the activations; its steps stay as calibrated."""
+    rounded = []
+    for operand, values, bits in ((0, left, precision.activation_bits), (1, right, precision.weight_bits)):
+        rounded.append(values + (product.rounded(values.detach(), operand, bits) - values).detach())
+    outputs: torch.Tensor = product.product(*rounded)
+    return outputs

@@ -219,10 +219,12 @@ def _make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer with a group for each kind of parameter; with Adam each tensor has a rate of its own size."""
     groups: list[dict[str, Any]] = []
+    added: set[nn.Parameter] = set()  # weights that two layers share are trained once
     adam = settings.optimizer == "adam"
 
     def add(parameter: nn.Parameter | None, part: float, size: float, decay: float = 0.0) -> None:
-        if parameter is not None:
+        if parameter is not None and parameter not in added:
+            added.add(parameter)
             rate = settings.learning_rate * (part * size if adam else 1.0)
             groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
 

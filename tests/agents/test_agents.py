@@ -204,6 +204,13 @@ def test_a_learner_that_only_repeats_itself_comes_to_an_end():
     assert result.evaluations <= 4 and not result.interrupted
 
 
+@pytest.mark.parametrize("name", ["maskable-ppo", "dqn", "ddpg", "model-ppo"])
+def test_learners_leave_no_folders_of_their_library_behind(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert quick(name).search(formula_task(5, {"latency": 0.6}), 24).trials
+    assert not list(tmp_path.glob("SB3-*"))
+
+
 @pytest.mark.parametrize("name", ["maskable-ppo", "td3", "model-ppo"])
 def test_separate_widths(name):
     result = quick(name).search(formula_task(3, {"latency": 0.6}, separate=True), 20)

@@ -1,15 +1,14 @@
 """How the tests call `amed`: in this process where they can, in another one where signals and locks matter."""
 
 import json
-import os
 import sqlite3
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 
 import pytest
 from typer.testing import CliRunner
+from warm import WarmPopen
 
 from amed_env.cli import app
 
@@ -89,11 +88,7 @@ class Process:
     """An `amed` in another process, in a folder."""
 
     def __init__(self, folder, arguments):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", "from amed_env.cli import main; main()", *map(str, arguments)]
-        self.popen = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.popen = WarmPopen(["-m", "amed_env", *arguments], folder)
 
     def wait_for_trials(self, store, number):
         """Wait until the store holds so many trials."""

@@ -1,13 +1,12 @@
 """`amed bench`: a benchmark from the command line, its results checked and ranked."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
+from warm import run_warm
 
 TRY = ("--task", "digits-cnn", "--seeds", 2, "--evaluations", 6, "--cells", "development")
 
@@ -230,14 +229,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); from amed_env.cli import main; main()"
     )
     arguments = [str(a) for a in ("bench", "tiny", *TRY, "--out", "results")]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_warm(["-c", script, *arguments], tmp_path)
     assert done.returncode == 1, done.stderr
     assert "Finished runs are kept in results; continue with --resume" in done.stderr and "Traceback" not in done.stderr
     content = (tmp_path / "results" / "random.jsonl").read_bytes()

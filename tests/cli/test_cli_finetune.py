@@ -163,3 +163,60 @@ def test_finetuned_folders_that_do_not_fit_are_refused(amed, tmp_path):
 def test_an_allocation_without_narrow_widths_is_refused(amed):
     answer = amed("finetune", "digits-cnn", "--bits", 32, "--epochs", 1, "--out", "tuned")
     assert answer.code == 2 and "nothing to train" in answer.err
+
+
+OWN_NETWORK = """
+import torch
+from torch import nn
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.attention = nn.Embedding(20, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        return self.head((x + self.attention(x, x, x)[0]).mean(1))
+
+def samples(count, seed):
+    tokens = torch.randint(0, 20, (count, 6), generator=torch.Generator().manual_seed(seed))
+    return tokens, (tokens < 10).float().mean(1).gt(0.5).long()
+
+def make():
+    torch.manual_seed(0)
+    names = ("calibration", "search", "test", "training")
+    return {"network": Tokens(), **{name: samples(128, seed) for seed, name in enumerate(names)}}
+
+def without_training():
+    return {name: part for name, part in make().items() if name != "training"}
+"""
+
+
+def test_a_network_of_ones_own_brings_its_training_samples(amed, tmp_path, monkeypatch):
+    (tmp_path / "own_tokens.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    tune = ["finetune", "--network", "own_tokens:make", "--recipe", "nearest", "--bits", 3]
+    answer = amed(*tune, "--epochs", 8, "--batch-size", 16, "--learning-rate", 0.05, "--out", "run", "--json")
+    assert answer.code == 0
+    document = answer.json
+    assert document["after"]["search"]["loss"] < document["before"]["search"]["loss"]
+    assert document["best_validation"]["samples"] == 12  # a tenth of what it brings
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+    evaluated = amed("evaluate", *tune[1:-2], "--finetuned", "run", "--json")
+    assert evaluated.json["correct"] == document["after"]["search"]["correct"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "own_tokens:without_training"], "add training=(inputs, labels)"),
+        (["digits-cnn", "--network", "own_tokens:make"], "both are given"),
+        ([], "neither is"),
+    ],
+)
+def test_finetune_says_what_a_network_lacks(amed, tmp_path, monkeypatch, arguments, message):
+    (tmp_path / "own_tokens.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    answer = amed("finetune", *arguments, "--recipe", "nearest", "--bits", 3, "--out", "run")
+    assert answer.code == 2 and message in answer.err

@@ -1,4 +1,7 @@
+import sys
+
 import pytest
+import torch
 
 OWN = """
 import torch
@@ -136,3 +139,71 @@ def test_the_error_of_the_outputs_at_each_width(amed):
     text = " ".join(amed("inspect", "digits-cnn", "--bits", "4").out.split())
     assert "Error of the outputs with one width in all layers" in text
     assert "What was captured computes what the network does" in text
+
+
+PROGRAM = """
+import torch
+from torch import nn
+
+
+class Answers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, values, mask=None):
+        hidden = torch.relu(self.body(values))
+        return {"hidden": hidden if mask is None else hidden * mask, "answer": self.head(hidden)}
+
+
+def values(seed):
+    inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(seed))
+    return {"values": inputs, "mask": inputs[:, :1] > 0, "labels": torch.arange(40) % 3}
+
+
+def search():
+    parts = {part: values(seed) for seed, part in enumerate(("calibration", "search", "test"))}
+    return {"network": "answers.pt2", "outputs": lambda returned: returned["answer"], **parts}
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A folder with a module of a network, `answers.py`, and the program that it was exported to, `answers.pt2`."""
+    (tmp_path / "answers.py").write_text(PROGRAM)
+    scope = {}
+    exec(PROGRAM, scope)
+    inputs = {key: value[:8] for key, value in scope["values"](7).items() if key != "labels"}
+    torch.export.save(torch.export.export(scope["Answers"]().eval(), (), inputs), tmp_path / "answers.pt2")
+    yield "answers"
+    sys.modules.pop("answers", None)
+
+
+def test_a_program_is_inspected_alone_and_searched_with_data(amed, program):
+    document = amed("inspect", "--network", "answers.pt2", "--bits", "4,8", "--json").json
+    assert document["network"] == "answers" and document["batch_size"] == 8
+    assert [layer["name"] for layer in document["layers"]] == ["body", "head"]
+    assert document["signs_from_samples"] is None and document["difference"] < 1e-5
+    assert document["errors"]["8"] < 0.02 < document["errors"]["4"] < 0.5
+    assert [layer["name"] for layer in amed("inspect", "--network", "answers:search", "--json").json["layers"]] == [
+        "body",
+        "head",
+    ]
+    answer = amed("evaluate", "--network", "answers.pt2", "--bits", 8)
+    assert answer.code != 0 and "package.module:function that returns them beside the network" in answer.err
+    assert "head" in amed("simulate", "--network", "answers.pt2", "--bits", 8).out
+    options = (
+        "--recipe",
+        "nearest",
+        "--agent",
+        "uniform",
+        "--evaluations",
+        3,
+        "--budget",
+        "memory=0.6",
+        "--out",
+        "run",
+    )
+    answer = amed("search", "--network", "answers:search", *options, "--out", "run", "--json")
+    assert answer.code == 0, answer.err

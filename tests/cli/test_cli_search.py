@@ -1,5 +1,6 @@
 import json
 import sqlite3
+from importlib import metadata
 
 import pytest
 
@@ -31,6 +32,12 @@ def test_run_folder_has_everything(amed, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 3 and config["settings"]["evaluations"] == 6
     assert {"amed_env", "python", "torch", "numpy", "gymnasium", "stable-baselines3"} <= set(config["versions"])
+
+
+def test_versions_of_an_agents_own_libraries_are_recorded(amed, tmp_path):
+    amed("search", "tabular/digits-cnn", "--agent", "tpe", "--evaluations", 1, "--out", "run")
+    versions = json.loads((tmp_path / "run" / "config.json").read_text())["versions"]
+    assert versions["optuna"] == metadata.version("optuna") and "pymoo" not in versions
 
 
 def test_a_search_from_python(tmp_path, capsys):

@@ -1,13 +1,11 @@
 """What the documents show runs as shown."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm import run_warm
 
 from amed_env.bench.suites import Cells, find_suite
 
@@ -18,13 +16,6 @@ BENCHMARK = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 
-def run(command, folder):
-    assert command.startswith("amed ")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "amed_env", *shlex.split(command)[1:]]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
-
-
 @pytest.mark.slow
 def test_the_worked_agent_runs_as_shown(tmp_path):
     blocks = BLOCK.findall(WORKED)
@@ -33,7 +24,9 @@ def test_the_worked_agent_runs_as_shown(tmp_path):
         if language:
             (tmp_path / "my_module.py").write_text(text)
             continue
-        done = run(text.strip(), tmp_path)
+        program, *arguments = shlex.split(text)
+        assert program == "amed"
+        done = run_warm(["-m", "amed_env", *arguments], tmp_path)
         assert done.returncode == 0, (text, done.stdout, done.stderr)
     assert "`my_module:MyAgent`" in (tmp_path / "runs/tiny/LEADERBOARD.md").read_text()
 

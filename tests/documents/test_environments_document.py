@@ -1,9 +1,7 @@
 """docs/environments.md is true: its Python blocks run as printed, and its tables are those of the code."""
 
 import inspect
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from small_task import formula_task
+from warm import run_warm
 
 import amed_env
 from amed_env.envs import LAYER_WISE, ONE_SHOT, RANDOM_WALK
@@ -38,11 +37,6 @@ def columns(text, layers, precisions):
     return [int(np.prod([numbers.get(word) or int(word) for word in cell.split()])) for cell in found]
 
 
-def run(arguments, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-
-
 def test_there_is_something_to_run():
     assert len(PYTHON) == len(NAMES)
 
@@ -50,7 +44,7 @@ def test_there_is_something_to_run():
 @pytest.mark.parametrize("block", PYTHON, ids=NAMES)
 def test_python_blocks_run_as_printed(block, tmp_path):
     (tmp_path / "block.py").write_text(block, encoding="utf-8")
-    done = run([sys.executable, "block.py"], tmp_path)
+    done = run_warm(["block.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

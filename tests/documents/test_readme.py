@@ -1,13 +1,14 @@
 """The README is true: every Python block runs as printed, and every command that it shows exists."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+from warm import run_warm
+
+from amed_env.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,11 +23,6 @@ COMMANDS = [
 ]
 
 
-def run(arguments, folder, timeout=240):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
-
-
 def test_there_is_something_to_run():
     assert len(PYTHON) == 4 and len(COMMANDS) == 10
 
@@ -34,22 +30,22 @@ def test_there_is_something_to_run():
 @pytest.mark.parametrize("block", PYTHON, ids=["own-network", "train", "benchmark", "device"])
 def test_python_blocks_run_as_printed(block, tmp_path):
     (tmp_path / "block.py").write_text(block, encoding="utf-8")
-    done = run([sys.executable, "block.py"], tmp_path)
+    done = run_warm(["block.py"], tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_network_of_ones_own_is_searched_as_the_readme_says(tmp_path):
     (tmp_path / "my_network.py").write_text(PYTHON[0], encoding="utf-8")
     command = next(line for line in COMMANDS if "my_network" in line)
-    done = run([sys.executable, "-m", "amed_env", *shlex.split(command)[1:], "--agent", "greedy"], tmp_path)
+    done = run_warm(["-m", "amed_env", *shlex.split(command)[1:], "--agent", "greedy"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/mine/allocation.json").is_file()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_options_of_every_command_exist(command, tmp_path):
+def test_the_options_of_every_command_exist(command):
     words = shlex.split(command)
     command_words = words[1:3] if words[1] == "bench" else words[1:2]
-    help_text = run([sys.executable, "-m", "amed_env", *command_words, "--help"], tmp_path).stdout
+    help_text = CliRunner().invoke(app, [*command_words, "--help"]).stdout
     missing = [word for word in words if word.startswith("--") and word not in help_text]
     assert not missing

@@ -26,28 +26,34 @@ def test_the_shipped_preparation_of_resnet20_fits(resnet20, monkeypatch):
     [
         (8, 32, 91.6),
         (6, 32, 91.6),
-        (5, 32, 91.1),
-        (4, 32, 91.0),
-        (3, 32, 89.0),
-        (2, 32, 70.0),
-        (8, 8, 91.6),
-        (4, 4, 89.5),
+        (5, 32, 91.4),
+        (4, 32, 91.4),
+        (3, 32, 90.0),
+        (2, 32, 87.0),
+        (8, 8, 91.2),
         (3, 3, 85.0),
     ],
 )
-def test_uniform_widths_of_resnet20_on_all_test_images(resnet20, weight_bits, activation_bits, percent):
-    allocation = resnet20.workload.uniform(weight_bits, activation_bits)
+def test_uniform_widths_of_resnet20_on_2000_images(resnet20, weight_bits, activation_bits, percent):
+    quality = resnet20.evaluate(resnet20.workload.uniform(weight_bits, activation_bits), "search")
+    assert quality.samples == 2_000
+    assert 100 * quality.accuracy >= percent
+
+
+def test_4_bits_of_resnet20_on_all_test_images(resnet20):
+    allocation = resnet20.workload.uniform(4, 4)
     both = resnet20.evaluate(allocation, "search") + resnet20.evaluate(allocation, "test")
     assert both.samples == 10_000
-    assert 100 * both.accuracy >= percent
+    assert both.accuracy >= 0.895
 
 
 @pytest.mark.skipif(not integer_kernels_are_exact(), reason="this machine has no exact integer kernels")
 @pytest.mark.parametrize("name", ["cifar10-resnet20", "cifar10-resnet8", "kws-dscnn", "fashion-cnn"])
 def test_integers_and_fake_quantization_agree(amed_data_dir, name):
     """A hundred allocations of each network: benchmarks/engine_agreement.py."""
-    engines = [make_task(name, recipe="nearest", engine=engine).evaluator.network for engine in ("auto", "float")]
-    inputs = make_task(name, recipe="nearest").evaluator.samples("search").inputs[:250]
+    evaluators = [make_task(name, recipe="nearest", engine=engine).evaluator for engine in ("auto", "float")]
+    engines = [evaluator.network for evaluator in evaluators]
+    inputs = evaluators[0].samples("search").inputs[:250]
     layers, numbers = engines[0].workload.layer_names, np.random.default_rng(1)
     same = total = 0
     for _ in range(5):

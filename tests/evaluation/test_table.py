@@ -64,9 +64,9 @@ def test_200_rows_of_the_shipped_table_are_what_the_network_gives(real, tabular,
     [
         pytest.param("kws-dscnn", "search", 60, 60, 400, marks=pytest.mark.data("kws-dscnn")),
         pytest.param("kws-dscnn", "test", 60, 60, 400, marks=pytest.mark.data("kws-dscnn")),
-        pytest.param("cifar10-resnet8", "search", 60, 6, 2_000, marks=pytest.mark.data("cifar10-resnet8")),
+        pytest.param("cifar10-resnet8", "search", 30, 3, 2_000, marks=pytest.mark.data("cifar10-resnet8")),
         # Four times as many images: the same code with other samples, so fewer rows of them.
-        pytest.param("cifar10-resnet8", "test", 16, 2, 8_000, marks=pytest.mark.data("cifar10-resnet8")),
+        pytest.param("cifar10-resnet8", "test", 6, 1, 8_000, marks=pytest.mark.data("cifar10-resnet8")),
     ],
 )
 def test_rows_of_tables_of_real_data_are_what_the_network_gives(name, split, rows, prefixes, samples):

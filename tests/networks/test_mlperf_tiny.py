@@ -79,9 +79,10 @@ def test_missing_weights_say_how_to_get_them(tmp_path, load, task):
 
 @pytest.mark.data("cifar10-resnet8")
 @pytest.mark.slow
-def test_accuracy_of_resnet8_is_the_published_one(amed_data_dir):
-    samples = cifar10_test_file(amed_data_dir, raw=True)
-    assert count_correct(pretrained_resnet8(amed_data_dir), samples) == pytest.approx(8721, abs=2)
+def test_accuracy_of_resnet8(amed_data_dir):
+    """It gets 8,721 of all 10,000 right, as published; every fifth image is enough to see a change."""
+    samples = cifar10_test_file(amed_data_dir, raw=True).subset(range(0, 10_000, 5))
+    assert count_correct(pretrained_resnet8(amed_data_dir), samples) == pytest.approx(1742, abs=2)
 
 
 @pytest.mark.data("kws-dscnn")

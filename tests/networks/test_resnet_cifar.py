@@ -77,9 +77,9 @@ def test_pretrained_weights_are_the_published_ones(amed_data_dir):
 
 @pytest.mark.data("cifar10-resnet56")
 @pytest.mark.slow
-# ResNet-56 gets 9,339 of all 10,000 right, as published; every fifth image is enough to see a change.
+# They get 9,173 and 9,339 of all 10,000 right, as published; a part of the images is enough to see a change.
 @pytest.mark.parametrize(
-    ("pretrained", "step", "correct"), [(pretrained_resnet20, 1, 9173), (pretrained_resnet56, 5, 1850)]
+    ("pretrained", "step", "correct"), [(pretrained_resnet20, 5, 1822), (pretrained_resnet56, 10, 933)]
 )
 def test_pretrained_accuracy(amed_data_dir, pretrained, step, correct):
     samples = cifar10_test_file(amed_data_dir)

@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 from packaging_tools import ROOT, copy_of, environment, pip, run
+from warm import run_warm
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("plugins")]
-
-AMED = "from amed_env.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,9 @@ def variables(tmp_path_factory):
 @pytest.fixture
 def amed(variables, tmp_path):
     def call(*arguments):
-        return run(sys.executable, "-c", AMED, *arguments, cwd=tmp_path, env=variables)
+        done = run_warm(["-m", "amed_env", *arguments], tmp_path, variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     return call
 
@@ -61,7 +61,7 @@ def test_listings_show_the_good_name_the_broken_and_keep_the_others(amed, kind, 
 
 def test_a_plugin_device_simulates(amed):
     found = json.loads(
-        amed(*["simulate", "--network", "digits-cnn", "--device", "sample-device", "--bits", "4", "--json"])
+        amed(*["simulate", "--network", "tabular/digits-cnn", "--device", "sample-device", "--bits", "4", "--json"])
     )
     assert found["device"] == "sample-device"
     weights = found["total"]["weight_kib"] * 1024 * 8 / 4
@@ -69,7 +69,9 @@ def test_a_plugin_device_simulates(amed):
 
 
 def test_plugins_search(amed, tmp_path):
-    command = "search digits-cnn --device sample-device --agent sample-agent --evaluations 2 --budget latency=0.5"
+    command = (
+        "search tabular/digits-cnn --device sample-device --agent sample-agent --evaluations 2 --budget latency=0.5"
+    )
     amed(*command.split(), "--out", "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "sample-agent" in json.dumps(result)
@@ -84,9 +86,8 @@ def test_a_plugin_metric_is_measured(amed):
 
 @pytest.mark.parametrize(("option", "name"), [("--device", "broken-device"), ("--agent", "broken-agent")])
 def test_asking_for_a_broken_one_says_why(variables, tmp_path, option, name):
-
-    command = [sys.executable, "-c", AMED, "search", "digits-cnn", "--evaluations", "2", option, name, "--out", "run"]
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    command = ["search", "digits-cnn", "--evaluations", "2", option, name, "--out", "run"]
+    done = run_warm(["-m", "amed_env", *command], tmp_path, variables)
     assert done.returncode == 1
     message = " ".join(done.stderr.split())
     assert name in message and "a_package_that_nobody_installed" in message
@@ -95,8 +96,8 @@ def test_asking_for_a_broken_one_says_why(variables, tmp_path, option, name):
 
 def test_the_distribution_inherits_the_tests_of_a_device(variables, tmp_path):
     tests = copy_of(ROOT / "tests" / "plugin_distributions" / "good", tmp_path / "good") / "check_sample_device.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tests]
-    assert "11 passed" in run(*command, cwd=tmp_path, env=variables)
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tests]
+    assert "11 passed" in run_warm(command, tmp_path, variables).stdout
 
 
 @pytest.mark.parametrize("name", ["sample-device", "sample-guarded-device"])
@@ -107,16 +108,6 @@ def test_a_plugin_device_is_checked_and_shown(amed, name):
 
 
 def test_devices_side_by_side_with_a_plugin(amed):
-    arguments = [
-        "simulate",
-        "--network",
-        "digits-cnn",
-        "--bits",
-        "4",
-        "--json",
-        "--compare",
-        "bitfusion",
-        "sample-device",
-    ]
-    devices = json.loads(amed(*arguments))["devices"]
+    command = "simulate --network tabular/digits-cnn --bits 4 --json --compare bitfusion sample-device"
+    devices = json.loads(amed(*command.split()))["devices"]
     assert [entry["device"] for entry in devices] == ["bitfusion", "sample-device"]

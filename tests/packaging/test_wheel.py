@@ -124,8 +124,8 @@ def test_help_and_listings(installed, tmp_path):
     assert "maskable-ppo" in run(installed / "amed", "agents", cwd=tmp_path)
 
 
-def test_simulate(installed, tmp_path):
-    command = ["simulate", "--network", "digits-cnn", "--device", "bitfusion", "--bits", "4", "--json"]
+def test_simulate_with_an_embedded_table(installed, tmp_path):
+    command = ["simulate", "--network", "tabular/digits-cnn", "--device", "bitfusion", "--bits", "4", "--json"]
     found = json.loads(run(installed / "amed", *command, cwd=tmp_path))
     assert found["device"] == "bitfusion"
     assert len(found["layers"]) == 8

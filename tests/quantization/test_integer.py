@@ -9,9 +9,9 @@ import pytest
 import torch
 from networks import SHAPES, Bottleneck, Concatenating, DeadChannel, LinearOnly, Residual, Twice, Unusual, make
 from torch import nn
+from traced import trace_equals_once as trace
 from traced import traced_once
 
-from amed_env import trace
 from amed_env.quantization import kernels
 from amed_env.quantization.graph import find_graph
 from amed_env.quantization.kernels import Codes, Format, LayerKernel, Requantizer, integer_kernels_are_exact, quantize

@@ -3,9 +3,9 @@ import torch
 from networks import Bottleneck, LinearOnly, Residual, Twice, make
 from torch import nn
 from torch.nn import functional as F
+from traced import trace_equals_once as trace
 from traced import traced_once
 
-from amed_env import trace
 from amed_env.datasets.digits import digits_splits
 from amed_env.errors import InputError, NonFiniteError, UnknownNameError
 from amed_env.networks import pretrained_digits_cnn
@@ -51,7 +51,7 @@ def divergences_on_new_images(digits, rounding, shuffled=False):
     with torch.no_grad():
         exact = traced.module(splits.search.inputs)
     before = [divergence(candidate, exact, splits.search.inputs, bits) for bits in LEARNED_WIDTHS]
-    learner = RoundingLearner(candidate, Recipe(rounding=rounding, steps=250, batch_size=32), splits.calibration.inputs)
+    learner = RoundingLearner(candidate, Recipe(rounding=rounding, steps=100, batch_size=16), splits.calibration.inputs)
     if shuffled:
         learner._targets = learner._targets[torch.randperm(len(learner._targets), generator=torch.Generator())]
     learner.run()
@@ -113,7 +113,7 @@ def test_layer_by_layer_the_error_of_each_layer_falls():
 
     candidate.prepare([2])
     before = errors()
-    learn(candidate, inputs, rounding="layer", steps=200, learn_scales=False)
+    learn(candidate, inputs, rounding="layer", steps=100, learn_scales=False)
     ratios = [errors()[name] / before[name] for name in before]
     assert sum(ratios) / len(ratios) < 0.95
 

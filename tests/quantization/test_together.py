@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from networks import SHAPES, LinearOnly, make
+from traced import trace_equals_once as trace
 from traced import traced_once
 
-from amed_env import trace
 from amed_env.quantization.network import QuantizedNetwork
 
 

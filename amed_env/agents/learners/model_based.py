@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sb3_contrib import MaskablePPO
 
 from amed_env.agents.learners.reward_model import RewardModel
+from amed_env.agents.learners.sb3 import silent_logger
 from amed_env.agents.learners.vec_env import LayerWiseVecEnv
 from amed_env.agents.options import number_between, whole_number
 from amed_env.agents.protocol import Agent
@@ -121,6 +122,7 @@ class _Search:
             seed=session.seed,
             device="cpu",
         )
+        self.policy.set_logger(silent_logger())
 
     def evaluate_first(self) -> None:
         """Evaluate the exact solutions of the proxy, as it is and disturbed, then random allocations."""

@@ -16,7 +16,7 @@ from sb3_contrib import QRDQN
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -41,6 +41,11 @@ those that are allowed, a search that is continued with more of them would have 
 _OWN_OPTIONS = (
     "policy", "warm_start_steps", "reward", "masks", "gamma", "environments", "practice_environments",
 )  # fmt: skip
+
+
+def silent_logger() -> Logger:
+    """A logger that writes nothing; the library's own makes an empty folder among the temporary files for each run."""
+    return Logger(folder=None, output_formats=[])
 
 
 class SB3Agent(Agent):
@@ -204,6 +209,8 @@ class SB3Agent(Agent):
             raise AgentError(
                 f"agent {self.name!r} cannot be made with {sized}: {type(error).__name__}: {error}."
             ) from error
+        if not model.verbose and model.tensorboard_log is None:
+            model.set_logger(silent_logger())
         return model
 
     def _sized(self, steps: int, environments: int) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import BudgetError
-from amed_env.problem.workload import KINDS, Layer
+from amed_env.problem.workload import BASIC_KINDS, Layer
 from amed_env.tasks.task import Task
 
 FloatArray = npt.NDArray[np.float32]
 
-LAYER_FEATURES = len(KINDS) + 8
+_KINDS = tuple(dict.fromkeys(BASIC_KINDS.values()))
+LAYER_FEATURES = len(_KINDS) + 8
 CHOICE_FEATURES = 7
 SENSITIVITIES, CONDITIONS = [1, 2, 3], [4, 5, 6]
 """Positions of what depends on predicted losses, and on device and budget."""
@@ -87,7 +88,7 @@ def layers_of(task: Task) -> FloatArray:
 
 def layer_features(layers: Sequence[Layer], statistics: npt.NDArray[np.float64]) -> FloatArray:
     """float32 (L, LAYER_FEATURES) of layers and their largest weights, each over the layer's deviation (L,)."""
-    kinds = np.asarray([[layer.kind == kind for kind in KINDS] for layer in layers], dtype=float)
+    kinds = np.asarray([[BASIC_KINDS[layer.kind] == kind for kind in _KINDS] for layer in layers], dtype=float)
     sizes = np.log1p(np.asarray([[getattr(layer, size) for size in _SIZES] for layer in layers], dtype=float))
     shape = np.asarray([[max(layer.kernel) / 7.0, max(layer.stride) / 4.0] for layer in layers])
     depth = np.linspace(0.0, 1.0, len(layers))[:, None]

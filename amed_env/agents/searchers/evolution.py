@@ -39,6 +39,7 @@ class EvolutionAgent(Agent):
     """
 
     name = "evolution"
+    libraries = ("pymoo",)
 
     def __init__(self, population: int = 20, proxy: str = "kl") -> None:
         self.population = whole_number("population", population)

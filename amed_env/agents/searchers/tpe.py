@@ -34,6 +34,7 @@ class TPEAgent(Agent):
     """
 
     name = "tpe"
+    libraries = ("optuna",)
 
     def __init__(self, startup: int = 20, proxy: str = "kl") -> None:
         self.startup = whole_number("startup", startup)

@@ -12,12 +12,12 @@ from typing import Any
 from amed_env.errors import BackendError, UnsupportedPrecisionError
 from amed_env.hardware.protocol import Cost, LayerCost
 from amed_env.problem.allocation import BitAllocation
-from amed_env.problem.workload import Workload
+from amed_env.problem.workload import BASIC_KINDS, Workload
 from amed_env.support.text import shortened
 
 REQUEST_FORMAT = "amed-request/1"
 ANSWER_FORMAT = "amed-answer/1"
-_SIZES = ("m", "n", "k", "groups", "input_elements", "weight_elements", "output_elements")
+_SIZES = ("m", "n", "k", "groups", "input_elements")
 
 
 def request_text(workload: Workload, allocation: BitAllocation) -> str:
@@ -27,8 +27,10 @@ def request_text(workload: Workload, allocation: BitAllocation) -> str:
         precision = allocation[layer.name]
         entry = {
             "name": layer.name,
-            "kind": layer.kind,
+            "kind": BASIC_KINDS[layer.kind],  # the format has four kinds; programs that read it know no others
             **{size: getattr(layer, size) for size in _SIZES},
+            "weight_elements": layer.read_weights,
+            "output_elements": layer.output_elements,
             "kernel": list(layer.kernel),
             "stride": list(layer.stride),
             "w_bits": precision.weight_bits,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.problem.allocation import FLOAT_BITS, Precision
-from amed_env.problem.workload import Layer
+from amed_env.problem.workload import BASIC_KINDS, Layer
 
 OPSET, IR_VERSION = 21, 10  # the newest that the oldest supported runtime, 1.20, reads
 BLOCK_SIZE = 32
@@ -50,9 +50,10 @@ def layer_model(layer: Layer, precision: Precision) -> LayerModel:
         precision: The precision.
     """
     rng = np.random.default_rng(0)
-    if layer.kind in ("conv", "depthwise"):
+    kind = BASIC_KINDS[layer.kind]
+    if kind in ("conv", "depthwise"):
         return _convolution(layer, precision, rng)
-    if layer.kind == "linear" and precision not in (FLOAT, Precision(8, 8)):
+    if kind == "linear" and precision not in (FLOAT, Precision(8, 8)):
         return _blocked(layer, precision, rng)
     return _product(layer, precision, rng)
 

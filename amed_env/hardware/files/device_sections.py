@@ -228,7 +228,7 @@ class ThroughputSection(Section):
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """Kinds of layers that the processor runs."""
-        return KINDS if self.cycles_per_mac is None else tuple(k for k in KINDS if k in self.cycles_per_mac)
+        return KINDS if self.cycles_per_mac is None else tuple(self.cycles_per_mac)
 
 
 class ProcessorSection(Section):

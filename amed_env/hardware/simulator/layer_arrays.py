@@ -82,7 +82,7 @@ class LayerArrays:
         return cls(GemmShapes(*columns[:5]), *columns[5:])
 
 
-_COLUMNS = ("m", "n", "k", "groups", "kernel", "input_elements", "weight_elements", "output_elements")
+_COLUMNS = ("m", "n", "k", "groups", "kernel", "input_elements", "read_weights", "output_elements")
 _values = attrgetter(*_COLUMNS)
 
 

@@ -12,7 +12,7 @@ from amed_env.hardware.files.device_sections import ThroughputSection
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, CostTable, HardwareBackend
 from amed_env.hardware.simulator.systolic import FloatArray, IntArray
 from amed_env.problem.allocation import Precision
-from amed_env.problem.workload import KINDS, Layer, Workload
+from amed_env.problem.workload import BASIC_KINDS, KINDS, Layer, Workload
 
 
 class _ScaledBackend(HardwareBackend):
@@ -74,7 +74,8 @@ class ProcessorBackend(_ScaledBackend):
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
     ) -> dict[str, FloatArray]:
         config, by_kind = self.config, self.config.throughput.cycles_per_mac or {}
-        work = _column([float(layer.macs) * by_kind.get(layer.kind, 1.0) for layer in layers])
+        cycles_of = {kind: by_kind.get(kind, by_kind.get(basic, 1.0)) for kind, basic in BASIC_KINDS.items()}
+        work = _column([float(layer.macs) * cycles_of[layer.kind] for layer in layers])
         fixed = _column(
             [
                 config.processor.overhead_cycles_per_layer
@@ -117,7 +118,7 @@ class ProxyBackend(_ScaledBackend):
         if self.config.proxy.metric == "bops":
             figures = _column([float(layer.macs) for layer in layers]) * (weight_bits * activation_bits)
         else:
-            figures = _column([float(layer.weight_elements) for layer in layers]) * weight_bits
+            figures = _column([float(layer.stored_weights) for layer in layers]) * weight_bits
             figures = figures * np.ones_like(activation_bits)
         return {"latency_ms": figures / self.config.proxy.per_ms}
 
