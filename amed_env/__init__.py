@@ -14,9 +14,11 @@ from amed_env.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from amed_env.agents import Agent, SearchResult, SearchSession, make_agent, register_agent
+    from amed_env.evaluation.metrics.registry import register_metric
     from amed_env.evaluation.quality import Quality
     from amed_env.evaluation.store import Trial, TrialStore
     from amed_env.hardware import HardwareBackend, check_hardware, load_device, register_hardware
+    from amed_env.problem.score import Score
     from amed_env.tasks.ground_truth import optimum, pareto_front, regret
     from amed_env.tasks.make import make_task
     from amed_env.tasks.task import Task
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _LAZY = {
     **dict.fromkeys(("Agent", "SearchResult", "SearchSession", "make_agent", "register_agent"), "amed_env.agents"),
     "Quality": "amed_env.evaluation.quality",
+    "Score": "amed_env.problem.score",
+    "register_metric": "amed_env.evaluation.metrics.registry",
     **dict.fromkeys(("Trial", "TrialStore"), "amed_env.evaluation.store"),
     **dict.fromkeys(("optimum", "pareto_front", "regret"), "amed_env.tasks.ground_truth"),
     **dict.fromkeys(("HardwareBackend", "check_hardware", "load_device", "register_hardware"), "amed_env.hardware"),
@@ -41,6 +45,7 @@ __all__ = [
     "Layer",
     "Precision",
     "Quality",
+    "Score",
     "SearchResult",
     "SearchSession",
     "Task",
@@ -56,6 +61,7 @@ __all__ = [
     "pareto_front",
     "register_agent",
     "register_hardware",
+    "register_metric",
     "regret",
     "trace",
 ]

@@ -75,7 +75,7 @@ def _main(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
 ) -> None:
-    """Find the bit-width of every layer of a network that gives the most accuracy within a budget.
+    """Find the bit-width of every layer of a network of the best quality within a budget.
 
     [b]Example:[/b] amed search digits-cnn --device bitfusion --budget latency=0.5 --out runs/first
 

@@ -9,6 +9,7 @@ from typing import Any
 import amed_env._version as version
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
+from amed_env.evaluation.verdict import Verdict, compared_score, judge
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.problem.pins import pins_json
@@ -25,8 +26,8 @@ class SearchResult:
         task: The task that was solved.
         agent: Name of the agent.
         seed: Seed of the search.
-        best: The feasible trial of the highest search accuracy, or None if none was found.
-        pareto: Trials of which none has both more accuracy and less of `pareto_metric`, cheapest first.
+        best: The feasible trial of the best score on the search split, or None if none was found.
+        pareto: Trials of which none has both a better score and less of `pareto_metric`, cheapest first.
         pareto_metric: The metric of the first budget, `latency_ms` without one.
         trials: Every trial of the search, in order.
         evaluations: Different allocations whose quality was asked for.
@@ -40,6 +41,8 @@ class SearchResult:
         baselines: Uniform allocations (but for pinned layers) by width, with search quality and costs; see
             `add_report`.
         test: Quality on the test split by name: `best`, `float`, and `uniform-8` and so on; see `add_report`.
+        verdict: What is known of the best allocation from the test split, if it has values of single samples; see
+            `add_report`.
     """
 
     task: Task
@@ -59,20 +62,44 @@ class SearchResult:
     gave_up: bool = False
     device_faults: int = 0
     device_retries: int = 0
+    verdict: Verdict | None = None
 
     def add_report(self) -> None:
-        """Evaluate what the final report compares with, and read the test split: for the best and the uniform ones."""
+        """Evaluate what the final report compares with, and read the test split, if there is one.
+
+        It is read for the best allocation, the uniform ones and the float network; what the best is compared with in
+        the verdict was chosen on the search split.
+        """
         task = self.task
         for bits in task.free_bits:
             self.baselines[f"uniform-{bits}"] = task.measure(task.uniform(bits))
+        if "test" not in task.evaluator.splits:
+            return
         self.test["float"] = task.quality(task.workload.uniform(32), "test")
         for name, trial in self.baselines.items():
             self.test[name] = task.quality(trial.allocation, "test")
         if self.best is not None:
             self.test["best"] = task.quality(self.best.allocation, "test")
+            self.verdict = self._judge()
+
+    def _judge(self) -> Verdict | None:
+        """The verdict on the best allocation, from samples that nothing was chosen by."""
+        uniform = self.best_uniform()
+        compared = ["best", "float", *([] if uniform is None else [uniform])]
+        values = {name: self.test[name].per_sample for name in compared}
+        score = compared_score(self.task.score, self.task.evaluator.metrics, values)
+        if score is None:
+            return None
+        return judge(
+            score,
+            values["best"][score.name],
+            None if uniform is None else values[uniform][score.name],
+            None if uniform is None else int(uniform.removeprefix("uniform-")),
+            values["float"][score.name],
+        )
 
     def best_uniform(self) -> str | None:
-        """Name of the feasible uniform baseline of the highest search accuracy, or None."""
+        """Name of the feasible uniform baseline of the best score on the search split, or None."""
         feasible = [name for name, trial in self.baselines.items() if self.task.feasible(trial.costs)]
         quality = {name: self.baselines[name].quality for name in feasible}
         return min(feasible, key=lambda name: quality[name].order, default=None)
@@ -110,10 +137,12 @@ class SearchResult:
             "gave_up": self.gave_up,
             "device_faults": self.device_faults,
             "device_retries": self.device_retries,
+            "score": task.score.to_json(),
             "fingerprint": task.evaluator.fingerprint,
             "kept_float": list(task.evaluator.kept_float),
             "float": {"search": task.float_quality.to_json(), "test": self._test_json("float")},
             "best": None if self.best is None else self._trial_json(self.best, "best"),
+            "verdict": None if self.verdict is None else self.verdict.to_json(),
             "pareto_metric": self.pareto_metric,
             "pareto": [self._trial_json(trial) for trial in self.pareto],
             "baselines": {name: self._trial_json(trial, name) for name, trial in self.baselines.items()},
@@ -136,10 +165,10 @@ class SearchResult:
 
 
 def pareto_front(trials: list[Trial], metric: str) -> list[Trial]:
-    """Trials of which no other has at least the accuracy at less cost, or more accuracy at the same; cheapest first."""
+    """Trials of which no other has at least the score at less cost, or a better score at the same; cheapest first."""
     front: list[Trial] = []
     for trial in sorted(trials, key=lambda trial: (trial.costs[metric], trial.quality.order)):
-        if not front or trial.quality.accuracy > front[-1].quality.accuracy:
+        if not front or trial.quality.order[0] < front[-1].quality.order[0]:
             front.append(trial)
     return front
 

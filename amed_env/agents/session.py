@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Set
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -77,7 +78,7 @@ class SearchSession:
         self._consecutive_faults = 0
         self._consecutive_repeats = 0
         self._store = TrialStore() if store is None else store
-        self._store.bind({"network, data or quantization": task.evaluator.fingerprint})
+        self._store.bind({"network, data or quantization": task.evaluator.fingerprint, "score": task.score.name})
         self._on_change = on_change
 
     @property
@@ -186,14 +187,16 @@ class SearchSession:
     def _stored_or_measured(self, allocation: BitAllocation) -> Trial:
         stored = self._store.get(allocation)
         if stored is not None:
-            # Quality is the network's alone; costs are this task's, so they are looked up anew.
-            return Trial(allocation, stored.quality, dict(self.task.cost(allocation).metrics), stored.seconds)
+            # Quality is the network's alone; costs are this task's, so they are looked up anew. Files know of a score
+            # only its name and orientation.
+            quality = replace(stored.quality, scored_by=self.task.score)
+            return Trial(allocation, quality, dict(self.task.cost(allocation).metrics), stored.seconds)
         trial = self.task.measure(allocation)
         self._store.add(trial)
         return trial
 
     def best(self) -> Trial | None:
-        """The feasible trial of the highest accuracy; ties go to the lower loss, then to the earlier one."""
+        """The feasible trial of the best score; ties go to the lower loss, then to the earlier one."""
         fitting = [trial for trial in self.trials[self._compared :] if self.task.feasible(trial.costs)]
         self._best = best_trial(fitting if self._best is None else [self._best, *fitting])
         self._compared = len(self.trials)
@@ -205,5 +208,5 @@ class SearchSession:
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:
-    """The trial of the highest accuracy; ties go to the lower loss, then to the earlier one."""
+    """The trial of the best score; ties go to the lower loss, then to the earlier one."""
     return min(trials, key=lambda trial: trial.quality.order, default=None)

@@ -123,7 +123,7 @@ class _Control(Agent, abc.ABC):
         distortion = self.distortion(session.seed)
         task = copy.copy(session.task)
         task.evaluator = _DistortingEvaluator(session.task.evaluator, distortion)
-        for name in ("predicted_loss", "float_quality"):
+        for name in ("predicted_loss", "float_quality", "reference_score"):
             task.__dict__.pop(name, None)  # what the true task remembers of its evaluator
         self.agent.folder = self.folder
         self.agent.explore(cast(SearchSession, _DistortingSession(session, task, distortion)))
@@ -169,6 +169,7 @@ class _Inverted(_Distortion):
 
     def quality(self, quality: Quality) -> Quality:
         """Wrong samples for correct ones, and the loss of one who takes the true class for the false one."""
+        assert quality.correct is not None and quality.loss is not None  # suites are scored by accuracy
         true_class = min(math.exp(-quality.loss), _NEARLY_SURE)
         return Quality(quality.samples - quality.correct, quality.samples, -math.log1p(-true_class))
 

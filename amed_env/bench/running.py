@@ -162,21 +162,29 @@ def improvements(task: Task, trials: Iterable[tuple[int, Trial]]) -> tuple[Impro
     better: list[Improvement] = []
     best = (-1, 0.0)  # worse than any trial
     for number, trial in trials:
-        score = (trial.quality.correct, -trial.quality.loss)
+        score = _counted(trial)
         if score > best and task.feasible(trial.costs):
             best = score
             better.append(improvement(task, trial, number))
     return tuple(better)
 
 
+def _counted(trial: Trial) -> tuple[int, float]:
+    """Correct samples and minus the loss: larger is better."""
+    quality = trial.quality
+    assert quality.correct is not None and quality.loss is not None  # suites are scored by accuracy
+    return quality.correct, -quality.loss
+
+
 def improvement(task: Task, trial: Trial, number: int) -> Improvement:
     """A trial as it stands in a file."""
+    correct, minus_loss = _counted(trial)
     return Improvement(
         evaluation=number,
         choices="".join(str(choice) for choice in task.choices(trial.allocation)),
         accuracy=100.0 * trial.quality.accuracy,
-        loss=trial.quality.loss,
-        correct=trial.quality.correct,
+        loss=-minus_loss,
+        correct=correct,
         relative_costs=relative_costs(task, trial.costs),
     )
 

@@ -1,4 +1,4 @@
-"""`amed evaluate`: accuracy of a network under an allocation, and its cost."""
+"""`amed evaluate`: quality of a network under an allocation, and its cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from amed_env.commands.options import (
     BitsOption,
     DeviceOption,
     JsonOption,
+    MetricOption,
     NetworkOption,
     OptionalTaskArgument,
     PinOption,
     RecipeOption,
+    ScoreOption,
     ThreadsOption,
     cli_option,
 )
@@ -58,6 +60,8 @@ class EvaluateOptions:
         ),
     ] = None
     recipe: RecipeOption = None
+    score: ScoreOption = None
+    metric: MetricOption = field(default_factory=list)
     split: Annotated[
         EvaluatedSplit, cli_option(PROBLEM, "Samples to use; [b]all[/b] is search and test together.", "--split")
     ] = EvaluatedSplit.SEARCH
@@ -67,7 +71,7 @@ class EvaluateOptions:
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """Measure the accuracy of a network under an allocation, and its cost where the device has those widths.
+    """Measure score and metrics of a network under an allocation, and its cost where the device has those widths.
 
     [b]Examples:[/b]
 
@@ -86,7 +90,14 @@ def evaluate(options: EvaluateOptions) -> None:
         with output.status(f"preparing {options.task or options.network}") as say:
             # The task's own device does not matter here: the one that was asked for may lack widths of the task.
             threads = options.threads or default_threads()
-            task = load_task(options.task, options.network, threads=threads, recipe=options.recipe)
+            task = load_task(
+                options.task,
+                options.network,
+                threads=threads,
+                recipe=options.recipe,
+                score=options.score,
+                metrics=options.metric or None,
+            )
             if options.finetuned is None:
                 chosen = chosen_allocation(
                     task.workload, options.allocation, options.bits, options.activation_bits, options.pin
@@ -98,7 +109,7 @@ def evaluate(options: EvaluateOptions) -> None:
             quality = _quality(task, chosen, split)
         costs, missing = costs_of(backend, task.workload, chosen)
         relative = relative_costs(backend, task.workload, costs)
-        output.show(quality_table({f"{task.network}, {split}": quality}))
+        output.show(quality_table({f"{task.network}, {split}": quality}, task.evaluator.metrics))
         if missing is None:
             output.show(relative_table(costs, relative))
         else:

@@ -85,6 +85,26 @@ RecipeOption = Annotated[
         metavar="NAME",
     ),
 ]
+ScoreOption = Annotated[
+    str | None,
+    cli_option(
+        PROBLEM,
+        "What is optimised: divergence from the float network, which needs no labels (the default; kl or squared-error "
+        "say which one), loss, metric, the name of a metric, or a function of yours (outputs, float outputs).",
+        "--score",
+        metavar="NAME|MODULE:FUNCTION",
+    ),
+]
+MetricOption = Annotated[
+    list[str],
+    cli_option(
+        PROBLEM,
+        "What is reported of labelled samples: top-1, top-5, macro-f1, mcc, mean-iou, mae, r2, perplexity, "
+        "torchmetrics:NAME, or a class of yours; by default what is usual for such labels. May be repeated.",
+        "--metric",
+        metavar="NAME|MODULE:CLASS",
+    ),
+]
 DeviceOption = Annotated[str, cli_option(DEVICE, _DEVICE_FORMS, "--device", "-d", metavar="NAME|FILE|MODULE:CLASS")]
 ThreadsOption = Annotated[
     int | None, cli_option(MACHINE, "Threads of torch; by default all cores.", "--threads", min=1, metavar="N")

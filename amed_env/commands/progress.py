@@ -51,7 +51,7 @@ def progress_bars(console: Console, shown: bool, *more: ProgressColumn) -> Progr
 
 
 class SearchProgress:
-    """Evaluations, time, speed and the best feasible accuracy so far, as a context manager.
+    """Evaluations, time, speed and the best feasible score so far, as a context manager.
 
     Args:
         console: Where it is drawn.
@@ -83,7 +83,7 @@ class SearchProgress:
             completed=session.evaluations,
             description=session.note or "searching",
             speed="" if not speed else f"{speed:.1f}/s",
-            best="" if best is None else f"best {percent(best.quality.accuracy)}",
+            best="" if best is None else f"best {session.task.score.text(best.quality.score)}",
         )
 
     def say(self, description: str) -> None:

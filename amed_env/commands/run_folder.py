@@ -14,6 +14,7 @@ import filelock
 
 from amed_env.errors import RunFolderError
 from amed_env.evaluation.store import TrialStore
+from amed_env.problem.score import TOP_1
 from amed_env.support.files import DISK_ERRORS, json_text, write_atomically
 from amed_env.support.machine import versions
 
@@ -192,6 +193,8 @@ class RunFolder:
             or not isinstance(document.get("settings"), dict)
         ):
             raise RunFolderError(f"{path} is no {FORMAT} file of amed; choose another folder with --out.")
+        if self.kind == "search":  # before there was a choice, accuracy was what was optimised
+            document["settings"].setdefault("score", TOP_1.name)
         return document
 
     def _check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -14,10 +14,12 @@ from amed_env.commands.options import (
     PROBLEM,
     DeviceOption,
     JsonOption,
+    MetricOption,
     NetworkOption,
     OptionalTaskArgument,
     PinOption,
     RecipeOption,
+    ScoreOption,
     ThreadsOption,
     cli_option,
 )
@@ -30,7 +32,7 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.tables import allocation_table, comparison_table, percent
+from amed_env.commands.tables import allocation_table, comparison_table
 from amed_env.errors import AgentError, AmedError, BackendError, InputError
 from amed_env.problem.objective import parse_budgets
 from amed_env.problem.pins import pins_text
@@ -79,6 +81,8 @@ class SearchOptions:
     ] = None
     pin: PinOption = field(default_factory=list)
     recipe: RecipeOption = None
+    score: ScoreOption = None
+    metric: MetricOption = field(default_factory=list)
     device: DeviceOption = DEFAULT_DEVICE
     device_timeout: Annotated[
         float | None,
@@ -124,7 +128,7 @@ class SearchOptions:
 
 
 def search(options: SearchOptions) -> int:
-    """Search the allocation of the most accuracy within the budgets, and write it with its comparison and pictures.
+    """Search the allocation of the best score within the budgets, and write it with its comparison and pictures.
 
     Ctrl-C ends a search with what was found; --resume continues it, whatever stopped it.
 
@@ -157,7 +161,7 @@ def search(options: SearchOptions) -> int:
         agent = make_agent(agent_name, **agent_options)
         if not budgets:
             output.warn(
-                "no --budget is given: the search maximises accuracy without any limit; give one, for example "
+                "no --budget is given: the search optimises quality without any limit; give one, for example "
                 "--budget latency=0.6."
             )
         with (
@@ -178,11 +182,13 @@ def search(options: SearchOptions) -> int:
                     pin=options.pin,
                     threads=threads,
                     recipe=options.recipe,
+                    score=options.score,
+                    metrics=options.metric or None,
                 )
                 prepare(task, say)
             for kept in task.evaluator.kept_float:
                 output.note(f"kept in float: {kept}")
-            for remark in task.evaluator.float_remarks():
+            for remark in (*task.evaluator.score_remarks(), *task.evaluator.float_remarks()):
                 output.note(remark)
             if task.pins:
                 output.note(f"pinned: {pins_text(task.pins)}")
@@ -328,15 +334,21 @@ def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
 
 
 def _verdict(result: SearchResult) -> str:
-    """One line: what was found, against the best uniform width within the budget."""
+    """One line: what was found, against the best uniform width within the budget.
+
+    On unseen samples where it can be; what was chosen on the search split looks better there than it is.
+    """
     spent = f"{result.evaluations} evaluations in {result.seconds:.1f} s"
     if result.best is None:
         return f"Nothing within the budget was found ({spent})."
-    text = f"{result.agent}: {percent(result.best.quality.accuracy)} on the search split"
+    if result.verdict is not None:
+        return f"{result.agent}, {spent}: {result.verdict.sentence()}"
+    score = result.task.score
+    text = f"{result.agent}: {score.described(result.best.quality.score)} on the search split"
     uniform = result.best_uniform()
     if uniform is not None:
-        accuracy = result.baselines[uniform].quality.accuracy
-        text += f", best uniform width within the budget ({uniform.removeprefix('uniform-')} bit): {percent(accuracy)}"
+        of_uniform = score.text(result.baselines[uniform].quality.score)
+        text += f", best uniform width within the budget ({uniform.removeprefix('uniform-')} bit): {of_uniform}"
     elif result.baselines:
         text += ", no uniform width is within the budget"
     return f"{text} ({spent})."

@@ -30,6 +30,7 @@ def search_settings(options: SearchOptions, task: Task, backend: HardwareBackend
         "separate": task.separate,
         **({} if task.activation_bits is None else {"activation_bits": task.activation_bits}),
         "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
+        "score": task.score.name,
         "evaluations": options.evaluations,
         "seed": options.seed,
         "recipe": None if recipe is None else asdict(recipe),

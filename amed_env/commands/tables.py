@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amed_env.evaluation.quality import Quality
     from amed_env.hardware import Cost
     from amed_env.problem.allocation import Precision
+    from amed_env.problem.score import Score
 
 MISSING = "–"
 
@@ -92,16 +93,36 @@ def _heading(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def quality_table(rows: Mapping[str, Quality]) -> Table:
-    """Qualities by name."""
+def quality_table(rows: Mapping[str, Quality], metrics: Sequence[Score]) -> Table:
+    """Qualities by name: the score, the metrics that were measured, and the loss where there are labels."""
     table = table_of("Quality")
-    for column in ("", "accuracy", "correct", "samples", "loss"):
+    qualities = list(rows.values())
+    scores = [qualities[0].scored_by] if qualities[0].scored_by not in metrics else []
+    shown = [metric for metric in metrics if any(metric.name in quality.metrics for quality in qualities)]
+    counted = any(quality.correct is not None for quality in qualities)
+    with_loss = any(quality.loss is not None for quality in qualities)
+    titles = [*(score.title for score in scores), *(metric.title for metric in shown)]
+    for column in ("", *titles, *(["correct"] if counted else []), "samples", *(["loss"] if with_loss else [])):
         table.add_column(column, justify="right" if column else "left")
     for name, quality in rows.items():
-        table.add_row(
-            name, percent(quality.accuracy), f"{quality.correct:,}", f"{quality.samples:,}", f"{quality.loss:.4f}"
-        )
+        cells = [score.text(quality.score) for score in scores]
+        cells += [_metric_cell(quality, metric) for metric in shown]
+        if counted:
+            cells.append(MISSING if quality.correct is None else f"{quality.correct:,}")
+        cells.append(f"{quality.samples:,}")
+        if with_loss:
+            cells.append(MISSING if quality.loss is None else f"{quality.loss:.4f}")
+        table.add_row(name, *cells)
     return table
+
+
+def _metric_cell(quality: Quality | None, metric: Score) -> str:
+    """The value of a score or metric; what was not measured is missing."""
+    if quality is not None and metric.name in quality.metrics:
+        return metric.text(quality.metrics[metric.name])
+    if quality is not None and metric.name == quality.scored_by.name:
+        return metric.text(quality.score)
+    return MISSING
 
 
 def relative_table(costs: Mapping[str, float], relative: Mapping[str, float]) -> Table:
@@ -147,8 +168,10 @@ def comparison_table(result: SearchResult) -> Table:
     ]
     table = table_of("Comparison" + (f" ({'; '.join(notes)})" if notes else ""))
     table.add_column("")
-    for column in ("search accuracy", "test accuracy"):
-        table.add_column(column, justify="right")
+    scores = list(dict.fromkeys((task.score, *task.evaluator.metrics)))
+    for score in scores:
+        for split in ("search", "test"):
+            table.add_column(f"{split} {score.title}", justify="right")
     metrics = [m for m in BUDGET_METRICS.items() if m[1] in {*task.capabilities.metrics, "weight_kib", "bops"}]
     for name, metric in metrics:
         table.add_column(name if relative else _heading(metric), justify="right")
@@ -160,17 +183,19 @@ def comparison_table(result: SearchResult) -> Table:
             return [f"{factors[name]:.3f}" if name in factors else MISSING for name, _ in metrics]
         return [number(costs[metric]) if metric in costs else MISSING for _, metric in metrics]
 
+    def quality_cells(search: Quality, test: Quality | None) -> list[str]:
+        return [_metric_cell(quality, score) for score in scores for quality in (search, test)]
+
     trials = {**({} if result.best is None else {"best": result.best}), **result.baselines}
     for name, trial in trials.items():
         table.add_row(
             result.agent if name == "best" else name.replace("uniform-", "uniform "),
-            percent(trial.quality.accuracy),
-            percent(result.test[name].accuracy) if name in result.test else MISSING,
+            *quality_cells(trial.quality, result.test.get(name)),
             *cells(trial.costs),
             "yes" if task.feasible(trial.costs) else "no",
             style="bold" if name == "best" else None,
             end_section=name == "best",
         )
-    test = percent(result.test["float"].accuracy) if "float" in result.test else MISSING
-    table.add_row("float", percent(task.float_quality.accuracy), test, *(MISSING for _ in metrics), MISSING)
+    of_float = quality_cells(task.float_quality, result.test.get("float"))
+    table.add_row("float", *of_float, *(MISSING for _ in metrics), MISSING)
     return table

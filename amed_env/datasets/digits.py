@@ -39,7 +39,7 @@ def digits_training() -> TrainingData:
     train = digits_train()
     kept = len(train) - VALIDATION_SAMPLES
     validation = train.subset(range(kept, len(train)), "digits/validation")
-    return TrainingData(train.inputs[:kept], train.labels[:kept], validation, shift=1)
+    return TrainingData(train.inputs[:kept], train.known_labels[:kept], validation, shift=1)
 
 
 def digits_splits(calibration_samples: int = CALIBRATION_SAMPLES) -> Splits:

@@ -21,18 +21,19 @@ _WHAT_FITS = (
 )
 
 
-def as_samples(source: Any, part: str, labelled: bool = True) -> Samples:
+def as_samples(source: Any, part: str, labelled: bool | None = True, one_input: bool = False) -> Samples:
     """Samples from a pair of inputs and labels, a dict with both, inputs alone, a torch data set or a `DataLoader`.
 
     Inputs are a tensor, a tuple of tensors for several arguments of a network, a dict of them for keyword arguments, or
-    a nested tree of these.
+    a nested tree of these. Labels are class numbers (N,), masks or tokens (N, …), or values.
 
     Args:
         source: `Samples`; `(inputs, labels)`; a dict of inputs and `labels` (or `label`); a torch data set whose items
             are `(input, label)` pairs or such dicts, or a `DataLoader` whose batches are; or, without labels, inputs
             in any of these forms.
         part: What they are for, for messages.
-        labelled: Whether labels are needed.
+        labelled: Whether labels are needed; None takes those that there are.
+        one_input: Whether the network is known to take one tensor, so that two tensors are inputs and labels.
 
     Raises:
         DataError: If they are in no such form, empty, or malformed.
@@ -40,12 +41,12 @@ def as_samples(source: Any, part: str, labelled: bool = True) -> Samples:
     if isinstance(source, Samples):
         return source
     if isinstance(source, DataLoader):
-        return _joined(source, part, labelled)
+        return _joined(source, part, labelled, one_input)
     if isinstance(source, Mapping):
         return _of_batch(source, part, labelled)
     is_pair = isinstance(source, tuple | list) and len(source) == 2 and _are_labels(source[1])
     if isinstance(source, torch.Tensor | np.ndarray) or is_pair or _are_inputs(source):
-        return _of_batch(source, part, labelled)
+        return _of_batch(source, part, labelled, one_input)
     if isinstance(source, IterableDataset) or (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
         return _of_items(source, part, labelled)
     raise DataError(f"the {part} samples are {type(source).__name__}; {_WHAT_FITS}.")
@@ -74,38 +75,41 @@ def _is_input(entry: Any) -> bool:
     return entry is None or _are_inputs(entry)
 
 
-def _of_batch(source: Any, part: str, labelled: bool) -> Samples:
+def _of_batch(source: Any, part: str, labelled: bool | None, one_input: bool = False) -> Samples:
     """Samples of inputs and labels that have an axis of samples each."""
-    inputs, labels = _split(source, labelled)
+    inputs, labels = _split(source, labelled, one_input)
     inputs = _tensors(inputs, f"the inputs of the {part} samples")
     if labelled and labels is None:
         raise DataError(f"the {part} samples have no labels; {_WHAT_FITS}.")
-    if labels is None:
-        return _without_labels(inputs, part)
-    return Samples.of_inputs(inputs, _tensor(labels, f"the labels of the {part} samples"), part)
+    return Samples.of_inputs(inputs, _labels(labels, f"the labels of the {part} samples"), part)
 
 
-def _split(source: Any, labelled: bool) -> tuple[Any, Any]:
+def _labels(values: Any, what: str) -> torch.Tensor | None:
+    """Labels in the types that samples have: whole numbers of any width as int64, floats as float32."""
+    if values is None:
+        return None
+    labels = _tensor(values, what)
+    return labels.float() if labels.is_floating_point() else labels.long()
+
+
+def _split(source: Any, labelled: bool | None, one_input: bool = False) -> tuple[Any, Any]:
     """Inputs, and labels or None."""
     if isinstance(source, Mapping):
         inputs = {key: value for key, value in source.items() if key not in LABEL_KEYS}
         labels = [source[key] for key in LABEL_KEYS if key in source]
         return inputs, labels[0] if labels else None
     if isinstance(source, tuple | list) and len(source) == 2:
+        if one_input:
+            return source[0], source[1]
         are_values = isinstance(source[1], torch.Tensor) and source[1].is_floating_point() and source[1].dim() > 1
         if not are_values and (labelled or not _are_inputs(source)):
             return source[0], source[1]
     return source, None
 
 
-def _without_labels(inputs: Any, part: str) -> Samples:
-    counts = [len(tensor) for tensor in _leaves(inputs) if isinstance(tensor, torch.Tensor) and tensor.dim()]
-    return Samples.of_inputs(inputs, torch.zeros(counts[0] if counts else 0, dtype=torch.int64), part)
-
-
-def _joined(loader: Iterable[Any], part: str, labelled: bool) -> Samples:
+def _joined(loader: Iterable[Any], part: str, labelled: bool | None, one_input: bool) -> Samples:
     """The batches of a loader, one behind the other."""
-    batches = [_of_batch(batch, f"{part} (batch {number})", labelled) for number, batch in enumerate(loader)]
+    batches = [_of_batch(batch, f"{part} (batch {number})", labelled, one_input) for number, batch in enumerate(loader)]
     if not batches:
         raise DataError(f"the {part} samples are empty; give at least one.")
     first = batches[0]
@@ -115,10 +119,13 @@ def _joined(loader: Iterable[Any], part: str, labelled: bool) -> Samples:
                 f"batch {number} of the {part} samples has inputs of another shape than batch 0; pad all to one shape."
             )
     inputs = torch.cat([batch.inputs for batch in batches])
-    return Samples(inputs, torch.cat([batch.labels for batch in batches]), part, first.form)
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    if len(labels) not in (0, len(batches)):
+        raise DataError(f"some batches of the {part} samples have labels and others none; give them to all.")
+    return Samples(inputs, torch.cat(labels) if labels else None, part, first.form)
 
 
-def _of_items(source: Any, part: str, labelled: bool) -> Samples:
+def _of_items(source: Any, part: str, labelled: bool | None) -> Samples:
     """Samples of a data set, whose items have no axis of samples."""
     inputs, labels = [], []
     for number, item in enumerate(_items(source, part)):
@@ -128,7 +135,16 @@ def _of_items(source: Any, part: str, labelled: bool) -> Samples:
     if not inputs:
         raise DataError(f"the {part} samples are empty; give at least one.")
     stacked = _stacked(inputs, part, "")
-    return Samples.of_inputs(stacked, torch.as_tensor(labels), part) if labelled else _without_labels(stacked, part)
+    if any(label is None for label in labels):
+        return Samples.of_inputs(stacked, None, part)
+    tensors = [_tensor(label, f"a label of the {part} data set") for label in labels]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise DataError(
+            f"the {part} data set yields labels of the shapes {sorted(shapes)}; give a class number each, or arrays of "
+            "one shape."
+        )
+    return Samples.of_inputs(stacked, _labels(torch.stack(tensors), f"the labels of the {part} data set"), part)
 
 
 def _items(source: Any, part: str) -> Iterator[Any]:
@@ -143,8 +159,8 @@ def _items(source: Any, part: str) -> Iterator[Any]:
             raise DataError(f"item {index} of the {part} data set fails: {type(error).__name__}: {error}.") from error
 
 
-def _of_item(item: Any, number: int, part: str, labelled: bool) -> tuple[Any, int]:
-    """Input and label of one item of a data set; 0 where none is needed."""
+def _of_item(item: Any, number: int, part: str, labelled: bool | None) -> tuple[Any, Any]:
+    """Input and label of one item of a data set; None where there is none, or none is wanted."""
     what = f"item {number} of the {part} data set"
     is_pair = isinstance(item, tuple | list) and len(item) == 2
     if isinstance(item, Mapping):
@@ -157,14 +173,16 @@ def _of_item(item: Any, number: int, part: str, labelled: bool) -> tuple[Any, in
             "with labels either."
         )
     else:
-        # Without labels, a second entry is an input if it has axes of its own.
+        # Where no labels are needed, a second entry is an input if it has axes of its own.
         inputs, label = item if is_pair and (labelled or np.ndim(item[1]) == 0) else (item, None)
-    if not labelled:
-        return inputs, 0
+    if labelled is False or label is None:
+        return inputs, None
+    if isinstance(label, float) or hasattr(label, "__array__"):
+        return inputs, label
     try:
         return inputs, operator.index(label)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{what} has the label {label!r}; give a class number.") from error
+        raise DataError(f"{what} has the label {label!r}; give a class number, a value or an array.") from error
 
 
 def _stacked(entries: list[Any], part: str, where: str) -> Any:

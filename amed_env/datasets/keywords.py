@@ -48,7 +48,7 @@ def keyword_splits(folder: Path | None = None) -> Splits:
     samples = keyword_samples(folder)
     hashes = samples.sample_hashes()
     has_copy = np.asarray([hashes.count(value) > 1 for value in hashes])
-    order = balanced_order(samples.labels.numpy(), _SALT)
+    order = balanced_order(samples.known_labels.numpy(), _SALT)
     # Six samples are duplicated. At the end of the order both copies are in the test part, none is in two parts.
     order = np.concatenate([order[~has_copy[order]], order[has_copy[order]]])
     calibration, search, test = np.split(order, [CALIBRATION_SAMPLES, CALIBRATION_SAMPLES + SEARCH_SAMPLES])

@@ -1,4 +1,4 @@
-"""Labelled samples and the three parts that a task is made of: calibration, search and test."""
+"""Samples, with or without labels, and the parts that a task is made of: calibration, search and test."""
 
 from __future__ import annotations
 
@@ -16,37 +16,42 @@ from amed_env.tracing.packing import EXACT_INTEGERS, InputForm, Inputs, packed_i
 
 INPUT_TYPES = (torch.float32, torch.int64)
 """Types of inputs: values, or numbers of tokens."""
+LABEL_TYPES = (torch.int64, torch.float32)
+"""Types of labels: classes, or values."""
+IGNORED_LABEL = -100
+"""Label of a pixel or token that does not count: the one that torch's cross-entropy ignores."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs of a network with their labels.
+    """Inputs of a network, with their labels if they have any.
 
     Attributes:
         inputs: (N, ...) float32, or int64 for numbers of tokens; the first axis counts samples. For a network that
             takes several tensors (N, D): all of them packed into one (see `of_inputs`).
-        labels: (N,) int64, the class of each sample, from 0.
+        labels: What is true of each sample: its class, int64 (N,), from 0; classes of its pixels or tokens, int64
+            (N, …), -100 where nothing is compared; or values, float32 (N,) or (N, …). None for samples without.
         name: What they are (`"digits/search"`); it begins every message and is no part of the fingerprint.
         form: How `inputs` holds what the network takes; None where it takes just that tensor.
 
     Raises:
-        DataError: If there are no samples, lengths or dtypes are wrong, a label is negative, or an input is
+        DataError: If there are no samples, lengths or dtypes are wrong, a label is negative, or an input or a label is
             NaN or infinite.
     """
 
     inputs: torch.Tensor
-    labels: torch.Tensor
+    labels: torch.Tensor | None = None
     name: str = "samples"
     form: InputForm | None = None
 
     @classmethod
-    def of_inputs(cls, inputs: Inputs, labels: torch.Tensor, name: str = "samples") -> Samples:
+    def of_inputs(cls, inputs: Inputs, labels: torch.Tensor | None, name: str = "samples") -> Samples:
         """Samples of whatever a network takes.
 
         Args:
             inputs: A tensor (N, ...), a tuple of them for several arguments, a dict of them for keyword arguments, or a
                 nested tree of these; floating-point, integers or bool.
-            labels: (N,) int64.
+            labels: As for `Samples`.
             name: What they are.
 
         Raises:
@@ -60,42 +65,17 @@ class Samples:
         return cls(packed, labels, name, None if form.is_plain else form)
 
     def __post_init__(self) -> None:
-        for attribute, dtypes, cure in (
-            ("inputs", INPUT_TYPES, "float(), or .long() for numbers of tokens"),
-            ("labels", (torch.int64,), "long()"),
-        ):
-            value = getattr(self, attribute)
-            if not isinstance(value, torch.Tensor):
-                raise DataError(
-                    f"{self.name}: {attribute} must be a torch tensor, not {type(value).__name__}; "
-                    "convert it with torch.as_tensor()."
-                )
-            if value.dtype not in dtypes:
-                raise DataError(
-                    f"{self.name}: {attribute} are {value.dtype}, expected {' or '.join(map(str, dtypes))}; convert "
-                    f"them with .{cure}."
-                )
+        self._check_tensor("inputs", self.inputs, INPUT_TYPES, "float(), or .long() for numbers of tokens")
         if self.inputs.ndim < 2:
             raise DataError(
                 f"{self.name}: inputs have shape {tuple(self.inputs.shape)}; expected a leading axis of "
                 "samples and at least one axis of values."
             )
-        if self.labels.ndim != 1:
-            raise DataError(
-                f"{self.name}: labels have shape {tuple(self.labels.shape)}; expected (N,) class numbers, not one-hot."
-            )
-        if len(self.inputs) != len(self.labels):
-            raise DataError(
-                f"{self.name}: {len(self.inputs)} inputs but {len(self.labels)} labels; give one label a sample."
-            )
-        if not len(self.labels) or not self.inputs.numel():
+        if self.labels is not None:
+            self._check_labels(self.labels)
+        if not self.inputs.numel():
             raise DataError(
                 f"{self.name}: there are no samples (inputs of shape {tuple(self.inputs.shape)}); give at least one."
-            )
-        if bool((self.labels < 0).any()):
-            at = torch.nonzero(self.labels < 0).flatten()
-            raise DataError(
-                f"{self.name}: {len(at)} labels are negative, at index {first_few(at.tolist())}; classes count from 0."
             )
         # Extremes show NaN and infinity without a mask as large as the inputs.
         if not bool(torch.isfinite(torch.stack(torch.aminmax(self.inputs))).all()):
@@ -107,8 +87,59 @@ class Samples:
                 f"index {first_few(at.tolist())}; remove or repair those samples."
             )
 
+    def _check_tensor(self, what: str, value: object, dtypes: Sequence[torch.dtype], cure: str) -> None:
+        if not isinstance(value, torch.Tensor):
+            raise DataError(
+                f"{self.name}: {what} must be a torch tensor, not {type(value).__name__}; "
+                "convert it with torch.as_tensor()."
+            )
+        if value.dtype not in dtypes:
+            raise DataError(
+                f"{self.name}: {what} are {value.dtype}, expected {' or '.join(map(str, dtypes))}; convert "
+                f"them with .{cure}."
+            )
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        self._check_tensor("labels", labels, LABEL_TYPES, "long() for class numbers, or .float() for values")
+        if labels.ndim < 1:
+            raise DataError(f"{self.name}: the labels are one number; expected a leading axis of samples.")
+        if len(self.inputs) != len(labels):
+            raise DataError(
+                f"{self.name}: {len(self.inputs)} inputs but {len(labels)} labels; give one label a sample."
+            )
+        if labels.is_floating_point():
+            if labels.numel() and not bool(torch.isfinite(labels).all()):
+                raise DataError(f"{self.name}: labels are NaN or infinite; remove or repair those samples.")
+            return
+        negative = (labels < 0) if labels.ndim == 1 else (labels < 0) & (labels != IGNORED_LABEL)
+        wrong = negative.flatten(1).any(dim=1) if labels.ndim > 1 else negative
+        if bool(wrong.any()):
+            at = torch.nonzero(wrong).flatten()
+            cure = "" if labels.ndim == 1 else f"; mark what does not count with {IGNORED_LABEL}"
+            raise DataError(
+                f"{self.name}: {len(at)} labels are negative, at index {first_few(at.tolist())}; classes count from "
+                f"0{cure}."
+            )
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.inputs)
+
+    @property
+    def known_labels(self) -> torch.Tensor:
+        """The labels, where there have to be any.
+
+        Raises:
+            DataError: If there are none.
+        """
+        if self.labels is None:
+            raise DataError(f"{self.name}: these samples have no labels.")
+        return self.labels
+
+    @property
+    def are_tokens(self) -> bool:
+        """Whether a network takes nothing but whole numbers, as those of texts do."""
+        types = (self.inputs.dtype,) if self.form is None else self.form.types
+        return not any(dtype.is_floating_point for dtype in types)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -139,22 +170,27 @@ class Samples:
                 f"{self.name}: indices from {low} to {high} do not fit {len(self)} samples; use 0 to {len(self) - 1}."
             )
         name = self.name if name is None else name
-        return Samples(self.inputs[chosen], self.labels[chosen], name, self.form)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Samples(self.inputs[chosen], labels, name, self.form)
 
     def example(self) -> Inputs:
         """The first sample as the network takes it: a tensor (1, ...), or a tree of them."""
         first = self.inputs[:1]
         return first if self.form is None else self.form.unpacked(first)
 
-    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Inputs and labels in order, `size` samples at a time; the last batch may be smaller.
+    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Inputs and labels (or None) in order, `size` samples at a time; the last batch may be smaller.
 
         Raises:
             DataError: If the size is not positive.
         """
         if size < 1:
             raise DataError(f"{self.name}: the batch size is {size}; it must be at least 1.")
-        yield from zip(self.inputs.split(size), self.labels.split(size), strict=True)
+        inputs = self.inputs.split(size)
+        labels: Sequence[torch.Tensor | None] = [None] * len(inputs)
+        if self.labels is not None:
+            labels = self.labels.split(size)
+        yield from zip(inputs, labels, strict=True)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, inputs and labels: the same on every machine for the same contents."""
@@ -163,7 +199,13 @@ class Samples:
         if self.form is not None:
             digest.update(f"{self.form.fingerprint()} ".encode())
         digest.update(_little_endian(self.inputs, self._stored_type()).data)
-        digest.update(_little_endian(self.labels, "<i8").data)
+        if self.labels is None:
+            # As versions did that filled in zeros, so that what was learned from the same samples is found.
+            digest.update(np.zeros(len(self), dtype="<i8").data)
+            return digest.hexdigest()
+        if self.labels.ndim > 1 or self.labels.is_floating_point():
+            digest.update(f"{self.labels.dtype} {tuple(self.labels.shape)} ".encode())
+        digest.update(_little_endian(self.labels, "<f4" if self.labels.is_floating_point() else "<i8").data)
         return digest.hexdigest()
 
     def _stored_type(self) -> str:
@@ -180,12 +222,12 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The three parts of a task's data; no sample may be in two of them.
+    """The parts of a task's data; no sample may be in two of them.
 
     Attributes:
         calibration: Sets quantization ranges; its labels are not used for choosing.
-        search: Scores allocations while searching.
-        test: Touched once, for the final report.
+        search: Scores allocations while searching; may be the calibration samples themselves.
+        test: Touched once, for the final report; None if there is nothing to confirm a result on.
         allow_duplicates: Accept exact copies that are in two parts. For data sets that contain copies of
             their own; it is then for the caller to see that no *index* is in two parts.
 
@@ -195,7 +237,7 @@ class Splits:
 
     calibration: Samples
     search: Samples
-    test: Samples
+    test: Samples | None
     allow_duplicates: bool = False
 
     def __post_init__(self) -> None:
@@ -210,15 +252,19 @@ class Splits:
             self._check_disjoint()
 
     def parts(self) -> dict[str, Samples]:
-        """The three parts by name."""
-        return {"calibration": self.calibration, "search": self.search, "test": self.test}
+        """The parts that there are, by name."""
+        parts = {"calibration": self.calibration, "search": self.search}
+        return parts if self.test is None else {**parts, "test": self.test}
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the three fingerprints."""
+        """SHA-256 (hex) of their fingerprints."""
         return hashlib.sha256(" ".join(p.fingerprint() for p in self.parts().values()).encode()).hexdigest()
 
     def _check_disjoint(self) -> None:
-        hashes = {name: part.sample_hashes() for name, part in self.parts().items()}
+        parts = self.parts()
+        if self.search is self.calibration:  # on purpose, where there are no others
+            del parts["search"]
+        hashes = {name: part.sample_hashes() for name, part in parts.items()}
         for (first, first_hashes), (second, second_hashes) in combinations(hashes.items(), 2):
             known = set(first_hashes)
             shared = [index for index, value in enumerate(second_hashes) if value in known]

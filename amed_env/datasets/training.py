@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from amed_env.datasets.samples import Samples, drawn_order
 from amed_env.errors import DataError
+from amed_env.support.text import tensor_text
 
 HELD_OUT, MOST_HELD_OUT = 10, 5_000
 """One of so many samples is held out for validation; 5,000 at the most, whose accuracy has an error of 0.5 points."""
@@ -58,14 +59,19 @@ class TrainingData:
         """Labelled samples as they are, of which a tenth is held out.
 
         Raises:
-            DataError: If there are fewer than two.
+            DataError: If there are fewer than two, or they have no class each.
         """
         if len(samples) < 2:
             raise DataError(f"{len(samples)} training sample: one to train on and one to validate by are needed.")
+        labels = samples.known_labels
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise DataError(
+                f"training is by the cross-entropy of class numbers (N,), but the labels are {tensor_text(labels)}."
+            )
         order = drawn_order(len(samples), _VALIDATION_SALT)
         held = min(MOST_HELD_OUT, max(1, len(samples) // HELD_OUT))
         validation, trained = samples.subset(order[:held]), samples.subset(order[held:])
-        return cls(trained.inputs, trained.labels, validation)
+        return cls(trained.inputs, trained.known_labels, validation)
 
     @property
     def _are_images(self) -> bool:

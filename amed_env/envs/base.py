@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from amed_env.envs.features import METRICS
 from amed_env.errors import BudgetError, InputError, SearchEnded, StoreError
+from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import BitAllocation
@@ -24,9 +25,20 @@ from amed_env.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-REWARD_VECTOR = ("accuracy", *BUDGET_METRICS)
-"""Components of `info["reward_vector"]`: accuracy, then minus each cost relative to uniform 8 bit."""
+REWARD_VECTOR = ("score", *BUDGET_METRICS)
+"""Components of `info["reward_vector"]`: the score (minus it, where less is better), then minus each cost relative to
+uniform 8 bit."""
 _REMEMBERED_TRIALS = 20_000
+
+
+def described(quality: Quality) -> dict[str, float]:
+    """What `info` has of a quality: `quality` (its score); `accuracy` and `loss` where samples have classes."""
+    values = {"quality": quality.score}
+    if quality.correct is not None:
+        values["accuracy"] = quality.accuracy
+    if quality.loss is not None:
+        values["loss"] = quality.loss
+    return values
 
 
 def budget_option(options: Mapping[str, Any] | None) -> Any:
@@ -189,24 +201,23 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         try:
             choices, info["repaired"] = self.within_limits(self.task.nearest_choosable(requested))
             trial = self._trial(self.task.allocation(choices))
-            reference = self.task.float_quality.accuracy
+            gain = self.task.gain(trial.quality)
         except (SearchEnded, StoreError):
             raise
         except Exception as error:
             logger.warning("the episode is cut off: %s: %s", type(error).__name__, error)
             info["fault"] = f"{type(error).__name__}: {error}"
             return FAULT_REWARD, True
-        reward = final_reward(trial.quality.accuracy, reference, trial.costs, self._limits)
+        reward = final_reward(gain, trial.costs, self._limits)
         ratios = [trial.costs.get(metric, 0.0) / scale for metric, scale in zip(METRICS, self.reference, strict=True)]
         info |= {
             "allocation": trial.allocation,
             "choices": tuple(int(c) for c in choices),
-            "accuracy": trial.quality.accuracy,
-            "loss": trial.quality.loss,
+            **described(trial.quality),
             "costs": dict(trial.costs),
             "feasible": fits(trial.costs, self._limits),
             "score": reward,
-            "reward_vector": np.asarray([trial.quality.accuracy, *(-ratio for ratio in ratios)], dtype=np.float32),
+            "reward_vector": np.asarray([-trial.quality.order[0], *(-ratio for ratio in ratios)], dtype=np.float32),
         }
         return reward, False
 

@@ -16,7 +16,7 @@ from amed_env.envs.base import REWARD_VECTOR
 from amed_env.envs.features import METRICS, BatchState
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import BudgetError, InputError
-from amed_env.problem.objective import BUDGET_METRICS, TOLERANCE, VIOLATION_PENALTY, score
+from amed_env.problem.objective import BUDGET_METRICS, TOLERANCE, VIOLATION_PENALTY
 from amed_env.tasks.repair import repair
 
 FloatArray = npt.NDArray[np.float64]
@@ -76,8 +76,11 @@ class LayerWiseBatch:
         self._row_parts = columns[:, None] * table.strides  # (P, G)
         self._correct, self._loss = table.correct["search"], table.loss["search"]
         self._samples = table.float_quality["search"].samples
-        reference = self.task.float_quality.accuracy
-        self._scores = np.asarray([score(right / self._samples, reference) for right in range(self._samples + 1)])
+        score, reference = self.task.score, self.task.reference_score
+        self._scores = table.scores("search", score)
+        # There are few different scores, and each of them is as exact as in the environment itself.
+        different, which = np.unique(self._scores, return_inverse=True)
+        self._gains = np.asarray([score.gain(float(value), reference) for value in different])[which]
         self._all_costs = {metric: np.asarray(values) for metric, values in self.task.costs.items()}
 
     def start(self, limits: FloatArray) -> None:
@@ -217,17 +220,18 @@ class LayerWiseBatch:
         rows = self._row_parts[choices, layers].sum(axis=1)
         correct = self._correct[rows]
         exceeded = self._exceeded(costs)
-        rewards: FloatArray = self._scores[correct]
+        rewards: FloatArray = self._gains[rows]
         if exceeded.any():
             excess = sum(np.maximum(0.0, costs[METRICS[c]] / self.state.limits[:, c] - 1.0) for c in limited)
             rewards = rewards - VIOLATION_PENALTY * np.where(exceeded, excess, 0.0)
         vector = np.zeros((self.count, len(REWARD_VECTOR)), dtype=np.float32)
-        vector[:, 0] = accuracy = correct / self._samples
+        vector[:, 0] = self._scores[rows] if self.task.score.higher_is_better else -self._scores[rows]
         for column, (metric, scale) in enumerate(zip(METRICS, self.env.reference, strict=True), start=1):
             vector[:, column] = -costs.get(metric, np.zeros(1)) / scale
         info |= {
             "choices": choices,
-            "accuracy": accuracy,
+            "quality": self._scores[rows],
+            "accuracy": correct / self._samples,
             "loss": self._loss[rows].astype(np.float64),
             "costs": costs,
             "feasible": ~exceeded,

@@ -55,8 +55,9 @@ class LayerWiseEnv(AllocationEnv):
     `objective.FAULT_REWARD`. `task.device_faults` counts those of the device.
 
     ## Information
-    Every step: `action_clamped`, `action_taken`. At the end: `allocation`, `choices`, `accuracy`, `loss`, `costs`,
-    `feasible`, `repaired`, `score`, `reward_vector` (see `envs.base.REWARD_VECTOR`). After a fault: `fault`.
+    Every step: `action_clamped`, `action_taken`. At the end: `allocation`, `choices`, `quality` (the score), `accuracy`
+    and `loss` (where samples have classes), `costs`, `feasible`, `repaired`, `score` (the final reward),
+    `reward_vector` (see `envs.base.REWARD_VECTOR`). After a fault: `fault`.
 
     Args:
         task, device, bits, separate, budget, pin, budget_range, measure: See `AllocationEnv`.

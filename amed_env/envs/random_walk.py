@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from amed_env.envs.base import AllocationEnv
+from amed_env.envs.base import AllocationEnv, described
 from amed_env.envs.features import METRICS
 from amed_env.errors import InputError, RenderModeError, SearchEnded, StoreError
+from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import BitAllocation
@@ -46,14 +47,15 @@ class RandomWalkEnv(AllocationEnv):
     ## Observation
     `Box(0, 1, (3 L P + 20,), float32)`: for every layer and precision whether it is set, whether it may be set, and its
     predicted loss; for latency, energy, memory and bops whether it is limited, the limit and the present cost (lower
-    bounds where they do not add up) as factors of uniform 8 bit, and how much of the limit is used; then the accuracy
-    and exp(-loss) of the state, both 0 after a fault, the share of the moves that are left, and whether the budgets
-    hold.
+    bounds where they do not add up) as factors of uniform 8 bit, and how much of the limit is used; then the score of
+    the state (accuracy; exp(-score) of a divergence or loss) and exp(-loss), both 0 after a fault, the share of the
+    moves that are left, and whether the budgets hold.
 
     ## Rewards
     What a move gains. `reward="zeta"`: log10(ζ before / ζ after) of the quality score `quality`; `reward="score"`: the
-    change of ln(float error / error), the final reward of the other environments. Either way less the growth of the
-    penalty for exceeded budgets; so an episode returns the value of its last allocation less that of its first.
+    change of the score's gain, ln(reference error / error), which is the final reward of the other environments.
+    Either way less the growth of the penalty for exceeded budgets; so an episode returns the value of its last
+    allocation less that of its first.
 
     ## Starting state
     Uniform 8 bit but for pinned layers (the widest precision where there is no 8 bit), whether within the budgets or
@@ -64,8 +66,8 @@ class RandomWalkEnv(AllocationEnv):
     befell the start; its reward is then `objective.FAULT_REWARD`.
 
     ## Information
-    At reset `limits`. Every step: `action_clamped`, `action_taken`, `allocation`, `choices`, `accuracy`, `loss`,
-    `costs`, `feasible`, `zeta`, `score`. After a fault: `fault`.
+    At reset `limits`. Every step: `action_clamped`, `action_taken`, `allocation`, `choices`, `quality` (the score),
+    `accuracy` and `loss` (where samples have classes), `costs`, `feasible`, `zeta`, `score`. After a fault: `fault`.
 
     Args:
         task, device, bits, separate, budget, pin, budget_range, measure: See `AllocationEnv`; `measure` is asked at
@@ -148,7 +150,7 @@ class RandomWalkEnv(AllocationEnv):
     def _evaluate(self) -> tuple[Trial | None, str | None]:
         """The trial of the present allocation, or None and the fault."""
         try:
-            _ = self.task.float_quality  # what the score compares with
+            _ = self.task.reference_score  # what the score is compared with
             return self._trial(self.task.allocation(self._choices)), None
         except (SearchEnded, StoreError):
             raise
@@ -220,11 +222,10 @@ class RandomWalkEnv(AllocationEnv):
 
     def _zeta(self, trial: Trial) -> float:
         reference = {} if self.task.reference_cost is None else self.task.reference_cost.metrics
-        quality = trial.quality
-        return self.quality.zeta(quality.accuracy, quality.loss, latency_ratio(trial.costs, reference))
+        return self.quality.zeta_of(trial.quality, latency_ratio(trial.costs, reference))
 
     def _score(self, trial: Trial) -> float:
-        return final_reward(trial.quality.accuracy, self.task.float_quality.accuracy, trial.costs, self._limits)
+        return final_reward(self.task.gain(trial.quality), trial.costs, self._limits)
 
     def _value(self, trial: Trial) -> float:
         """What an allocation is worth; rewards are differences of it."""
@@ -236,8 +237,7 @@ class RandomWalkEnv(AllocationEnv):
         return {
             "allocation": trial.allocation,
             "choices": tuple(int(choice) for choice in self._choices),
-            "accuracy": trial.quality.accuracy,
-            "loss": trial.quality.loss,
+            **described(trial.quality),
             "costs": dict(trial.costs),
             "feasible": fits(trial.costs, self._limits),
             "zeta": self._zeta(trial),
@@ -259,11 +259,14 @@ class RandomWalkEnv(AllocationEnv):
                 np.where(limited, limits / self.reference, 1.0),
                 used / self.reference,
                 np.where(limited, used / np.where(limited, limits, 1.0), 0.0),
-                (0.0, 0.0) if trial is None else (trial.quality.accuracy, math.exp(-trial.quality.loss)),
+                (0.0, 0.0) if trial is None else self._seen(trial.quality),
                 (self._left / self.moves, float(trial is not None and fits(trial.costs, self._limits))),
             ]
         )
         return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
+
+    def _seen(self, quality: Quality) -> tuple[float, float]:
+        return quality.scored_by.goodness(quality.score), math.exp(-quality.cross_entropy)
 
     def render(self) -> str | None:
         """The present allocation, a layer a line (mode `ansi`)."""

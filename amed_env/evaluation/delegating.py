@@ -22,7 +22,8 @@ class DelegatingEvaluator(Evaluator):
 
     def __init__(self, inner: Evaluator) -> None:
         self.workload, self.fingerprint, self.kept_float = inner.workload, inner.fingerprint, inner.kept_float
-        self.ties, self.looked_up = inner.ties, inner.looked_up
+        self.ties, self.looked_up, self.score = inner.ties, inner.looked_up, inner.score
+        self.metrics, self.splits = inner.metrics, inner.splits
         self._inner = inner
 
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
@@ -48,6 +49,10 @@ class DelegatingEvaluator(Evaluator):
     def float_remarks(self) -> list[str]:
         """See `Evaluator.float_remarks`."""
         return self._inner.float_remarks()
+
+    def score_remarks(self) -> list[str]:
+        """See `Evaluator.score_remarks`."""
+        return self._inner.score_remarks()
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """See `Evaluator.weight_statistics`."""

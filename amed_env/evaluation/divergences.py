@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences of the class probabilities when one or two layers alone are narrowed."""
+"""Divergences of the outputs when one or two layers alone are narrowed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
 from amed_env.errors import NonFiniteError
+from amed_env.evaluation.comparisons import Comparison
+from amed_env.evaluation.outputs import RunningSpread
 from amed_env.evaluation.quality import Progress
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Workload
@@ -27,15 +28,17 @@ FloatArray = npt.NDArray[np.float64]
 
 def measure_divergences(
     network: QuantizedNetwork,
+    comparison: Comparison,
     inputs: torch.Tensor,
     precisions: Sequence[Precision],
     batch_size: int,
     progress: Progress | None = None,
 ) -> FloatArray:
-    """Mean divergence in nats from the 8-bit network when one layer is changed: float64 (L, P), not negative.
+    """Mean divergence from the 8-bit network when one layer is changed: float64 (L, P), not negative.
 
     Args:
         network: The network.
+        comparison: What compares the outputs.
         inputs: Calibration samples (N, …).
         precisions: P precisions.
         batch_size: Samples of one forward pass.
@@ -49,10 +52,10 @@ def measure_divergences(
     cells = [(row, column) for row in reversed(range(len(names))) for column in range(len(precisions))]
     allocations = [base.replace({names[row]: precisions[column]}) for row, column in cells]
     divergences = np.zeros((len(names), len(precisions)))
-    for cell, value in zip(cells, _divergences(network, base, allocations, inputs, batch_size, progress), strict=True):
+    values = _divergences(network, comparison, base, allocations, inputs, batch_size, progress)
+    for cell, value in zip(cells, values, strict=True):
         divergences[cell] = value
-    # A divergence is never negative; sums of rounded logarithms can be, by their last bits.
-    return np.maximum(divergences, 0.0)
+    return divergences
 
 
 def pair_cells(layers: int, precisions: Sequence[Precision], reach: int) -> list[tuple[int, int, int, int]]:
@@ -81,6 +84,7 @@ def pair_allocations(workload: Workload, precisions: Sequence[Precision], reach:
 
 def measure_pairs(
     network: QuantizedNetwork,
+    comparison: Comparison,
     inputs: torch.Tensor,
     precisions: Sequence[Precision],
     batch_size: int,
@@ -91,6 +95,7 @@ def measure_pairs(
 
     Args:
         network: The network.
+        comparison: What compares the outputs.
         inputs: Calibration samples (N, …).
         precisions: P precisions.
         batch_size: Samples of one forward pass.
@@ -107,7 +112,7 @@ def measure_pairs(
     layers, count = len(names), len(precisions)
     base = network.workload.uniform(SENSITIVITY_BITS)
     allocations = pair_allocations(network.workload, precisions, reach)
-    values = _divergences(network, base, allocations, inputs, batch_size, progress)
+    values = _divergences(network, comparison, base, allocations, inputs, batch_size, progress)
     known = dict(zip(allocations, values, strict=True))
     alone = np.array([[known.get(base.replace({name: p}), 0.0) for p in precisions] for name in names])
     interactions = np.zeros((layers, count, layers, count))
@@ -119,29 +124,34 @@ def measure_pairs(
 
 def _divergences(
     network: QuantizedNetwork,
+    comparison: Comparison,
     base: BitAllocation,
     allocations: list[BitAllocation],
     inputs: torch.Tensor,
     batch_size: int,
     progress: Progress | None,
 ) -> FloatArray:
-    """Mean divergence of each allocation's class probabilities from those of `base`: float64, one each."""
+    """Mean divergence of each allocation's outputs from those of `base`: float64, one each."""
     batches = inputs.split(batch_size)
     means = np.zeros(len(allocations))
+    spread = RunningSpread()
     done, steps = 0, len(batches) * len(allocations)
     for start in range(0, len(allocations), AT_ONCE):
         part = allocations[start : start + AT_ONCE]
         reference = torch.empty(0)
-        for _, position, scores in network.sweep([base, *part], batches):
-            logarithms = F.log_softmax(scores.double(), dim=1)
+        for _, position, outputs in network.sweep([base, *part], batches):
+            outputs = outputs.cpu()
             if position == 0:
-                reference = logarithms
+                reference = outputs
+                if comparison.normalised and start == 0:
+                    spread.add(reference.double().reshape(len(reference), -1))
                 continue
-            divergence = F.kl_div(logarithms, reference, reduction="sum", log_target=True)
-            means[start + position - 1] += float(divergence) / len(inputs)
+            means[start + position - 1] += float(comparison.values(outputs, reference).sum()) / len(inputs)
             done += 1
             if progress is not None:
                 progress(done, steps)
+    if comparison.normalised:
+        means /= spread.per_sample
     if not np.isfinite(means).all():
         raise NonFiniteError("the network returns NaN or infinity on the calibration samples when quantized.")
     return means

@@ -6,20 +6,23 @@ import copy
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
 from amed_env.datasets import Samples, Splits
-from amed_env.errors import DataError, InputError, NetworkError, NonFiniteError
+from amed_env.errors import DataError, InputError, NonFiniteError
+from amed_env.evaluation.comparisons import KullbackLeibler
 from amed_env.evaluation.divergences import AT_ONCE, measure_divergences, measure_pairs
+from amed_env.evaluation.fitting import fit_scoring
+from amed_env.evaluation.float_outputs import FloatOutputs, measure_float_outputs
 from amed_env.evaluation.preparation import prepare_network, prepared_digest
-from amed_env.evaluation.quality import Evaluator, GradientMeasure, Progress, Quality, Split, check_split
+from amed_env.evaluation.quality import SPLITS, Evaluator, GradientMeasure, Progress, Quality, Split, check_split
+from amed_env.evaluation.scoring import ScoreSpec, Tally
 from amed_env.evaluation.sensitivities import measure_sensitivity
-from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
@@ -60,9 +63,12 @@ class PostTrainingEvaluator(Evaluator):
             for `REUSE_MIB`.
         engine: `auto` or `float`; see `QuantizedNetwork`.
         device: Where floats are computed.
+        score: What qualities are scored by; see `make_task`.
+        metrics: What is measured of labelled samples besides; see `make_task`.
 
     Raises:
-        DataError: If a label is not one of the network's classes, or search or test samples have only one class.
+        DataError: If labels do not fit the outputs or the score, a label is not one of the network's classes, or search
+            or test samples have only one class.
     """
 
     def __init__(
@@ -76,6 +82,8 @@ class PostTrainingEvaluator(Evaluator):
         reuse_mib: int | None = None,
         engine: Engine = "auto",
         device: str = "cpu",
+        score: ScoreSpec = None,
+        metrics: Sequence[Any] | None = None,
     ) -> None:
         self.workload = traced.workload
         self.kept_float = tuple(f"{kept.name} ({kept.type}): {kept.reason}" for kept in traced.kept_float)
@@ -97,6 +105,7 @@ class PostTrainingEvaluator(Evaluator):
             self.recipe = self.recipe.with_changes(batch_size=fixed)
         self.threads, self.batch_size = threads, traced.batch_size or batch_size
         self.traced, self._splits = traced, splits
+        self.splits = SPLITS if splits.test is not None else ("search",)
         with torch_threads(threads):
             self.network = QuantizedNetwork(
                 traced,
@@ -107,7 +116,10 @@ class PostTrainingEvaluator(Evaluator):
                 device,
                 self.recipe.equalize,
             )
-            self._check_labels()
+            self.scoring = fit_scoring(self.network, splits, score, metrics)
+        self.score = self.scoring.score
+        self.metrics = tuple(metric.score for metric in self.scoring.metrics)
+        self._float_outputs: dict[Split, FloatOutputs] = {}
         # Of the folded weights, by name: where they were loaded from makes no difference.
         digest = hashlib.sha256()
         for name, tensor in sorted(traced.module.state_dict().items()):
@@ -116,28 +128,6 @@ class PostTrainingEvaluator(Evaluator):
         self._network_fingerprint = digest.hexdigest()
         self._prepared: str | None = None
         self._workers: ProcessPool[PostTrainingEvaluator] | None = None
-
-    def _check_labels(self) -> None:
-        scores = self.network(self._splits.calibration.inputs[:1])
-        if not isinstance(scores, torch.Tensor) or scores.dim() != 2 or len(scores) != 1:
-            shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            raise NetworkError(
-                f"network {self.workload.name!r} must return class scores of shape (N, classes), which labels can "
-                f"score; it returns {shape} for one sample."
-            )
-        classes = scores.shape[1]
-        for name, part in (("search", self._splits.search), ("test", self._splits.test)):
-            largest = int(part.labels.max())
-            if largest >= classes:
-                raise DataError(
-                    f"the {name} split has label {largest}, but the network tells only {classes} classes "
-                    f"apart (0 to {classes - 1})."
-                )
-            if int(part.labels.min()) == largest:
-                raise DataError(
-                    f"all {len(part)} samples of the {name} split have label {largest}; accuracy means "
-                    "nothing with one class."
-                )
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Prepare the network by the recipe, or take what was prepared before; a second call does nothing.
@@ -176,8 +166,15 @@ class PostTrainingEvaluator(Evaluator):
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
     def samples(self, part: Split | Literal["calibration"]) -> Samples:
-        """The samples of a split, or those of calibration."""
-        return self._splits.calibration if part == "calibration" else self._splits.parts()[check_split(part)]
+        """The samples of a split, or those of calibration.
+
+        Raises:
+            DataError: If there are none of that split.
+        """
+        parts = self._splits.parts()
+        if part != "calibration" and check_split(part) not in parts:
+            raise DataError(f"network {self.workload.name!r} was given no {part} samples.")
+        return parts[part]
 
     @property
     def in_float(self) -> dict[str, str]:
@@ -194,18 +191,34 @@ class PostTrainingEvaluator(Evaluator):
             return [f"evaluated in float: {self.network.why_float}"]
         return [f"layer {name} is evaluated in float: {reason}" for name, reason in self.in_float.items()]
 
+    def float_outputs(self, split: Split) -> FloatOutputs | None:
+        """What the float network returns for the samples of a split; None if the score does not compare with it."""
+        comparison = self.scoring.comparison
+        if comparison is None:
+            return None
+        if split not in self._float_outputs:
+            measured = measure_float_outputs(
+                self.network, self.samples(split), self.batch_size, with_spread=comparison.normalised
+            )
+            self._float_outputs[split] = measured
+        return self._float_outputs[split]
+
     def evaluate(self, allocation: BitAllocation, split: Split = "search") -> Quality:
         """Quality of an allocation on a split; see `Evaluator.evaluate`."""
         samples = self.samples(split)
         self.prepare()
-        tally = Tally()
+        tally = Tally(self.scoring, keep=True)
         with torch_threads(self.threads):
+            reference = self.float_outputs(split)
+            if reference is not None and reference.batches is None:
+                return self._evaluate_part([allocation], split, keep=True)[0]
             self.network.select(allocation)
             try:
                 for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
                     # The test split is for the final report: its batches do not come again.
-                    tally.add(self.network(inputs, (split, number) if split == "search" else None), labels)
-                return tally.quality(allocation, split)
+                    outputs = self.network(inputs, (split, number) if split == "search" else None)
+                    tally.add(outputs, labels, _batch_of(reference, number))
+                return tally.quality(allocation, split, 1.0 if reference is None else reference.spread)
             except NonFiniteError as error:
                 raise self._not_finite(allocation, split, error.layer) from error
 
@@ -259,20 +272,34 @@ class PostTrainingEvaluator(Evaluator):
         for part, future in self._workers.completed(PostTrainingEvaluator._evaluate_part, parts, split):
             yield part, future.result()
 
-    def _evaluate_part(self, allocations: list[BitAllocation], split: Split) -> list[Quality]:
-        """Qualities of allocations in a good order."""
+    def _evaluate_part(self, allocations: list[BitAllocation], split: Split, keep: bool = False) -> list[Quality]:
+        """Qualities of allocations in a good order; `keep` those of single samples."""
         samples = self.samples(split)
         batches = list(samples.batches(self.batch_size))
-        tallies = [Tally() for _ in allocations]
+        tallies = [Tally(self.scoring, keep) for _ in allocations]
         with torch_threads(self.threads):
+            reference = self.float_outputs(split)
+            # Float outputs that are too large to keep are computed batch by batch, before what is compared with them.
+            again = reference is not None and reference.batches is None
+            swept = [self.workload.uniform(FLOAT_BITS), *allocations] if again else allocations
+            float_outputs: torch.Tensor | None = None
             try:
-                for number, position, scores in self.network.sweep(allocations, (inputs for inputs, _ in batches)):
-                    tallies[position].add(scores, batches[number][1])
+                for number, position, outputs in self.network.sweep(swept, (inputs for inputs, _ in batches)):
+                    if again and position == 0:
+                        float_outputs = outputs.cpu()
+                        continue
+                    compared = float_outputs if again else _batch_of(reference, number)
+                    tallies[position - again].add(outputs, batches[number][1], compared)
+                spread = 1.0 if reference is None else reference.spread
                 return [
-                    tally.quality(allocation, split) for tally, allocation in zip(tallies, allocations, strict=True)
+                    tally.quality(allocation, split, spread)
+                    for tally, allocation in zip(tallies, allocations, strict=True)
                 ]
-            except NonFiniteError:  # one by one, so that the message can name the allocation and the module
-                return [self.evaluate(allocation, split) for allocation in allocations]
+            except NonFiniteError as error:
+                if len(allocations) == 1:
+                    raise self._not_finite(allocations[0], split, error.layer) from error
+                # One by one, so that the message can name the allocation and the module.
+                return [self._evaluate_part([allocation], split, keep)[0] for allocation in allocations]
 
     def close(self) -> None:
         """End the worker processes, if there are any."""
@@ -311,17 +338,24 @@ class PostTrainingEvaluator(Evaluator):
         The result is kept in the user's cache, as it depends on no device and no budget.
         """
         shape = (len(self.workload), len(precisions))
-        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {' '.join(map(str, precisions))}"
+        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {' '.join(map(str, precisions))}{self._compared}"
         inputs = self._splits.calibration.inputs[:SENSITIVITY_SAMPLES]
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
-                return measure_divergences(self.network, inputs, precisions, self.batch_size, self.on_sensitivities)
+                return measure_divergences(
+                    self.network, self.scoring.divergence, inputs, precisions, self.batch_size, self.on_sensitivities
+                )
 
         return cached_array("predicted-loss", key, shape, compute)
 
     def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """See `Evaluator.sensitivity` and `evaluation.sensitivities`; kept in the user's cache."""
+        if measure != "squared-error" and not isinstance(self.scoring.divergence, KullbackLeibler):
+            raise InputError(
+                f"the proxy {measure!r} is about class probabilities, which network {self.workload.name!r} does not "
+                "return; use the proxy 'kl' or 'squared-error'."
+            )
         calibration = self._splits.calibration
         count = len(self.network.whole_batches(calibration.inputs[:SENSITIVITY_SAMPLES]))
         samples = calibration.subset([number % len(calibration) for number in range(count)])
@@ -341,10 +375,26 @@ class PostTrainingEvaluator(Evaluator):
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
-                return measure_pairs(self.network, inputs, precisions, self.batch_size, reach, self.on_sensitivities)
+                return measure_pairs(
+                    self.network,
+                    self.scoring.divergence,
+                    inputs,
+                    precisions,
+                    self.batch_size,
+                    reach,
+                    self.on_sensitivities,
+                )
 
-        key = f"{self.fingerprint} {PAIR_SAMPLES} {reach} {' '.join(map(str, precisions))}"
+        key = f"{self.fingerprint} {PAIR_SAMPLES} {reach} {' '.join(map(str, precisions))}{self._compared}"
         return cached_array("pairs", key, (layers, count, layers, count), compute)
+
+    @property
+    def _compared(self) -> str:
+        """What of the form of the outputs is part of the keys of kept divergences; nothing for scores (N, classes)."""
+        divergence = self.scoring.divergence
+        if isinstance(divergence, KullbackLeibler):
+            return "" if divergence.axis == 1 else f" classes on axis {divergence.axis}"
+        return f" {divergence.score.name}"
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """Largest magnitude over standard deviation of each layer's weights; see `Evaluator.weight_statistics`."""
@@ -367,27 +417,8 @@ def _in_parts(allocations: Sequence[BitAllocation], largest: int, workers: int) 
     return [list(allocations[start : start + size]) for start in range(0, len(allocations), size)]
 
 
-class Tally:
-    """Counts what is right."""
-
-    def __init__(self) -> None:
-        self.correct, self.samples, self.loss = 0, 0, 0.0
-
-    def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take in the class scores (N, classes) of samples."""
-        scores = scores.cpu()
-        self.correct += int((scores.argmax(dim=1) == labels).sum())
-        self.loss += float(F.cross_entropy(scores, labels, reduction="sum"))
-        self.samples += len(labels)
-
-    def quality(self, allocation: BitAllocation, split: str) -> Quality:
-        """The quality on what was counted.
-
-        Raises:
-            NonFiniteError: If the network returned NaN or infinity.
-        """
-        if not np.isfinite(self.loss):
-            raise NonFiniteError(
-                f"the network returns NaN or infinity on the {split} split under {allocation.key()!r}."
-            )
-        return Quality(self.correct, self.samples, self.loss / self.samples)
+def _batch_of(reference: FloatOutputs | None, number: int) -> torch.Tensor | None:
+    if reference is None:
+        return None
+    assert reference.batches is not None  # the caller looked
+    return reference.batches[number]

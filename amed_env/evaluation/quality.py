@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from amed_env.errors import InputError
 from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.score import TOP_1, Score, score_named
 from amed_env.problem.ties import Ties
 from amed_env.problem.workload import Workload
 
@@ -33,40 +35,129 @@ Progress = Callable[[int, int], None]
 class Quality:
     """How well a network does on a set of samples.
 
+    `Quality(correct, samples, loss)` is one whose score is top-1 accuracy.
+
     Attributes:
-        correct: Samples whose true class has the highest score.
+        correct: Samples whose true class has the highest score; None where samples have no class each.
         samples: Samples in all.
-        loss: Mean cross-entropy in nats.
+        loss: Mean cross-entropy of the labels in nats; None without labels that are classes.
+        score: What a search optimises.
+        scored_by: What that number is, and whether more or less of it is better.
+        metrics: Metric to its value; empty without labels.
+        soft_loss: Mean cross-entropy in nats against the float network's class probabilities, where they were compared.
+        per_sample: Metric or score to its value for every sample, float32 (samples,), where it is a mean over samples;
+            kept by single evaluations, for paired comparisons, and in no file.
     """
 
-    correct: int
+    correct: int | None
     samples: int
-    loss: float
+    loss: float | None
+    score: float = math.nan
+    scored_by: Score = TOP_1
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    soft_loss: float | None = None
+    per_sample: Mapping[str, npt.NDArray[np.float32]] = field(
+        default_factory=dict, hash=False, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.correct is None:
+            return
+        if not self.metrics:
+            object.__setattr__(self, "metrics", {TOP_1.name: self.correct / self.samples})
+        if self.scored_by == TOP_1:
+            object.__setattr__(self, "score", self.correct / self.samples)
 
     @property
     def accuracy(self) -> float:
-        """Top-1 accuracy as a fraction."""
+        """Top-1 accuracy as a fraction.
+
+        Raises:
+            InputError: If the samples have no class each.
+        """
+        if self.correct is None:
+            known = ", ".join(self.metrics) or "no metric"
+            raise InputError(
+                f"this quality has no accuracy, as its samples have no class labels; it has the score "
+                f"{self.scored_by.name} and {known}."
+            )
         return self.correct / self.samples
 
     @property
+    def cross_entropy(self) -> float:
+        """What AMED's ζ takes as loss: that of the labels; without them, that against the float network.
+
+        Where outputs are no class scores it is the score itself, if less of that is better, and its error if not.
+        """
+        if self.loss is not None:
+            return self.loss
+        if self.soft_loss is not None:
+            return self.soft_loss
+        return self.scored_by.error(self.score) if self.scored_by.higher_is_better else self.score
+
+    @property
     def order(self) -> tuple[float, float]:
-        """Sorts the better quality first: by accuracy, then by loss."""
-        return -self.accuracy, self.loss
+        """Sorts the better quality first: by score, then by loss."""
+        return self.scored_by.order(self.score), 0.0 if self.loss is None else self.loss
+
+    @property
+    def lean(self) -> Quality:
+        """The same without values of single samples, which a search of many trials has no memory for."""
+        return replace(self, per_sample={}) if self.per_sample else self
 
     def __add__(self, other: Quality) -> Quality:
-        """Quality on two disjoint sets together."""
+        """Quality on two disjoint sets together; metrics that are no means over samples are left out.
+
+        Raises:
+            InputError: If the score is such a metric.
+        """
         samples = self.samples + other.samples
-        loss = (self.loss * self.samples + other.loss * other.samples) / samples
-        return Quality(self.correct + other.correct, samples, loss)
+
+        def mean(mine: float | None, others: float | None) -> float | None:
+            if mine is None or others is None:
+                return None
+            return (mine * self.samples + others * other.samples) / samples
+
+        correct = None if self.correct is None or other.correct is None else self.correct + other.correct
+        metrics = {
+            name: float(np.concatenate([values, other.per_sample[name]]).mean(dtype=np.float64))
+            for name, values in self.per_sample.items()
+            if name in other.per_sample and name in self.metrics
+        }
+        if correct is not None:
+            metrics[TOP_1.name] = correct / samples
+        score, scored_by = mean(self.score, other.score), self.scored_by
+        if scored_by.name in self.metrics:
+            score = metrics.get(scored_by.name)
+        if score is None:
+            raise InputError(
+                f"{scored_by.name} of two sets does not follow from that of each; evaluate one split at a time."
+            )
+        soft_loss = mean(self.soft_loss, other.soft_loss)
+        return Quality(correct, samples, mean(self.loss, other.loss), score, scored_by, metrics, soft_loss)
 
     def to_json(self) -> dict[str, Any]:
-        """`{"accuracy", "correct", "samples", "loss"}`."""
-        return {"accuracy": self.accuracy, **asdict(self)}
+        """As a JSON object; `accuracy` and `correct` are there where the samples have a class each."""
+        return {
+            "score": self.score,
+            "score_name": self.scored_by.name,
+            "higher_is_better": self.scored_by.higher_is_better,
+            **({} if self.correct is None else {"accuracy": self.accuracy, "correct": self.correct}),
+            "samples": self.samples,
+            "loss": self.loss,
+            **({} if self.soft_loss is None else {"soft_loss": self.soft_loss}),
+            "metrics": dict(self.metrics),
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Quality:
-        """The inverse of `to_json`; keys that only earlier versions wrote are passed over."""
-        return cls(document["correct"], document["samples"], document["loss"])
+        """The inverse of `to_json`; what earlier versions wrote, without a score, is scored by top-1 accuracy."""
+        correct, samples, loss = document.get("correct"), document["samples"], document["loss"]
+        if "score_name" not in document:
+            return cls(correct, samples, loss)
+        scored_by = score_named(document["score_name"], document["higher_is_better"])
+        metrics, soft_loss = dict(document["metrics"]), document.get("soft_loss")
+        return cls(correct, samples, loss, document["score"], scored_by, metrics, soft_loss)
 
 
 class Evaluator(abc.ABC):
@@ -74,7 +165,10 @@ class Evaluator(abc.ABC):
 
     Attributes:
         workload: The network's layers.
-        fingerprint: Text that changes with whatever changes a result: network, samples, recipe.
+        fingerprint: Text that changes with whatever changes a result but the score: network, samples, recipe.
+        score: What its qualities are scored by.
+        metrics: What is measured of labelled samples.
+        splits: What there are samples of.
         kept_float: Modules with parameters that stay in float, a line each with the reason.
         ties: Which layers of the network are one layer of `workload`, or None if each is one by itself.
         looked_up: Whether an evaluation is a look-up, so that whatever else a trial takes is what takes the time.
@@ -84,6 +178,9 @@ class Evaluator(abc.ABC):
 
     workload: Workload
     fingerprint: str
+    score: Score = TOP_1
+    metrics: tuple[Score, ...] = (TOP_1,)
+    splits: tuple[Split, ...] = SPLITS
     kept_float: tuple[str, ...] = ()
     ties: Ties | None = None
     looked_up: bool = False
@@ -112,7 +209,7 @@ class Evaluator(abc.ABC):
 
         Returns:
             float64 of shape (layers, P): mean Kullback-Leibler divergence in nats of the class probabilities from those
-            of the 8-bit network, in which this one layer is changed.
+            of the 8-bit network, in which this one layer is changed; of other outputs their normalised squared error.
         """
 
     def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
@@ -174,6 +271,10 @@ class Evaluator(abc.ABC):
 
     def float_remarks(self) -> list[str]:
         """What of a network at integer widths is computed in float all the same, a line each with the reason."""
+        return []
+
+    def score_remarks(self) -> list[str]:
+        """What a user should know about how allocations are scored, a line each."""
         return []
 
 

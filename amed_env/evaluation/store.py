@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,35 @@ from amed_env.errors import AllocationError, StoreError
 from amed_env.evaluation.quality import Quality
 from amed_env.problem.allocation import BitAllocation
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _ANSWERS = "CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL);"
 """Since version 2: what a slow device answered, by a digest of everything that it was asked."""
 _PARTIAL = "ALTER TABLE trials ADD COLUMN partial INTEGER NOT NULL DEFAULT 0;"
 """Since version 3. Earlier versions of the package could end an evaluation before its last sample and marked such
 estimates 1; nothing writes them any more, and they count as not evaluated."""
-_COLUMNS = "allocation, correct, samples, loss, costs, seconds"
+_SCORES = """
+CREATE TABLE scored (
+    number INTEGER PRIMARY KEY,
+    allocation_key TEXT NOT NULL UNIQUE,
+    allocation TEXT NOT NULL,
+    correct INTEGER,
+    samples INTEGER NOT NULL,
+    loss REAL,
+    costs TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    created REAL NOT NULL,
+    partial INTEGER NOT NULL DEFAULT 0,
+    scores TEXT
+);
+INSERT INTO scored SELECT number, allocation_key, allocation, correct, samples, loss, costs, seconds, created, partial,
+    NULL FROM trials;
+DROP TABLE trials;
+ALTER TABLE scored RENAME TO trials;
+INSERT OR IGNORE INTO facts SELECT 'score', 'top-1' WHERE EXISTS (SELECT 1 FROM facts);
+"""
+"""Since version 4: score and metrics as JSON, and samples without labels. Earlier trials have none: their score is
+top-1 accuracy, which the store is then tied to."""
+_COLUMNS = "allocation, correct, samples, loss, costs, seconds, scores"
 _SCHEMA = """
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY,
@@ -102,7 +125,7 @@ class TrialStore:
             )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")  # WAL survives a killed process
-        steps = [_SCHEMA, _ANSWERS, _PARTIAL][version:]
+        steps = [_SCHEMA, _ANSWERS, _PARTIAL, _SCORES][version:]
         if steps:
             self._connection.executescript(f"BEGIN;{''.join(steps)}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
 
@@ -118,22 +141,29 @@ class TrialStore:
         """Keep a trial; one of the same allocation that is there already stays, unless it is an estimate.
 
         Raises:
-            StoreError: If it cannot be written, for example on a full disk.
+            StoreError: If it cannot be written, for example on a full disk, or its quality is NaN.
         """
+        quality = trial.quality
+        if math.isnan(quality.score) or (quality.loss is not None and math.isnan(quality.loss)):
+            raise StoreError(f"the trial {trial.allocation.key()!r} has a quality of NaN, which no search can order.")
+        scores = quality.to_json()
+        for name in ("correct", "accuracy", "samples", "loss"):  # these have columns of their own
+            scores.pop(name, None)
         self._run(
-            "INSERT INTO trials (allocation_key, allocation, correct, samples, loss, costs, seconds, created) "
-            "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (allocation_key) DO UPDATE SET correct=excluded.correct, "
-            "samples=excluded.samples, loss=excluded.loss, seconds=excluded.seconds, partial=0 "
+            "INSERT INTO trials (allocation_key, allocation, correct, samples, loss, costs, seconds, created, scores) "
+            "VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (allocation_key) DO UPDATE SET correct=excluded.correct, "
+            "samples=excluded.samples, loss=excluded.loss, seconds=excluded.seconds, partial=0, scores=excluded.scores "
             "WHERE trials.partial",
             (
                 trial.allocation.key(),
                 json.dumps(trial.allocation.to_json()),
-                trial.quality.correct,
-                trial.quality.samples,
-                trial.quality.loss,
+                quality.correct,
+                quality.samples,
+                quality.loss,
                 json.dumps(dict(trial.costs)),
                 trial.seconds,
                 time.time(),
+                json.dumps(scores),
             ),
         )
 
@@ -189,13 +219,14 @@ class TrialStore:
 
 
 def _trial(row: tuple[Any, ...]) -> Trial:
-    allocation, correct, samples, loss, costs, seconds = row
+    allocation, correct, samples, loss, costs, seconds, scores = row
     try:
+        quality = {"correct": correct, "samples": samples, "loss": loss, **(json.loads(scores) if scores else {})}
         return Trial(
             BitAllocation.from_json(json.loads(allocation)),
-            Quality(correct, samples, loss),
+            Quality.from_json(quality),
             dict(json.loads(costs)),
             seconds,
         )
-    except (ValueError, TypeError, RecursionError, AllocationError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, AllocationError) as error:
         raise StoreError(f"the trial store has a damaged row: {error}.") from error

@@ -9,11 +9,15 @@ from importlib.resources import as_file, files
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import InputError, UnsupportedPrecisionError
+from amed_env.errors import InputError, UnknownNameError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
 from amed_env.evaluation.stored_proxies import StoredProxies
 from amed_env.evaluation.table_file import QualityTable
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.problem.score import DIVERGENCE, LOSS, TOP_1
+
+TABLE_SCORES = {"divergence": DIVERGENCE, "kl": DIVERGENCE, "loss": LOSS, "metric": TOP_1, TOP_1.name: TOP_1}
+"""Scores that tables may hold, by what a user calls them."""
 
 
 class TableEvaluator(Evaluator):
@@ -25,15 +29,25 @@ class TableEvaluator(Evaluator):
     Args:
         table: The table.
         proxies: What calibration samples say about the network besides the table's predicted loss, if it is stored.
+        score: `divergence`, `loss`, or `metric` (top-1 accuracy); None is the divergence where the table holds it, and
+            accuracy elsewhere.
 
     Raises:
-        TableError: If the proxies belong to another table.
+        TableError: If the proxies belong to another table, or the table does not hold that score.
+        UnknownNameError: If there is no such score.
     """
 
     looked_up = True
 
-    def __init__(self, table: QualityTable, proxies: StoredProxies | None = None) -> None:
+    def __init__(self, table: QualityTable, proxies: StoredProxies | None = None, score: str | None = None) -> None:
         self.table = table
+        self._chosen_score = score
+        self.score = DIVERGENCE if table.divergence is not None else TOP_1
+        if score is not None:
+            if score not in TABLE_SCORES:
+                raise UnknownNameError("score of a table", str(score), TABLE_SCORES)
+            self.score = TABLE_SCORES[score]
+            table.scores("search", self.score)  # says what the table does not hold
         self.proxies = None if proxies is None else proxies.require(table)
         self.workload = table.ties.reduced()
         self.ties = None if table.ties.trivial else table.ties
@@ -48,8 +62,18 @@ class TableEvaluator(Evaluator):
         """Quality of an allocation, or of the float network; see `Evaluator.evaluate`."""
         check_split(split)
         if all(precision == (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values()):
-            return self.table.float_quality[split]
-        return self.table.quality(self.table.row(allocation), split)
+            return self.table.quality_of_float(split, self.score)
+        return self.table.quality(self.table.row(allocation), split, self.score)
+
+    def score_remarks(self) -> list[str]:
+        """See `Evaluator.score_remarks`."""
+        if self._chosen_score is None and self.table.divergence is None:
+            return [f"this table holds no divergences, so {TOP_1.title} is what is optimised"]
+        return []
+
+    def scored(self, score: str | None) -> TableEvaluator:
+        """The same table by another score."""
+        return TableEvaluator(self.table, self.proxies, score)
 
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """Predicted loss of every group at precisions of the table; see `Evaluator.predicted_loss`.

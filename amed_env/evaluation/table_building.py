@@ -23,6 +23,7 @@ from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import SPLITS, Progress, Quality
 from amed_env.evaluation.table_file import QualityTable, check_size, members_of
 from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.score import DIVERGENCE
 from amed_env.problem.ties import Ties
 from amed_env.support.files import write_atomically
 from amed_env.support.machine import cpu_name
@@ -40,14 +41,15 @@ class TableBuilder:
     """Evaluates every allocation of a network.
 
     Args:
-        evaluator: The evaluator of the network.
+        evaluator: The evaluator of the network; the table holds divergences if it is scored by them.
         bits: Widths that every layer chooses from, weights and activations alike.
         tied: Groups of layers that share a choice.
         folder: Where finished chunks are kept; a build that is started again goes on from there.
         workers: Processes; 1 works in this one.
 
     Raises:
-        TableError: If there are too many allocations or samples, or the folder has chunks of another table.
+        TableError: If there are too many allocations or samples, samples have no class labels, or the folder has chunks
+            of another table.
     """
 
     def __init__(
@@ -63,7 +65,12 @@ class TableBuilder:
         self.precisions = tuple(Precision(width, width) for width in sorted(bits))
         self.rows = check_size(len(self.ties.groups), len(self.precisions))
         self.chunk_rows = CHUNK_ROWS * workers
+        with_divergence = evaluator.score == DIVERGENCE
+        self.columns = ("correct", "loss", "divergence") if with_divergence else ("correct", "loss")
         for split in SPLITS:
+            labels = evaluator.samples(split).labels
+            if labels is None or labels.dim() != 1 or labels.is_floating_point():
+                raise TableError(f"the {split} samples have no class each; a table counts the correct ones.")
             if len(evaluator.samples(split)) > MOST_SAMPLES:
                 raise TableError(
                     f"the {split} split has {len(evaluator.samples(split)):,} samples; a table counts up to "
@@ -76,6 +83,8 @@ class TableBuilder:
             "fingerprint": self.evaluator.fingerprint,
             "groups": [list(group) for group in self.ties.groups],
             "precisions": [list(precision) for precision in self.precisions],
+            # Left out of chunks that earlier versions could make, so that their builds can go on.
+            **({"columns": list(self.columns)} if "divergence" in self.columns else {}),
         }
         path = self.folder / FACTS_FILE
         if path.exists():
@@ -104,7 +113,7 @@ class TableBuilder:
             The table, or None if it was stopped before the end.
         """
         until = self.rows if rows is None else min(rows, self.rows)
-        columns = np.zeros((len(SPLITS), 2, self.rows))
+        columns = np.zeros((len(SPLITS), len(self.columns), self.rows))
         done = 0
         while done < until:
             chunk = self._kept(done)
@@ -119,13 +128,16 @@ class TableBuilder:
         return self._table(columns) if done == self.rows else None
 
     def _evaluate(self, rows: range) -> npt.NDArray[np.float64]:
-        """Correct samples and loss on each split: float64 (splits, 2, rows)."""
+        """The columns of each split: float64 (splits, columns, rows)."""
         allocations = [self.allocation(row) for row in rows]
-        by_split: list[list[list[float]]] = []
-        for split in SPLITS:
+        values = np.zeros((len(SPLITS), len(self.columns), len(rows)))
+        for position, split in enumerate(SPLITS):
             qualities = self.evaluator.evaluate_many(allocations, split, workers=self.workers)
-            by_split.append([[quality.correct for quality in qualities], [quality.loss for quality in qualities]])
-        return np.asarray(by_split, dtype=np.float64)
+            values[position, 0] = [quality.correct for quality in qualities]
+            values[position, 1] = [quality.loss for quality in qualities]
+            if "divergence" in self.columns:
+                values[position, 2] = [quality.score for quality in qualities]
+        return values
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:08d}.npy"
@@ -138,7 +150,7 @@ class TableBuilder:
         except Exception as error:  # a damaged file makes numpy raise errors of many types
             logger.warning("%s is damaged (%s); it is made anew", self._path(start), error)
             return None
-        whole = chunk.dtype == np.float64 and chunk.ndim == 3 and chunk.shape[:2] == (len(SPLITS), 2)
+        whole = chunk.dtype == np.float64 and chunk.ndim == 3 and chunk.shape[:2] == (len(SPLITS), len(self.columns))
         if not whole or not 0 < chunk.shape[2] <= self.rows - start or not np.isfinite(chunk).all():
             logger.warning("%s is no chunk of this table; it is made anew", self._path(start))
             return None
@@ -152,9 +164,15 @@ class TableBuilder:
     def _table(self, columns: npt.NDArray[np.float64]) -> QualityTable:
         evaluator = self.evaluator
         float_allocation = evaluator.workload.uniform(32)
-        float_quality: dict[str, Quality] = {split: evaluator.evaluate(float_allocation, split) for split in SPLITS}
+        float_quality: dict[str, Quality] = {}
+        for split in SPLITS:
+            quality = evaluator.evaluate(float_allocation, split)
+            float_quality[split] = Quality(quality.correct, quality.samples, quality.loss)
         members = members_of(self.ties)
         predicted, statistics = evaluator.predicted_loss(self.precisions), evaluator.weight_statistics()
+        divergence: dict[str, npt.NDArray[np.float16]] | None = None
+        if "divergence" in self.columns:
+            divergence = {split: columns[i, 2].astype(np.float16) for i, split in enumerate(SPLITS)}
         return QualityTable(
             self.ties,
             self.precisions,
@@ -165,6 +183,7 @@ class TableBuilder:
             np.asarray([statistics[group].max() for group in members]),
             evaluator.kept_float,
             self._provenance(),
+            divergence,
         )
 
     def _provenance(self) -> dict[str, Any]:

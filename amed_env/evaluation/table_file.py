@@ -1,8 +1,11 @@
-"""Files of quality tables: what a network is worth under every allocation, in format `amed-table/1`.
+"""Files of quality tables: what a network is worth under every allocation.
+
+Format `amed-table/1` has correct samples and losses; `amed-table/2` has the divergences from the float network too.
 
 A table is an `.npz` file without any pickle. Its rows are all allocations in the order of their choices, the last group
-of layers varying fastest. The number of correct samples is exact (uint16); the loss is kept as float16, whose steps are
-a thousandth of the value or less. A digest over everything tells a damaged file from a whole one.
+of layers varying fastest. The number of correct samples is exact (uint16); losses and divergences are kept as float16,
+whose steps are a thousandth of the value or less (of divergences below 0.00006 nats up to 0.00000003). A digest over
+everything tells a damaged file from a whole one.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,15 @@ import numpy.typing as npt
 from amed_env.errors import AmedError, TableError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import SPLITS, Quality
 from amed_env.problem.allocation import BitAllocation, Precision, check_bits
+from amed_env.problem.score import DIVERGENCE, LOSS, TOP_1, Score
 from amed_env.problem.ties import Ties
 from amed_env.problem.workload import Layer, Workload
 
-FORMAT = "amed-table/1"
+FORMAT, FORMAT_WITH_DIVERGENCE = "amed-table/1", "amed-table/2"
 MOST_ROWS = 2**24
 """More allocations than this make no table."""
-_COLUMNS = tuple(f"{split}_{what}" for split in SPLITS for what in ("correct", "loss"))
+_TYPES = {"correct": "<u2", "loss": "<f2", "divergence": "<f2"}
+"""Columns of a split, with the type of their values in a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,8 @@ class QualityTable:
         weight_statistics: float64 (G,): largest magnitude over standard deviation of a group's weights.
         kept_float: Modules with parameters that stay in float.
         provenance: How the table was made: recipe, fingerprint, versions, data, machine.
+        divergence: Split to the mean Kullback-Leibler divergence from the float network in nats: float16 (P ** G,);
+            None in tables that were made without.
     """
 
     ties: Ties
@@ -57,14 +64,15 @@ class QualityTable:
     weight_statistics: npt.NDArray[np.float64]
     kept_float: tuple[str, ...]
     provenance: Mapping[str, Any]
+    divergence: Mapping[str, npt.NDArray[np.float16]] | None = None
 
     def __post_init__(self) -> None:
         groups, choices = len(self.ties.groups), len(self.precisions)
         shapes = {"predicted_loss": (groups, choices), "weight_statistics": (groups,)}
         arrays = {name: getattr(self, name) for name in shapes}
         for split in SPLITS:
-            for what, values in (("correct", self.correct[split]), ("loss", self.loss[split])):
-                arrays[f"{split}_{what}"], shapes[f"{split}_{what}"] = values, (choices**groups,)
+            for what, values in self._columns().items():
+                arrays[f"{split}_{what}"], shapes[f"{split}_{what}"] = values[split], (choices**groups,)
             if int(self.correct[split].max()) > self.float_quality[split].samples:
                 raise TableError(f"the table has more correct samples of the {split} split than there are samples.")
         for name, array in arrays.items():
@@ -73,6 +81,11 @@ class QualityTable:
             if not np.isfinite(array).all() or array.min() < 0:
                 raise TableError(f"the table's {name} has values that are negative or not finite.")
             array.setflags(write=False)  # all tasks of a process share the table
+
+    def _columns(self) -> dict[str, Mapping[str, npt.NDArray[Any]]]:
+        """What is known of every allocation: name to split to array."""
+        columns: dict[str, Mapping[str, npt.NDArray[Any]]] = {"correct": self.correct, "loss": self.loss}
+        return columns if self.divergence is None else {**columns, "divergence": self.divergence}
 
     def __len__(self) -> int:
         """Allocations in all."""
@@ -118,9 +131,47 @@ class QualityTable:
         pairs = zip(self.ties.names, choices, strict=True)
         return BitAllocation({name: self.precisions[choice] for name, choice in pairs})
 
-    def quality(self, row: int, split: str) -> Quality:
+    def scores(self, split: str, score: Score) -> npt.NDArray[np.float64]:
+        """What every allocation is scored: float64 (P ** G,).
+
+        Raises:
+            TableError: If the table does not have that score.
+        """
+        if score == TOP_1:
+            return self.correct[split] / self.float_quality[split].samples
+        if score == LOSS:
+            return self.loss[split].astype(np.float64)
+        if score == DIVERGENCE and self.divergence is not None:
+            return self.divergence[split].astype(np.float64)
+        known = [TOP_1, LOSS] if self.divergence is None else [TOP_1, LOSS, DIVERGENCE]
+        raise TableError(
+            f"the table of {self.ties.full.name!r} holds no {score.name}; it holds "
+            f"{', '.join(score.name for score in known)}. The task of the network itself can be scored by anything."
+        )
+
+    def order(self, split: str, score: Score) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Two numbers of every allocation that sort the better one first, as `Quality.order` does."""
+        scores = self.scores(split, score)
+        return -scores if score.higher_is_better else scores, self.loss[split].astype(np.float64)
+
+    def quality(self, row: int, split: str, score: Score = TOP_1) -> Quality:
         """Quality in one row."""
-        return Quality(int(self.correct[split][row]), self.float_quality[split].samples, float(self.loss[split][row]))
+        correct, loss = int(self.correct[split][row]), float(self.loss[split][row])
+        return self._scored(Quality(correct, self.float_quality[split].samples, loss), row, split, score)
+
+    def quality_of_float(self, split: str, score: Score = TOP_1) -> Quality:
+        """Quality of the float network."""
+        return self._scored(self.float_quality[split], None, split, score)
+
+    def _scored(self, quality: Quality, row: int | None, split: str, score: Score) -> Quality:
+        """A quality of one row, or of the float network, by another score than accuracy."""
+        if score == TOP_1:
+            return quality
+        value = quality.loss
+        if score == DIVERGENCE and self.divergence is not None:
+            value = 0.0 if row is None else float(self.divergence[split][row])
+        assert value is not None  # samples of tables have labels
+        return replace(quality, score=value, scored_by=score)
 
     @cached_property
     def digest(self) -> str:
@@ -128,26 +179,31 @@ class QualityTable:
         return _digest(self._header(), self._arrays())
 
     def _header(self) -> bytes:
+        # Neither "partial" nor the choice of fields has a meaning any more, but both are part of the digest by which
+        # results name their tables.
+        float_quality = {
+            split: {"correct": quality.correct, "samples": quality.samples, "loss": quality.loss, "partial": False}
+            for split, quality in self.float_quality.items()
+        }
         header = {
-            "format": FORMAT,
+            "format": FORMAT if self.divergence is None else FORMAT_WITH_DIVERGENCE,
             "network": self.ties.full.name,
             "layers": [asdict(layer) for layer in self.ties.full],
             "ties": [list(group) for group in self.ties.groups if len(group) > 1],
             "precisions": [list(precision) for precision in self.precisions],
-            # "partial" has no meaning any more, but it is part of the digest by which results name their tables.
-            "float": {split: {**asdict(quality), "partial": False} for split, quality in self.float_quality.items()},
+            "float": float_quality,
             "kept_float": list(self.kept_float),
             "provenance": self.provenance,
         }
         return json.dumps(header, sort_keys=True, allow_nan=False).encode()
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        # Counts are exact. Losses have the 11 significant bits of float16, which halves the file; so a task of a table
+        # has a fingerprint of its own.
         columns = {
-            f"{split}_{what}": np.asarray(values[split], dtype=dtype)
+            f"{split}_{what}": np.asarray(values[split], dtype=_TYPES[what])
             for split in SPLITS
-            # Counts are exact. Losses have the 11 significant bits of float16, which halves the file; so a task of a
-            # table has a fingerprint of its own.
-            for what, values, dtype in (("correct", self.correct, "<u2"), ("loss", self.loss, "<f2"))
+            for what, values in self._columns().items()
         }
         small = {name: np.asarray(getattr(self, name), dtype="<f8") for name in ("predicted_loss", "weight_statistics")}
         return {**columns, **small}
@@ -158,7 +214,7 @@ class QualityTable:
         parts = {
             "header": np.frombuffer(header, dtype=np.uint8),
             "sha256": np.frombuffer(bytes.fromhex(self.digest), dtype=np.uint8),
-            **{name: _packed(array) if name in _COLUMNS else array for name, array in arrays.items()},
+            **{name: array if array.dtype == "<f8" else _packed(array) for name, array in arrays.items()},
         }
         write_arrays(path, parts)
 
@@ -187,23 +243,32 @@ class QualityTable:
             arrays = {name: archive[name] for name in archive.files}
         raw, digest = arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes().hex()
         header = json.loads(raw)
-        if header.get("format") != FORMAT:
-            raise TableError(f"its format is {header.get('format')!r}, expected {FORMAT!r}.")
-        for name in _COLUMNS:
-            arrays[name] = _unpacked(arrays[name], "<u2" if name.endswith("correct") else "<f2")
+        if header.get("format") not in (FORMAT, FORMAT_WITH_DIVERGENCE):
+            raise TableError(
+                f"its format is {header.get('format')!r}, expected {FORMAT!r} or {FORMAT_WITH_DIVERGENCE!r}."
+            )
+        with_divergence = header["format"] == FORMAT_WITH_DIVERGENCE
+        columns: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        for what, dtype in _TYPES.items():
+            if what != "divergence" or with_divergence:
+                for split in SPLITS:
+                    name = f"{split}_{what}"
+                    arrays[name] = _unpacked(arrays[name], dtype)
+                    columns.setdefault(what, {})[split] = arrays[name]
         if _digest(raw, arrays) != digest:
             raise TableError("its contents do not match their checksum; install the package again.")
         workload = Workload(header["network"], tuple(_layer(fields) for fields in header["layers"]))
         return cls(
             Ties.of(workload, header["ties"]),
             tuple(Precision(*(check_bits(bits, "table") for bits in pair)) for pair in header["precisions"]),
-            {split: arrays[f"{split}_correct"] for split in SPLITS},
-            {split: arrays[f"{split}_loss"] for split in SPLITS},
+            columns["correct"],
+            columns["loss"],
             {split: Quality.from_json(header["float"][split]) for split in SPLITS},
             arrays["predicted_loss"],
             arrays["weight_statistics"],
             tuple(header["kept_float"]),
             header["provenance"],
+            columns.get("divergence"),
         )
 
 

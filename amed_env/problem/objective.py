@@ -1,8 +1,6 @@
 """Budgets, and how quality and cost become a reward: pure functions and small immutable values.
 
-The score of an allocation is `score`: the log-ratio of the reference's error to its own. It orders allocations by
-accuracy alone, stays informative close to the reference (half a point matters there) and does not explode where a
-network collapses.
+What an allocation's quality is worth is the gain of its score (`problem.score`), a log-ratio of errors.
 """
 
 from __future__ import annotations
@@ -32,14 +30,11 @@ UNITS: dict[str, dict[str, float]] = {
 }
 """Units of absolute budgets, in lower case, with their factor to the metric's own unit."""
 
-ERROR_SMOOTHING = 0.01
-"""Added to both errors in `score`, so that a reference without any error does not divide by zero; of the size of the
-standard error of an accuracy on 2,000 samples (0.006 at 92 %), below which a difference means little."""
 VIOLATION_PENALTY = 5.0
-"""Reward lost when a budget is exceeded by as much as the budget itself: more than `score` differs between guessing and
-perfection (4.5 with ten classes), so that no accuracy pays for twice the budget."""
+"""Reward lost when a budget is exceeded by as much as the budget itself: more than `Score.gain` differs between
+guessing and perfection (4.5 with ten classes; see `score.LEAST_GAIN`), so that no quality pays for twice the budget."""
 FAULT_REWARD = -5.0
-"""Reward of an episode that a fault of the evaluator or the device ended; below the score of a guessing network."""
+"""Reward of an episode that a fault of the evaluator or the device ended; below the gain of a guessing network."""
 
 _NUMBER = re.compile(r"([0-9.eE+-]+?)\s*([a-zA-Zµμ]*)")
 
@@ -180,30 +175,15 @@ def violation(costs: Mapping[str, float], limits: Mapping[str, float]) -> float:
     return sum(max(0.0, costs[metric] / limit - 1.0) for metric, limit in limits.items())
 
 
-def score(accuracy: float, reference_accuracy: float) -> float:
-    """Quality as a number that rises with accuracy: ln of the reference's error over this one's.
-
-    Args:
-        accuracy: Accuracy as a fraction, 0 to 1.
-        reference_accuracy: Accuracy of the float network on the same samples.
-
-    Returns:
-        0 at the reference's accuracy, positive above it, -2.3 where error plus `ERROR_SMOOTHING` is ten times as large.
-    """
-    return math.log((1.0 - reference_accuracy + ERROR_SMOOTHING) / (1.0 - accuracy + ERROR_SMOOTHING))
-
-
-def final_reward(
-    accuracy: float, reference_accuracy: float, costs: Mapping[str, float], limits: Mapping[str, float]
-) -> float:
-    """The true reward of a whole allocation: its score, less a penalty for what exceeds the budgets."""
-    return score(accuracy, reference_accuracy) - VIOLATION_PENALTY * violation(costs, limits)
+def final_reward(gain: float, costs: Mapping[str, float], limits: Mapping[str, float]) -> float:
+    """The true reward of a whole allocation: the gain of its score, less a penalty for what exceeds the budgets."""
+    return gain - VIOLATION_PENALTY * violation(costs, limits)
 
 
 def potential(predicted_loss: float) -> float:
     """Potential of a state in which the layers chosen so far add up to a predicted loss (nats): -ln(1 + loss).
 
-    The logarithm keeps it commensurate with `score`, which is a log-ratio too.
+    The logarithm keeps it commensurate with the gain of a score, which is a log-ratio too.
     """
     return -math.log1p(max(0.0, predicted_loss))
 

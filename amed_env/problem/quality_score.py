@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
@@ -19,6 +19,22 @@ SMALLEST = 1e-4  # far below any loss of interest: 0.0001 nats
 """Added to every score, so that a network without loss at a weight of latency of 0 has a logarithm."""
 
 NotNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
+class Measured(Protocol):
+    """What ζ takes of a quality (`evaluation.quality.Quality`)."""
+
+    @property
+    def correct(self) -> int | None:
+        """Correct samples, or None without labels."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy as a fraction."""
+
+    @property
+    def cross_entropy(self) -> float:
+        """Mean cross-entropy in nats."""
 
 
 class QualityScore(TypedFields):
@@ -42,16 +58,26 @@ class QualityScore(TypedFields):
         """See `TypedFields.title`."""
         return "quality score"
 
-    def zeta(self, accuracy: float, loss: float, latency_ratio: float) -> float:
+    def zeta_of(self, quality: Measured, latency_ratio: float) -> float:
+        """ζ of a quality; without labels its loss is the cross-entropy against the float network's probabilities.
+
+        Args:
+            quality: The quality.
+            latency_ratio: Latency as a factor of the uniform 8-bit latency.
+        """
+        accuracy = None if quality.correct is None else quality.accuracy
+        return self.zeta(accuracy, quality.cross_entropy, latency_ratio)
+
+    def zeta(self, accuracy: float | None, loss: float, latency_ratio: float) -> float:
         """The score; less is better, and it is positive.
 
         Args:
-            accuracy: Accuracy as a fraction, 0 to 1.
+            accuracy: Accuracy as a fraction, 0 to 1; None, without labels, is not penalised.
             loss: Mean cross-entropy in nats.
             latency_ratio: Latency as a factor of the uniform 8-bit latency.
         """
         plain = self.loss_weight * loss + self.latency_weight * latency_ratio + SMALLEST
-        if self.accuracy_threshold is None:
+        if self.accuracy_threshold is None or accuracy is None:
             return plain
         return plain * (1.0 + self.accuracy_penalty * max(0.0, self.accuracy_threshold - accuracy))
 

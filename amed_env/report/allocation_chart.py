@@ -37,10 +37,10 @@ def draw_allocation(result: SearchResult) -> Figure:
     _draw_widths(left, allocation, names)
     if others:
         _draw_shares(others[0], names, metric, cost, task.reference_cost)
-    accuracy = 100 * result.best.quality.accuracy
+    reached = task.score.described(result.best.quality.score)
     budgets = ", ".join(map(str, task.budgets)) or "no budget"
     figure.suptitle(
-        f"{task.network} on {task.device}, {result.agent}, {budgets}: {accuracy:.2f} % on the search split",
+        f"{task.network} on {task.device}, {result.agent}, {budgets}: {reached} on the search split",
         x=0.01,
         ha="left",
         fontsize=11,

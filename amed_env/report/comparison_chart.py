@@ -13,6 +13,7 @@ from amed_env.agents.result import allocation_of
 from amed_env.errors import InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.objective import BUDGET_METRICS
+from amed_env.problem.score import score_from_json
 from amed_env.report.style import DARK, MIDDLE, new_figure
 
 _INCHES_PER_LAYER = 0.36
@@ -80,11 +81,12 @@ def _range_of(widths: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, flo
 
 
 def _label(result: Mapping[str, Any]) -> str:
-    """Device, accuracy and the budgeted costs relative to uniform 8 bit."""
+    """Device, score and the budgeted costs relative to uniform 8 bit."""
     best = result["best"]
     if best is None:
         return f"{result['device']}\nnothing found"
-    parts = [f"{100 * best['search']['accuracy']:.2f} %"]
+    score = score_from_json(result.get("score"))
+    parts = [score.described(best["search"].get("score", best["search"].get("accuracy")))]
     for name in result["budgets"]:
         if name in best["relative_costs"]:
             parts.append(f"{name} {best['relative_costs'][name]:.3f}")

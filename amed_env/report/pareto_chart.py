@@ -1,4 +1,4 @@
-"""Accuracy against cost: every trial, the front, the uniform widths, the best allocation and the budget."""
+"""Score against cost: every trial, the front, the uniform widths, the best allocation and the budget."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 
 from amed_env.agents.result import SearchResult
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import METRIC_UNITS
+from amed_env.report.score_axis import ScoreAxis
 from amed_env.report.style import ACCENT, DARK, DOTS, MIDDLE, metric_title, new_figure, tidy
 
-_TALLEST = 20.0  # points of accuracy that the picture shows at most
-_FLATTEST = 1.0  # and at least
 _REACH_FOR_UNIFORM = 5.0  # points below the top within which a uniform width is worth a taller picture
 _NEAR = np.asarray([0.05, 0.04])  # shares of width and height within which two points get one label
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Turns trials into positions: cost relative to uniform 8 bit where the device has it, accuracy in percent."""
+    """Turns trials into positions: cost, relative to uniform 8 bit where the device has it, and height of the score."""
 
     metric: str
     reference: float | None
+    score: ScoreAxis
 
     def cost(self, value: float) -> float:
         return value if self.reference is None else value / self.reference
 
     def positions(self, trials: list[Trial]) -> npt.NDArray[np.float64]:
-        """float64 of shape (trials, 2): cost, accuracy in percent."""
-        points = [(self.cost(t.costs[self.metric]), 100 * t.quality.accuracy) for t in trials]
+        """float64 of shape (trials, 2): cost, height of the score."""
+        points = [(self.cost(t.costs[self.metric]), self.score.height(t.quality)) for t in trials]
         return np.asarray(points, dtype=np.float64).reshape(-1, 2)
 
     @property
@@ -55,14 +54,19 @@ def draw_pareto(result: SearchResult) -> Figure:
     axes = figure.add_subplot()
     task, metric = result.task, result.pareto_metric
     reference = None if task.reference_cost is None else task.reference_cost.metrics.get(metric)
-    scale = _Scale(metric, reference or None)
+    float_quality = None if task.score.against_float else task.float_quality  # perfect by definition
+    some = [*(trial.quality for trial in result.trials), *([] if float_quality is None else [float_quality])]
+    score = ScoreAxis(task.score, some[-1].score if some else 1.0)
+    scale = _Scale(metric, reference or None, score)
     trials, front = scale.positions(result.trials), scale.positions(result.pareto)
-    float_accuracy = 100 * task.float_quality.accuracy
-    low, high = _accuracy_range(result, trials, float_accuracy)
+    float_height = None if float_quality is None else score.height(float_quality)
+    low, high = _range(result, trials, float_height, score)
     axes.set_ylim(low, high)
     axes.margins(x=0.09)
-    _draw_trials(axes, trials, front, low)
-    axes.axhline(float_accuracy, color=DARK, linewidth=0.9, linestyle=(0, (1, 2)), label="float network")
+    below = f"below {low:.1f} %" if task.score.unit == "%" else "lower"
+    _draw_trials(axes, trials, front, low, below)
+    if float_height is not None:
+        axes.axhline(float_height, color=DARK, linewidth=0.9, linestyle=(0, (1, 2)), label="float network")
     _draw_budgets(axes, result, scale)
     _draw_best(axes, result, scale)
     _draw_uniform(axes, result, scale, low, high)
@@ -70,33 +74,35 @@ def draw_pareto(result: SearchResult) -> Figure:
     return figure
 
 
-def _accuracy_range(
-    result: SearchResult, trials: npt.NDArray[np.float64], float_accuracy: float
+def _range(
+    result: SearchResult, trials: npt.NDArray[np.float64], float_height: float | None, score: ScoreAxis
 ) -> tuple[float, float]:
-    """The accuracies to show: the upper part; collapsed networks become arrows at the lower edge."""
-    accuracies = trials[:, 1] if len(trials) else np.asarray([float_accuracy])
-    uniform = [100 * trial.quality.accuracy for trial in result.baselines.values()]
-    top = max(float(accuracies.max()), float_accuracy, *uniform, 0.0)
-    worth_seeing = [float(np.quantile(accuracies, 0.1)), float_accuracy]
-    if result.best is not None:
-        worth_seeing.append(100 * result.best.quality.accuracy)
-    worth_seeing += [accuracy for accuracy in uniform if accuracy > top - _REACH_FOR_UNIFORM]
+    """The heights to show; collapsed networks become arrows at the lower edge."""
+    floats = [] if float_height is None else [float_height]
+    heights = trials[:, 1].tolist() or floats or [0.0]
+    uniform = {name: score.height(trial.quality) for name, trial in result.baselines.items()}
+    everything = [*heights, *floats, *uniform.values()]
+    top = max(everything)
+    worth_seeing = [float(np.quantile(heights, 0.1)), *floats]
+    best = None if result.best is None else score.height(result.best.quality)
+    if best is not None:
+        worth_seeing.append(best)
+    worth_seeing += [height for height in uniform.values() if height > top - _REACH_FOR_UNIFORM * score.point]
     best_uniform = result.best_uniform()
     if best_uniform is not None:
-        worth_seeing.append(100 * result.baselines[best_uniform].quality.accuracy)
-    reach = min(max(top - min(worth_seeing), _FLATTEST), _TALLEST)
-    if result.best is not None:  # however bad it is, the result itself is in the picture
-        reach = max(reach, top - 100 * result.best.quality.accuracy)
-    return max(0.0, top - 1.12 * reach), min(100.0 + 0.04 * reach, top + 0.12 * reach)
+        worth_seeing.append(uniform[best_uniform])
+    return score.limits(everything, worth_seeing, best)
 
 
-def _draw_trials(axes: Axes, trials: npt.NDArray[np.float64], front: npt.NDArray[np.float64], low: float) -> None:
+def _draw_trials(
+    axes: Axes, trials: npt.NDArray[np.float64], front: npt.NDArray[np.float64], low: float, below_text: str
+) -> None:
     shown = trials[trials[:, 1] >= low]
     below = trials[trials[:, 1] < low]
     axes.scatter(shown[:, 0], shown[:, 1], s=16, color=DOTS, linewidths=0, label="evaluated allocations", zorder=2)
     if len(below):
         edge = np.full(len(below), low)
-        label = f"{len(below)} of {len(trials)} lie below {low:.1f} %"
+        label = f"{len(below)} of {len(trials)} lie {below_text}"
         axes.scatter(below[:, 0], edge, s=26, marker="v", color=DOTS, clip_on=False, label=label, zorder=2)
     if len(front):
         axes.step(*front.T, where="post", color=MIDDLE, linewidth=1.8, label="Pareto front", zorder=3)
@@ -125,20 +131,20 @@ def _draw_uniform(axes: Axes, result: SearchResult, scale: _Scale, low: float, h
         "linestyle": "none",
     }
     axes.plot(*points[~hidden].T, marker="s", markersize=8, zorder=4, label="uniform widths", **marks)
-    edge = np.full(int(hidden.sum()), low)
-    axes.plot(points[hidden, 0], edge, marker="v", markersize=8, zorder=4, clip_on=False, **marks)
-    texts = [
-        f"{width} bit ({accuracy:.1f} %)" if is_hidden else f"{width} bit"
-        for width, accuracy, is_hidden in zip(widths, points[:, 1], hidden, strict=True)
-    ]
+    if hidden.any():  # an empty series would have its place at the corner of the figure, and squeeze the axes
+        edge = np.full(int(hidden.sum()), low)
+        axes.plot(points[hidden, 0], edge, marker="v", markersize=8, zorder=4, clip_on=False, **marks)
+    texts = []
+    for width, trial, is_hidden in zip(widths, result.baselines.values(), hidden, strict=True):
+        texts.append(f"{width} bit ({result.task.score.text(trial.quality.score)})" if is_hidden else f"{width} bit")
     left, right = axes.get_xlim()
     shares = np.column_stack([points[:, 0] / (right - left), np.maximum(points[:, 1], low) / (high - low)])
     for group in _groups(shares):
-        cost, accuracy = points[group[0]]
+        cost, height = points[group[0]]
         on_the_right = cost < left + 0.8 * (right - left)
         axes.annotate(
             ", ".join(texts[member] for member in group),
-            (cost, max(accuracy, low)),
+            (cost, max(height, low)),
             xytext=(9 if on_the_right else -9, 8 if hidden[group[0]] else 0),
             textcoords="offset points",
             ha="left" if on_the_right else "right",
@@ -170,25 +176,24 @@ def _groups(shares: npt.NDArray[np.float64]) -> list[list[int]]:
 def _draw_best(axes: Axes, result: SearchResult, scale: _Scale) -> None:
     if result.best is None:
         return
-    cost, accuracy = scale.positions([result.best])[0]
+    cost, height = scale.positions([result.best])[0]
     axes.plot(
         cost,
-        accuracy,
+        height,
         marker="*",
         markersize=17,
         color=ACCENT,
         markeredgecolor="white",
         linestyle="none",
         zorder=5,
-        label=f"best within budget, {accuracy:.2f} %",
+        label=f"best within budget, {result.task.score.text(result.best.quality.score)}",
     )
 
 
 def _finish(figure: Figure, axes: Axes, result: SearchResult, scale: _Scale) -> None:
     task = result.task
     axes.set_xlabel(scale.label)
-    axes.set_ylabel("accuracy on the search split (%)")
-    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+    scale.score.label(axes)
     axes.grid(color="#e6e8eb", linewidth=0.7)
     budgets = ", ".join(map(str, task.budgets)) or "no budget"
     axes.set_title(f"{task.network} on {task.device}, {result.agent}, {budgets}", loc="left", fontsize=11)

@@ -6,7 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from amed_env.errors import AmedError
 
@@ -89,3 +89,8 @@ def read_csv(text: str, where: str, columns: str, error: type[AmedError], *, com
             raise error(f"{where}, line {line}: {len(cells)} values for {len(header)} columns.")
         rows.append((line, dict(zip(header, cells, strict=True))))
     return CsvTable(tuple(header), header_line, tuple(rows), facts)
+
+
+def tensor_text(tensor: Any) -> str:
+    """Type and shape of a tensor or array in words: `float32 of shape (5, 10)`."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

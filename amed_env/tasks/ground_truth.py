@@ -31,7 +31,7 @@ _ASKED: WeakKeyDictionary[HardwareBackend, dict[tuple[Any, ...], _Costs]] = Weak
 
 
 def optimum(task: Task, budget: Budgets | float | None = None, split: Split = "search") -> Trial:
-    """The best allocation within the budgets: the most correct samples, then the least loss, then the first row.
+    """The best allocation within the budgets: the best score, then the least loss, then the first row.
 
     Args:
         task: A task on a quality table; its pins and widths hold.
@@ -48,9 +48,10 @@ def optimum(task: Task, budget: Budgets | float | None = None, split: Split = "s
     feasible = feasible_rows(task)
     if not feasible.any():
         raise BudgetError(f"no allocation meets {' and '.join(map(str, task.budgets))} on {task.device!r}.")
-    correct = np.where(feasible, table.correct[check_split(split)].astype(np.int64), -1)
-    rows = np.flatnonzero(correct == correct.max())
-    return _trial(task, int(rows[table.loss[split][rows].argmin()]), split)
+    order, loss = table.order(check_split(split), task.score)
+    order = np.where(feasible, order, np.inf)
+    rows = np.flatnonzero(order == order.min())
+    return _trial(task, int(rows[loss[rows].argmin()]), split)
 
 
 def pareto_front(
@@ -59,7 +60,7 @@ def pareto_front(
     metric: str = "latency_ms",
     split: Split = "search",
 ) -> list[Trial]:
-    """All that is best for its cost: allocations of which no other has more accuracy at the same cost or less.
+    """All that is best for its cost: allocations of which no other has a better score at the same cost or less.
 
     Costs that differ by rounding errors of sums alone count as equal; of equally good allocations of equal cost the
     one of the least loss stands for all.
@@ -71,7 +72,7 @@ def pareto_front(
         split: The split whose quality counts.
 
     Returns:
-        Trials, cheapest first; accuracy rises from each to the next.
+        Trials, cheapest first; the score is better from each to the next.
 
     Raises:
         InputError: If the task is on no table, or the device does not report the metric.
@@ -82,16 +83,17 @@ def pareto_front(
     task = task if device is None else task.with_device(load_device(device))
     metric = BUDGET_METRICS.get(metric, metric)
     rows = np.flatnonzero(feasible_rows(task))
-    costs, correct = all_costs(task, metric)[rows], table.correct[check_split(split)][rows].astype(np.int64)
+    costs = all_costs(task, metric)[rows]
+    scores, loss = (values[rows] for values in table.order(check_split(split), task.score))
     by_cost = np.argsort(costs, kind="stable")
     ordered = costs[by_cost]
     steps = np.diff(ordered) > TOLERANCE * ordered[1:]
     level = np.empty(len(rows), dtype=np.int64)
     level[by_cost] = np.concatenate([[0], np.cumsum(steps)])
-    order = np.lexsort((table.loss[split][rows], -correct, level))
-    best = np.maximum.accumulate(correct[order])
-    rising = np.concatenate([[True], best[1:] > best[:-1]])
-    return [_trial(task, int(row), split) for row in rows[order[rising]]]
+    order = np.lexsort((loss, scores, level))
+    best = np.minimum.accumulate(scores[order])
+    better = np.concatenate([[True], best[1:] < best[:-1]])
+    return [_trial(task, int(row), split) for row in rows[order[better]]]
 
 
 class Searched(Protocol):
@@ -107,14 +109,15 @@ class Searched(Protocol):
 
 
 def regret(result: Searched, split: Split = "search") -> float:
-    """How many points of accuracy a search stayed below the optimum of its task; see `regret_of`."""
+    """By how much a search missed the optimum of its task; see `regret_of`."""
     return regret_of(result.task, None if result.best is None else result.best.allocation, split)
 
 
 def regret_of(task: Task, allocation: BitAllocation | None, split: Split = "search") -> float:
-    """How many points of accuracy an allocation is below the optimum of its task.
+    """By how much the score of an allocation is worse than that of the optimum of its task.
 
-    The accuracy is looked up, not believed. None, and an allocation that exceeds the budgets, count as accuracy 0.
+    The score is looked up, not believed. None, and an allocation that exceeds the budgets, count as accuracy 0, or as
+    the worst allocation of all where less of the score is better.
 
     Args:
         task: A task on a quality table, with its budgets.
@@ -122,12 +125,15 @@ def regret_of(task: Task, allocation: BitAllocation | None, split: Split = "sear
         split: The split whose quality counts; the optimum is that of the same split.
 
     Returns:
-        Percentage points, 0 or more.
+        In the unit of the score (percentage points of accuracy, nats of divergence), 0 or more.
     """
-    best = optimum(task, split=split).quality.accuracy
-    if allocation is None or not feasible_rows(task)[_table(task).row(allocation)]:
-        return 100.0 * best
-    return 100.0 * (best - _table(task).quality(_table(task).row(allocation), split).accuracy)
+    table, score = _table(task), task.score
+    best = score.order(optimum(task, split=split).quality.score)
+    if allocation is not None and feasible_rows(task)[table.row(allocation)]:
+        reached = score.order(table.quality(table.row(allocation), split, score).score)
+    else:
+        reached = 0.0 if score.higher_is_better else float(table.scores(split, score).max())
+    return score.shown(reached - best)
 
 
 def all_costs(task: Task, metric: str) -> npt.NDArray[np.float64]:
@@ -249,4 +255,4 @@ def _allowed(task: Task) -> npt.NDArray[np.bool_]:
 
 def _trial(task: Task, row: int, split: Split) -> Trial:
     allocation = _table(task).allocation(row)
-    return Trial(allocation, _table(task).quality(row, split), task.total_costs(allocation))
+    return Trial(allocation, _table(task).quality(row, split, task.score), task.total_costs(allocation))

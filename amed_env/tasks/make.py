@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
 if TYPE_CHECKING:
     from amed_env.datasets import Splits
     from amed_env.datasets.training import TrainingData
+    from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.evaluation.quality import Evaluator
     from amed_env.evaluation.table import TableEvaluator
     from amed_env.hardware.protocol import HardwareBackend
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from amed_env.tracing.original import Outputs
     from amed_env.tracing.packing import Inputs
     from amed_env.tracing.trace import Network
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_DEVICE = "bitfusion"
 PROGRAM_SUFFIX = ".pt2"
@@ -55,6 +59,8 @@ def make_task(
     recipe: str | Recipe | None = None,
     engine: Engine = "auto",
     evaluation_device: str = "cpu",
+    score: str | Callable[[Any, Any], Any] | None = None,
+    metrics: Sequence[Any] | None = None,
 ) -> Task:
     """Make a task from a name, or from a network of one's own.
 
@@ -64,12 +70,14 @@ def make_task(
             it is not changed.
         example_input: Inputs (N, …) for tracing; the first calibration sample by default. A tensor, a tuple of
             arguments, a dict of keyword arguments, or a nested tree of these, as everywhere below.
-        outputs: Picks class scores (N, classes) of what the network returns; by default its only floating-point tensor,
-            or `logits`.
+        outputs: Picks the tensor that counts, (N, …), of what the network returns; by default its only floating-point
+            tensor, or `logits`.
         calibration: Samples that set the quantization ranges: inputs (N, …), an `(inputs, labels)` pair, a dict of
             inputs and `labels`, `Samples`, a torch dataset of pairs or dicts, or a `DataLoader`.
-        search: Labelled samples that score allocations during the search, in any of these forms but bare inputs.
-        test: Labelled samples for the final report.
+        search: Samples that score allocations during the search, in any of these forms; a few thousand rank them well.
+            They need labels for the scores `loss` and `metric`, and for metrics in the report. The calibration samples
+            serve where none are given.
+        test: Samples for the final report; without any, nothing unseen confirms the result.
         device: A device name, a device file, `package.module:Class`, or a backend.
         bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
         separate: Whether weights and activations get widths of their own.
@@ -83,6 +91,14 @@ def make_task(
             `Recipe`, or None for the default; see docs/evaluation.md. Learning runs once and is kept in the cache.
         engine: `auto` evaluates on integers where it can, `float` always on fake-quantized floats.
         evaluation_device: Where floats are computed, for example `cuda`.
+        score: What the search optimises. `divergence`, the default for networks: how far outputs are from the float
+            network's, by their form: `kl`, the mean Kullback-Leibler divergence of class probabilities in nats, or
+            `squared-error`, normalised by the variance of the float outputs. `loss`: the cross-entropy of labels.
+            `metric`: the first of `metrics`; or the name of a metric. A function of (outputs, float outputs) that
+            returns a value for each sample, less being better. Tables that hold no divergence default to `metric`.
+        metrics: What is measured of labelled samples besides: names (`top-1`, `top-5`, `macro-f1`, `mcc`, `mean-iou`,
+            `mae`, `r2`, `perplexity`, `torchmetrics:NAME`) or classes; see `register_metric`. By default the usual
+            one: `top-1` for class numbers, `mean-iou` for masks, `perplexity` for tokens, `mae` for values.
 
     Returns:
         The task.
@@ -100,6 +116,8 @@ def make_task(
         "reuse_mib": reuse_mib,
         "engine": engine,
         "device": evaluation_device,
+        "score": score,
+        "metrics": metrics,
     }
     samples = {"calibration": calibration, "search": search, "test": test}
     if network is not None:
@@ -119,7 +137,15 @@ def make_task(
             f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
             f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
         )
-    return _task_of_table(name, entry.table(), backend, chosen)
+    if metrics is not None:
+        raise InputError(
+            f"task {name!r} is a table of accuracies and losses; other metrics belong to the task of the network "
+            f"itself, {name.removeprefix(TABULAR_PREFIX)!r}."
+        )
+    evaluator = entry.table()
+    if score is not None:
+        evaluator = evaluator.scored(str(score))
+    return _task_of_table(name, evaluator, backend, chosen)
 
 
 @dataclass(frozen=True)
@@ -188,27 +214,36 @@ def _task_of_module(
     evaluation: Mapping[str, Any],
 ) -> Task:
     """A task of one's own network and samples."""
-    absent = [key for key, value in samples.items() if value is None]
-    if absent:
+    if samples["calibration"] is None:
         raise DataError(
-            f"a network of your own also needs {', '.join(absent)} samples; from the command line, --network takes a "
-            "package.module:function that returns them beside the network (which may be the path of a .pt2 file)."
+            "a network of your own also needs calibration samples, and search samples are good to have; from the "
+            "command line, --network takes a package.module:function that returns them beside the network (which may "
+            "be the path of a .pt2 file)."
         )
     # Here and below: data and networks bring torch, which tabular tasks do without.
     from amed_env.datasets import Splits
     from amed_env.datasets.forms import as_samples
     from amed_env.datasets.samples import drawn_order
+    from amed_env.evaluation.fitting import scoring_remarks
 
-    splits = Splits(
-        as_samples(samples["calibration"], "calibration", labelled=False),
-        as_samples(samples["search"], "search"),
-        as_samples(samples["test"], "test"),
-    )
+    takes_one = example_input is not None and not isinstance(example_input, tuple | list | Mapping)
+    calibration = as_samples(samples["calibration"], "calibration", labelled=False, one_input=takes_one)
+    one_input = calibration.form is None
+    others = {
+        part: as_samples(samples[part], part, labelled=None, one_input=one_input)
+        for part in ("search", "test")
+        if samples[part] is not None
+    }
+    splits = Splits(calibration, others.get("search", calibration), others.get("test"))
     # They may come sorted by class, and any first part of them should stand for all.
-    drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
-    splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
+    if "search" in others:
+        drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
+        splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
     evaluator = _evaluator(network, example_input, outputs, splits, name, recipe, evaluation)
-    return chosen.task(evaluator.workload.name, evaluator, backend, DEFAULT_BITS)
+    name = evaluator.workload.name
+    for remark in scoring_remarks(evaluator.scoring, splits):
+        logger.warning("%s: %s", name, remark)
+    return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
 
 def import_task(path: str, **options: Any) -> Task:
@@ -216,7 +251,7 @@ def import_task(path: str, **options: Any) -> Task:
 
     Args:
         path: The import path.
-        **options: Further arguments of `make_task` (device, bits, budget …).
+        **options: Further arguments of `make_task` (device, bits, budget …); those that are not None have precedence.
 
     Raises:
         InputError: If the function cannot be imported, fails, or returns something else.
@@ -225,8 +260,14 @@ def import_task(path: str, **options: Any) -> Task:
 
 
 def task_of_parts(parts: Mapping[str, Any], **options: Any) -> Task:
-    """A task from what the function of a network returns; training samples are no part of it (`training_of_parts`)."""
-    return make_task(**{name: part for name, part in parts.items() if name != "training"}, **options)
+    """A task from what the function of a network returns, but for training samples (`training_of_parts`).
+
+    Args:
+        parts: What it returns.
+        **options: Further arguments of `make_task`; those that are not None have precedence.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    return make_task(**{**{name: part for name, part in parts.items() if name != "training"}, **given})
 
 
 def training_of_parts(parts: Mapping[str, Any], path: str) -> TrainingData:
@@ -298,12 +339,15 @@ def imported_parts(path: str) -> Mapping[str, Any]:
         raise
     except Exception as error:
         raise InputError(f"{path!r} failed: {type(error).__name__}: {error}.") from error
-    allowed = {"name", "network", "example_input", "outputs", "calibration", "search", "test", "training"}
+    allowed = {
+        *("name", "network", "example_input", "outputs", "calibration", "search", "test", "training"),
+        *("score", "metrics"),
+    }
     if not isinstance(parts, Mapping) or "network" not in parts or not set(parts) <= allowed:
         returned = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise InputError(
             f"{path!r} returned {returned}; expected a dict with network, calibration, search and test, and "
-            "perhaps name, example_input, outputs and training."
+            "perhaps name, example_input, outputs, training, score and metrics."
         )
     return {"name": path.replace(":", "."), **parts}
 
@@ -316,7 +360,7 @@ def _evaluator(
     name: str | None,
     recipe: str | Recipe | None,
     options: Mapping[str, Any],
-) -> Evaluator:
+) -> PostTrainingEvaluator:
     from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.tracing.original import class_scores
     from amed_env.tracing.trace import trace

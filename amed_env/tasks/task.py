@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import InputError
+from amed_env.errors import InputError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import Evaluator, Quality, Split
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.faults import FaultLog
 from amed_env.hardware.protocol import Capabilities, Cost, HardwareBackend
 from amed_env.hardware.tied import TiedDevice
 from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation, Precision
-from amed_env.problem.objective import Budget, fits, parse_budgets
+from amed_env.problem.objective import REFERENCE_BITS, Budget, fits, parse_budgets
 from amed_env.problem.pins import pins_text
+from amed_env.problem.score import Score
 from amed_env.problem.workload import Workload
 from amed_env.tasks.device_costs import DeviceCosts
 from amed_env.tasks.reachability import check_reachable
@@ -32,7 +33,7 @@ _searching: ContextVar[bool] = ContextVar("searching", default=False)
 
 
 class Task:
-    """A named, reproducible problem: which allocation has the most accuracy within the budgets on this device?
+    """A named, reproducible problem: which allocation has the best score within the budgets on this device?
 
     It holds what may be chosen (`space`), what that costs (`device_costs`) and how good it is (`evaluator`). What an
     agent needs of the first two has a name here too.
@@ -210,6 +211,29 @@ class Task:
         """Predicted loss in nats of every layer at every choice alone: float64 (L, P)."""
         return self.evaluator.predicted_loss(self.precisions)
 
+    @property
+    def score(self) -> Score:
+        """What is optimised, and whether more or less of it is better."""
+        return self.evaluator.score
+
+    @cached_property
+    def reference_score(self) -> float:
+        """What scores are compared with on the search split: the score of the float network.
+
+        Of a score that compares with the float network itself, that of uniform 8 bit (or of the widest choice, if the
+        evaluator has no 8 bit).
+        """
+        if not self.score.against_float:
+            return self.float_quality.score
+        try:
+            return self.evaluator.evaluate(self.workload.uniform(REFERENCE_BITS)).score
+        except UnsupportedPrecisionError:
+            return self.evaluator.evaluate(self.uniform(max(self.free_bits))).score
+
+    def gain(self, quality: Quality) -> float:
+        """What a quality is worth: the log-ratio of the reference's error to its own; see `Score.gain`."""
+        return self.score.gain(quality.score, self.reference_score)
+
     @cached_property
     def float_quality(self) -> Quality:
         """Quality of the float network on the search split."""
@@ -232,7 +256,7 @@ class Task:
         """Cost and quality (on the search split) of an allocation."""
         costs = self.total_costs(allocation)
         start = perf_counter()
-        quality = self.quality(allocation)
+        quality = self.quality(allocation).lean
         return Trial(allocation, quality, costs, perf_counter() - start)
 
     # Other tasks from this one.

@@ -14,8 +14,9 @@ import torch
 from amed_env.datasets.samples import Samples
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import InputError
-from amed_env.evaluation.post_training import PostTrainingEvaluator, Tally
+from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import SPLITS, Quality
+from amed_env.evaluation.scoring import Tally, class_scoring
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import QuantizedNetwork
@@ -304,7 +305,7 @@ def quality_of(network: QuantizedNetwork, allocation: BitAllocation, samples: Sa
         NonFiniteError: If the network returns NaN or infinity.
     """
     network.select(allocation)
-    tally = Tally()
+    tally = Tally(class_scoring())
     for inputs, labels in samples.batches(network.batch_size):
         tally.add(network(inputs), labels)
     return tally.quality(allocation, samples.name)

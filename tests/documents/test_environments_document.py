@@ -13,8 +13,9 @@ from warm import run_warm
 
 import amed_env
 from amed_env.envs import LAYER_WISE, ONE_SHOT, RANDOM_WALK
-from amed_env.problem.objective import FAULT_REWARD, VIOLATION_PENALTY, potential, score
+from amed_env.problem.objective import FAULT_REWARD, VIOLATION_PENALTY, potential
 from amed_env.problem.quality_score import QualityScore
+from amed_env.problem.score import TOP_1
 from amed_env.tasks.ground_truth import regret_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,7 +110,7 @@ def test_rewards_are_those_of_the_formulas():
             before = potential(loss)
             _, reward, terminated, _, info = env.step(1)
             loss += task.predicted_loss[layer, info["action_taken"]]
-            final = score(info["accuracy"], task.float_quality.accuracy) if terminated else 0.0
+            final = TOP_1.gain(info["accuracy"], task.float_quality.accuracy) if terminated else 0.0
             assert reward == pytest.approx(final + gamma * (0.0 if terminated else potential(loss)) - before)
             discounted += gamma**layer * reward
         assert discounted == pytest.approx(gamma**7 * info["score"])

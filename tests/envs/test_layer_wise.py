@@ -234,7 +234,7 @@ def test_vector_reward_wrapper():
     assert all(env.reward_space.contains(reward) for reward in rewards)
     assert not rewards[0].any()
     last = dict(zip(REWARD_VECTOR, rewards[-1], strict=True))
-    assert last["accuracy"] == pytest.approx(info["accuracy"])
+    assert last["score"] == pytest.approx(info["accuracy"])
     assert last["latency"] == pytest.approx(-0.5) and last["memory"] == pytest.approx(-0.5)
 
 

@@ -270,4 +270,13 @@ def test_qualities_of_disjoint_sets_add_up():
     assert (both.correct, both.samples) == (11, 40)
     assert both.loss == pytest.approx((0.5 * 10 + 1.5 * 30) / 40)
     assert both.accuracy == 11 / 40
-    assert both.to_json() == {"accuracy": 11 / 40, "correct": 11, "samples": 40, "loss": both.loss}
+    assert both.to_json() == {
+        "score": 11 / 40,
+        "score_name": "top-1",
+        "higher_is_better": True,
+        "accuracy": 11 / 40,
+        "correct": 11,
+        "samples": 40,
+        "loss": both.loss,
+        "metrics": {"top-1": 11 / 40},
+    }

@@ -8,6 +8,7 @@ import pytest
 
 from amed_env import BitAllocation, Quality, Trial, TrialStore
 from amed_env.errors import StoreError
+from amed_env.problem.score import DIVERGENCE, Score
 
 
 def trial(number, bits=None, **costs):
@@ -60,7 +61,7 @@ def test_trials_as_json():
     document = json.loads(json.dumps(trial(2, energy_uj=7.0).to_json()))
     assert document == {
         "layers": {"a": {"w": 8, "a": 8}, "b": {"w": 3, "a": 1}},
-        "quality": {"accuracy": 0.002, "correct": 2, "samples": 1000, "loss": 0.2},
+        "quality": Quality(2, 1000, 0.2).to_json(),
         "costs": {"latency_ms": 3.0, "energy_uj": 7.0},
         "seconds": 0.25,
     }
@@ -170,6 +171,7 @@ def test_older_stores_are_brought_up_to_date(path, version):
         connection.executescript(OLD_SCHEMA)
         if version == 2:
             connection.execute("CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL)")
+            connection.execute("INSERT INTO facts VALUES ('network', 'abc')")
         connection.execute(f"PRAGMA user_version={version}")
     connection.close()
     for _ in range(2):
@@ -178,7 +180,29 @@ def test_older_stores_are_brought_up_to_date(path, version):
         assert trial.quality == Quality(7, 10, 0.5)
         store.add_answer("question", "answer")
         assert store.answer("question") == "answer"
+        if version == 2:  # it was tied to something, when accuracy was all that could be optimised
+            with pytest.raises(StoreError, match="trials of another score"):
+                store.bind({"network": "abc", "score": "divergence"})
+            store.bind({"network": "abc", "score": "top-1"})
         store.close()
+
+
+@pytest.mark.parametrize(
+    "quality",
+    [
+        Quality(None, 100, None, 0.0125, DIVERGENCE, {}, 0.5),
+        Quality(90, 100, 0.3, 0.0125, DIVERGENCE, {"macro-f1": 0.8, "top-1": 0.9}),
+        Quality(None, 100, None, 3.5, Score("mine", "mine", True)),
+    ],
+)
+def test_scores_and_metrics_come_back(path, quality):
+    kept = Trial(BitAllocation({"a": (4, 4)}), quality, {"latency_ms": 1.0}, 0.5)
+    store = TrialStore(path)
+    store.add(kept)
+    store.close()
+    store = TrialStore(path)
+    assert list(store) == [kept] and store.get(kept.allocation).quality.metrics == quality.metrics
+    store.close()
 
 
 def test_estimates_of_earlier_versions_count_as_not_evaluated(path):
@@ -222,6 +246,7 @@ FULL_DISK = """
 import resource, signal, sys
 from amed_env import BitAllocation, Quality, Trial, TrialStore
 from amed_env.errors import StoreError
+from amed_env.problem.score import DIVERGENCE, Score
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = TrialStore(sys.argv[1])

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from amed_env import BitAllocation, make_task
-from amed_env.errors import AllocationError, InputError, TableError, UnsupportedPrecisionError
+from amed_env.errors import AllocationError, InputError, TableError, UnknownNameError, UnsupportedPrecisionError
 from amed_env.evaluation import table_building
+from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.table import TableEvaluator
 from amed_env.evaluation.table_building import TableBuilder
 from amed_env.evaluation.table_file import QualityTable, check_size
+from amed_env.problem.score import DIVERGENCE, LOSS, TOP_1
 
 TIED = [("block1.conv1", "block1.conv2"), ("block2.conv1", "block2.conv2")]
 
@@ -167,6 +169,52 @@ def test_every_row_is_the_allocation_that_it_says(nearest, built):
                 quality, found = nearest.evaluate(ordered, split), evaluator.evaluate(chosen, split)
                 assert (found.correct, found.samples) == (quality.correct, quality.samples)
                 assert found.loss == float(np.float16(quality.loss))
+                assert found.score == float(np.float16(quality.score)) and found.scored_by == DIVERGENCE
+
+
+def test_what_a_table_is_scored_by(built):
+    names = {None: DIVERGENCE, "divergence": DIVERGENCE, "loss": LOSS, "metric": TOP_1, "top-1": TOP_1}
+    for name, score in names.items():
+        evaluator = TableEvaluator(built, score=name)
+        assert evaluator.score == score and not evaluator.score_remarks()
+        quality = evaluator.evaluate(evaluator.table.allocation(5))
+        wanted = {DIVERGENCE: built.divergence, LOSS: built.loss}.get(score)
+        assert quality.score == (quality.accuracy if wanted is None else float(wanted["search"][5]))
+        assert quality.accuracy == built.correct["search"][5] / 500 and quality.metrics == {"top-1": quality.accuracy}
+        assert (
+            evaluator.evaluate(evaluator.workload.uniform(32)).score
+            == {
+                DIVERGENCE: 0.0,
+                LOSS: built.float_quality["search"].loss,
+                TOP_1: built.float_quality["search"].accuracy,
+            }[score]
+        )
+    with pytest.raises(UnknownNameError, match="macro-f1"):
+        TableEvaluator(built, score="macro-f1")
+
+
+def test_tables_without_divergences_are_scored_by_accuracy_and_say_so(tabular):
+    shipped = tabular.evaluator
+    assert shipped.table.divergence is None and shipped.score == TOP_1
+    assert "holds no divergences, so accuracy" in shipped.score_remarks()[0]
+    assert not make_task("tabular/digits-cnn", score="metric").evaluator.score_remarks()
+    with pytest.raises(TableError, match="holds no divergence; it holds top-1, loss"):
+        make_task("tabular/digits-cnn", score="divergence")
+    with pytest.raises(InputError, match="other metrics belong to the task of the network itself, 'digits-cnn'"):
+        make_task("tabular/digits-cnn", metrics=["macro-f1"])
+
+
+def test_a_table_without_divergences_can_still_be_built(nearest, tmp_path, built):
+    splits = nearest._splits
+    accuracy = PostTrainingEvaluator(nearest.traced, splits, "nearest", threads=1, score="metric")
+    found = TableBuilder(accuracy, (8, 2), TIED, tmp_path / "chunks").build()
+    assert found.divergence is None
+    for split in ("search", "test"):
+        np.testing.assert_array_equal(found.correct[split], built.correct[split])
+    found.save(tmp_path / "table.npz")
+    assert QualityTable.load(tmp_path / "table.npz").digest == found.digest != built.digest
+    with pytest.raises(TableError, match="another table"):
+        TableBuilder(nearest, (8, 2), TIED, tmp_path / "chunks")
 
 
 def test_a_build_goes_on_where_it_stopped(nearest, built, tmp_path, monkeypatch):
@@ -188,6 +236,7 @@ def test_a_build_goes_on_where_it_stopped(nearest, built, tmp_path, monkeypatch)
     for split in ("search", "test"):
         np.testing.assert_array_equal(again.correct[split], built.correct[split])
         np.testing.assert_array_equal(again.loss[split], built.loss[split])
+        np.testing.assert_array_equal(again.divergence[split], built.divergence[split])
     with pytest.raises(TableError, match="another table"):
         TableBuilder(nearest, (2, 4), TIED, tmp_path)
 
@@ -210,6 +259,7 @@ def test_a_file_comes_back_whole(built, path, tmp_path):
     assert found.ties == built.ties and found.precisions == built.precisions
     assert found.float_quality == built.float_quality and found.provenance == built.provenance
     np.testing.assert_array_equal(found.correct["test"], built.correct["test"])
+    np.testing.assert_array_equal(found.divergence["test"], built.divergence["test"])
     found.save(tmp_path / "again.npz")
     assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
 
@@ -237,7 +287,7 @@ def test_a_changed_number_is_noticed(path, tmp_path):
 
 
 def test_what_a_table_lacks_is_named(built):
-    evaluator = TableEvaluator(built)
+    evaluator = TableEvaluator(built, score="metric")
     with pytest.raises(UnsupportedPrecisionError, match="layer 'stem' has w4a4"):
         evaluator.evaluate(evaluator.workload.uniform(4))
     with pytest.raises(AllocationError, match="does not fit"):

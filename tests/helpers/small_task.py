@@ -9,6 +9,7 @@ from amed_env.errors import NonFiniteError
 from amed_env.evaluation.quality import Evaluator
 from amed_env.hardware import Capabilities, HardwareBackend, load_device
 from amed_env.problem.objective import parse_budgets
+from amed_env.problem.score import DIVERGENCE
 
 SAMPLES = 1000
 
@@ -91,6 +92,16 @@ class InteractingEvaluator(FormulaEvaluator):
         return found
 
 
+class UnlabelledEvaluator(FormulaEvaluator):
+    """The same network on samples without labels: all that is known is its divergence from the float network."""
+
+    score, metrics, splits = DIVERGENCE, (), ("search",)
+
+    def evaluate(self, allocation, split="search"):
+        loss = 1.0 - super().evaluate(allocation, split).accuracy / 0.95
+        return Quality(None, SAMPLES, None, loss, DIVERGENCE, soft_loss=0.1 + loss)
+
+
 class BitProportional(HardwareBackend):
     """Latency is MACs x weight bits, in a made-up unit."""
 
@@ -116,8 +127,10 @@ class SharedBuffer(HardwareBackend):
         return Cost(self.name, {"latency_ms": workload.macs * widest * 1e-6})
 
 
-def formula_task(layers=4, budget=None, device=None, bits=(2, 4, 8), separate=False, harms=None):
-    evaluator = FormulaEvaluator(layers, harms)
+def formula_task(
+    layers=4, budget=None, device=None, bits=(2, 4, 8), separate=False, harms=None, evaluator=FormulaEvaluator
+):
+    evaluator = evaluator(layers, harms)
     backend = load_device(BitProportional() if device is None else device)
     return Task("formula", evaluator, backend, bits, separate=separate, budgets=parse_budgets(budget))
 

@@ -79,6 +79,11 @@ def test_plugins_search(amed, tmp_path):
     assert {(entry["w"], entry["a"]) for entry in allocation["layers"].values()} == {(4, 4)}
 
 
+def test_a_plugin_metric_is_measured(amed):
+    found = json.loads(amed(*["evaluate", "digits-cnn", "--bits", "4", "--metric", "sample-metric", "--json"]))
+    assert found["metrics"]["sample-metric"] == pytest.approx(1 - found["accuracy"])
+
+
 @pytest.mark.parametrize(("option", "name"), [("--device", "broken-device"), ("--agent", "broken-agent")])
 def test_asking_for_a_broken_one_says_why(variables, tmp_path, option, name):
     command = ["search", "digits-cnn", "--evaluations", "2", option, name, "--out", "run"]

@@ -8,17 +8,16 @@ from hypothesis import strategies as st
 
 from amed_env.errors import BudgetError, UnknownNameError
 from amed_env.problem.objective import (
-    FAULT_REWARD,
     Budget,
     final_reward,
     fits,
     parse_budgets,
     potential,
     resolve,
-    score,
     shaping,
     violation,
 )
+from amed_env.problem.score import TOP_1
 
 FRACTIONS = st.floats(0, 1)
 POSITIVE = st.floats(1e-6, 1e6)
@@ -173,37 +172,25 @@ def test_violations_add_up_and_slack_in_one_pays_for_nothing():
     assert violation(costs, limits) == pytest.approx(0.5 + 0.5)
 
 
-@given(FRACTIONS, FRACTIONS, FRACTIONS)
-def test_score_rises_with_accuracy(first, second, reference):
-    low, high = sorted((first, second))
-    assert score(low, reference) <= score(high, reference)
-    if high - low > 1e-9:
-        assert score(low, reference) < score(high, reference)
-    assert score(reference, reference) == 0
-    assert math.isfinite(score(first, reference))
-
-
 @given(FRACTIONS, FRACTIONS, POSITIVE, st.floats(0, 1), st.floats(0, 1))
 def test_cheaper_than_the_budget_is_never_punished(accuracy, reference, limit, first, second):
     cheap, dear = sorted((first * limit, second * limit))
     limits = {"latency_ms": limit}
-    at_limit = final_reward(accuracy, reference, {"latency_ms": limit}, limits)
-    assert final_reward(accuracy, reference, {"latency_ms": cheap}, limits) == at_limit
-    assert final_reward(accuracy, reference, {"latency_ms": dear}, limits) == at_limit
+    gain = TOP_1.gain(accuracy, reference)
+    at_limit = final_reward(gain, {"latency_ms": limit}, limits)
+    assert final_reward(gain, {"latency_ms": cheap}, limits) == at_limit
+    assert final_reward(gain, {"latency_ms": dear}, limits) == at_limit
 
 
 @given(FRACTIONS, FRACTIONS, POSITIVE, st.floats(1, 10), st.floats(1, 10))
 def test_worse_violations_cost_more(accuracy, reference, limit, first, second):
     less, more = sorted((first, second))
     limits = {"latency_ms": limit}
-    rewards = [final_reward(accuracy, reference, {"latency_ms": factor * limit}, limits) for factor in (1, less, more)]
+    gain = TOP_1.gain(accuracy, reference)
+    rewards = [final_reward(gain, {"latency_ms": factor * limit}, limits) for factor in (1, less, more)]
     assert rewards[0] >= rewards[1] >= rewards[2]
     if more > less + 1e-6:
         assert rewards[1] > rewards[2]
-
-
-def test_a_fault_is_worse_than_any_network():
-    assert score(0.0, 1.0) > FAULT_REWARD
 
 
 @given(st.lists(st.floats(0, 50), min_size=1, max_size=20), st.floats(0.5, 1))

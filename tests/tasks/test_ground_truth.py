@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,3 +210,26 @@ def test_what_cannot_be_answered_is_refused():
         optimum(task(), {"latency": 0.01})
     with pytest.raises(BudgetError, match="no allocation meets"):
         optimum(task(device=SharedBuffer()), {"latency": 0.01})
+
+
+@pytest.mark.parametrize("score", ["divergence", "loss"])
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_optimum_front_and_regret_of_scores_of_which_less_is_better(score, split):
+    rng = np.random.default_rng(1)
+    plain = table()
+    # Few different numbers, so that there are ties.
+    divergence = {part: (rng.integers(1, 9, len(plain)) / 16).astype(np.float16) for part in ("search", "test")}
+    evaluator = TableEvaluator(replace(plain, divergence=divergence), score=score)
+    problem = Task("random", evaluator, load_device(BitProportional()), BITS).with_budget({"latency": 0.7})
+    trials = every_trial(problem, split)
+    best = min(trials, key=lambda trial: (trial.quality.score, trial.quality.loss))
+    found = optimum(problem, split=split)
+    assert found.quality == best.quality and not found.quality.scored_by.higher_is_better
+    assert regret_of(problem, best.allocation, split) == 0
+    worst = max(trials, key=lambda trial: trial.quality.score)
+    assert regret_of(problem, worst.allocation, split) == worst.quality.score - best.quality.score
+    assert regret_of(problem, None, split) >= regret_of(problem, worst.allocation, split)
+    front = pareto_front(problem, split=split)
+    expected = front_of_trials(trials, "latency_ms")
+    assert [trial.quality.score for trial in front] == [trial.quality.score for trial in expected]
+    assert all(later.quality.score < trial.quality.score for trial, later in itertools.pairwise(front))

@@ -205,7 +205,7 @@ def test_several_inputs_come_in_every_form():
         ({"search": ((images(1), numbers(1).double()), torch.arange(SAMPLES) % 4)}, r"torch\.float64"),
         ({"search": ((images(1), numbers(1)[:, :4]), torch.arange(SAMPLES) % 4)}, "search samples have shape"),
         ({"search": (images(1), torch.arange(SAMPLES) % 4)}, "search samples have shape"),
-        ({"search": (images(1), numbers(1))}, "no labels"),
+        ({"search": (images(1), numbers(1)), "score": "metric"}, "needs labels, and the search samples have none"),
         ({"example_input": (images(1), numbers(1)[:, :3])}, "example input has shapes"),
         ({"example_input": images(1)}, "example input has shapes"),
     ],

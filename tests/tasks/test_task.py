@@ -193,9 +193,9 @@ def test_torch_data_sets_and_labelled_calibration_are_taken_too():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"search": None}, DataError, "search"),
+        ({"calibration": None}, DataError, "needs calibration samples"),
         ({"search": (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64))}, DataError, "no samples"),
-        ({"search": small_data(1)[0]}, DataError, "no labels"),
+        ({"search": small_data(1)[0], "score": "metric"}, DataError, "needs labels, and the search samples have none"),
         ({"search": small_data(2)}, DataError, "also in the"),
         ({"search": (small_data(1)[0], torch.full((40,), 7))}, DataError, "label 7"),
         ({"search": (small_data(1)[0], torch.zeros(40, dtype=torch.int64))}, DataError, "one class"),

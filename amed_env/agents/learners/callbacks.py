@@ -88,7 +88,7 @@ class UntilEnded(BaseCallback):
         self._window_start = (self.num_timesteps, self._session.evaluations)
         best = self._session.best()
         if best is not None:
-            self.logger.record("search/best_accuracy", best.quality.accuracy)
+            self.logger.record("search/best_score", best.quality.score)
         self.logger.record("search/evaluations", self._session.evaluations)
         self._steered = self._steered or _steered(self.model)
         if self._steered is not None:

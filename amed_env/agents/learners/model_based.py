@@ -223,7 +223,6 @@ class _Search:
         if trial is None:
             self.failed.add(key)
             return True
-        accuracy, reference = trial.quality.accuracy, self.task.float_quality.accuracy
-        self.known[key] = final_reward(accuracy, reference, trial.costs, self.task.limits)
+        self.known[key] = final_reward(self.task.gain(trial.quality), trial.costs, self.task.limits)
         self.trials.append(within)
         return True

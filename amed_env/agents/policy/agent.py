@@ -104,28 +104,29 @@ class PolicyAgent(Agent):
         session.say("asking the policy")
         first = self._first(session)
         if first is not None:
-            session.say(f"the policy's answer reaches {100 * first.quality.accuracy:.2f} %; searching on")
+            reached = session.task.score.text(first.quality.score)
+            session.say(f"the policy's answer reaches {reached}; searching on")
         sampler = _Sampler(session, copy.deepcopy(self._network), self._batch, self._updates, self._learning_rate)
         solver = _Solver(session)
         sources: list[_Sampler | _Solver] = [solver, sampler]
-        accuracies: list[list[float]] = [[], []]
+        reached_by: list[list[float]] = [[], []]
         while sources:
             session.check()
-            turn = _whose_turn(accuracies, session.rng) if len(sources) == 2 else 0
+            turn = _whose_turn(reached_by, session.rng) if len(sources) == 2 else 0
             choices = sources[turn].propose()
             if choices is None:
-                del sources[turn], accuracies[turn]
+                del sources[turn], reached_by[turn]
                 continue
             trial = evaluate(session, choices)
-            accuracies[turn].append(-np.inf if trial is None else trial.quality.accuracy)
+            reached_by[turn].append(-np.inf if trial is None else session.task.score.goodness(trial.quality.score))
 
 
-def _whose_turn(accuracies: list[list[float]], rng: np.random.Generator) -> int:
+def _whose_turn(reached_by: list[list[float]], rng: np.random.Generator) -> int:
     """The source whose last proposals were better, mostly; in turn while there are few."""
-    counts = [len(those_of_one) for those_of_one in accuracies]
+    counts = [len(those_of_one) for those_of_one in reached_by]
     if min(counts) < _FIRST_TURNS:
         return int(np.argmin(counts))
-    better = int(np.argmax([np.mean(those_of_one[-_MEMORY:]) for those_of_one in accuracies]))
+    better = int(np.argmax([np.mean(those_of_one[-_MEMORY:]) for those_of_one in reached_by]))
     return better if rng.random() < _BETTER_SHARE else 1 - better
 
 
@@ -201,9 +202,8 @@ class _Sampler:
         if self._optimizer is None:
             self._optimizer = torch.optim.Adam(self._network.parameters(), lr=self._learning_rate)
         trials = self._session.trials
-        losses = np.asarray([trial.quality.loss for trial in trials])
-        accuracies = np.asarray([trial.quality.accuracy for trial in trials])
-        best = np.lexsort((losses, -accuracies))[:_IMITATED]
+        scores, losses = np.asarray([trial.quality.order for trial in trials]).T
+        best = np.lexsort((losses, scores))[:_IMITATED]
         task = self._session.task
         choices = torch.from_numpy(np.stack([task.choices(trials[number].allocation) for number in best]))[None]
         # The better a trial's rank, the more it is imitated; the best tenth has most of the weight.

@@ -11,7 +11,6 @@ from amed_env.agents.searchers.neighbours import IntArray, random_neighbour
 from amed_env.agents.session import SearchSession
 from amed_env.errors import AgentError
 from amed_env.evaluation.store import Trial
-from amed_env.problem.objective import score
 from amed_env.tasks.proxies import get_proxies
 
 _PATIENCE = 50  # steps in a row without anything new after which it goes on from a random allocation
@@ -78,4 +77,4 @@ class AnnealingAgent(Agent):
     def _energy(self, session: SearchSession, trial: Trial | None) -> float:
         if trial is None:
             return math.inf
-        return -score(trial.quality.accuracy, session.task.float_quality.accuracy)
+        return -session.task.gain(trial.quality)

@@ -22,7 +22,9 @@ import numpy.typing as npt
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from amed_env.agents.session import SearchSession
-from amed_env.problem.objective import ERROR_SMOOTHING
+from amed_env.evaluation.quality import Quality
+from amed_env.problem.score import ERROR_SMOOTHING
+from amed_env.tasks.task import Task
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -32,6 +34,7 @@ _SLOPE, _SLOPE_VARIANCE, _OFFSET_VARIANCE = 0.7, 0.25, 1.0
 _SINGLE_VARIANCES, _PAIR_VARIANCES, _NOISES = (0.3, 3.0), (0.1, 1.0, 5.0), (0.1, 0.5)
 _LEAST_DEVIATION = 0.05  # of log-errors, so that those which are all but equal are not blown up
 _LOSS_SHARE = 0.1  # of the smoothing of errors, for each nat of loss
+_LOG_SMOOTHING = 0.001  # nats: of the size of the divergence of uniform 8 bit
 _GROWTH = 1.25  # variances are chosen anew when there are so many times more trials
 
 
@@ -175,12 +178,18 @@ class Evidence:
         new = self._session.trials[len(self.targets) :]
         if new:
             choices = [self._session.task.choices(trial.allocation) for trial in new]
-            errors = [
-                1.0 - trial.quality.accuracy + ERROR_SMOOTHING * _loss_factor(trial.quality.loss) for trial in new
-            ]
+            targets = [_target(self._session.task, trial.quality) for trial in new]
             self.choices = np.concatenate([self.choices, np.asarray(choices, dtype=np.int64)])
-            self.targets = np.append(self.targets, np.log(errors))
+            self.targets = np.append(self.targets, targets)
 
 
-def _loss_factor(loss: float) -> float:
-    return 1.0 + _LOSS_SHARE * min(loss, 10.0)
+def _target(task: Task, quality: Quality) -> float:
+    """The logarithm of the smoothed error; the loss decides between equal ones."""
+    score = quality.scored_by
+    if score.scale == "open":
+        return -task.gain(quality)
+    if score.scale == "log":
+        # Their standard error is a part of their size, so that logarithms are equally certain down to small values.
+        return float(np.log(score.error(quality.score) + _LOG_SMOOTHING))
+    tie_break = 1.0 + _LOSS_SHARE * min(quality.loss or 0.0, 10.0)
+    return float(np.log(score.error(quality.score) + ERROR_SMOOTHING * tie_break))

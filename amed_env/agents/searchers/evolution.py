@@ -23,7 +23,7 @@ _DRAWS = 10  # draws for each place in the first population
 
 
 class EvolutionAgent(Agent):
-    """Keeps a population of allocations that trade accuracy for cost (NSGA-II, Deb et al. 2002).
+    """Keeps a population of allocations that trade quality for cost (NSGA-II, Deb et al. 2002).
 
     The first population lies near the budget: the proxy's optimum, and random allocations that are widened until
     nothing more fits. Offspring that exceed the budget are narrowed, and half of the others are widened up to it;
@@ -116,7 +116,8 @@ class EvolutionAgent(Agent):
         """Error, with the loss as a tie-break, and the largest share of a limit (bops where nothing is limited)."""
         if trial is None:
             return _WORST, _WORST
-        error = 1.0 - trial.quality.accuracy + 1e-6 * trial.quality.loss
+        quality = trial.quality
+        error = quality.scored_by.error(quality.score) + 1e-6 * (quality.loss or 0.0)
         limits = session.task.limits
         if not limits:
             return error, trial.costs["bops"]

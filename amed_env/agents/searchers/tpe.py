@@ -12,7 +12,6 @@ from amed_env.agents.options import import_optional, whole_number
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.moves import evaluate, fresh_choices, good_starts, near_the_budget, new_near, prior
 from amed_env.agents.session import SearchSession
-from amed_env.problem.objective import score
 from amed_env.tasks.proxies import get_proxies
 from amed_env.tasks.task import Task
 
@@ -77,8 +76,7 @@ class TPEAgent(Agent):
                 return
             trial = evaluate(session, choices)
             if trial is not None and space:
-                value = score(trial.quality.accuracy, task.float_quality.accuracy)
-                params = self._params(task, choices)
+                value, params = task.gain(trial.quality), self._params(task, choices)
                 study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
 
     def _study(self, seed: int) -> Any:

@@ -141,8 +141,7 @@ class ReleasedWalk(AllocationWalk):
         return self._score(trial, latency if self.options.reference_in_milliseconds else latency / of_8_bit)
 
     def _score(self, trial: Trial, latency: float) -> float:
-        quality = self.believed_quality(trial)
-        return self.score.zeta(quality.accuracy, quality.loss, latency) * self.penalty(trial)
+        return self.score.zeta_of(self.believed_quality(trial), latency) * self.penalty(trial)
 
 
 def released_latency_ms(

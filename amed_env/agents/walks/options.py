@@ -22,7 +22,7 @@ class AmedOptions(BaseModel):
         loss_weight: α of the quality score; see `quality_score.QualityScore`.
         latency_weight: β of the quality score.
         accuracy_threshold: Accuracy, as a fraction, below which ζ is penalised; `float` for that of the float network
-            on the search split, None for no penalty.
+            on the search split (no penalty where samples have no labels), None for no penalty.
         accuracy_penalty: λ of the quality score.
         temperature: T of softmax(S / T), in decades of ζ.
         learning_rate: η, how far the cells of an allocation move to what it was worth.
@@ -57,10 +57,12 @@ class AmedOptions(BaseModel):
     def quality_score(self, task: Task) -> QualityScore:
         """The quality score of these options on a task."""
         threshold = self.accuracy_threshold
+        if threshold == "float":
+            threshold = None if task.float_quality.correct is None else task.float_quality.accuracy
         return QualityScore(
             loss_weight=self.loss_weight,
             latency_weight=self.latency_weight,
-            accuracy_threshold=task.float_quality.accuracy if threshold == "float" else threshold,
+            accuracy_threshold=threshold,
             accuracy_penalty=self.accuracy_penalty,
         )
 

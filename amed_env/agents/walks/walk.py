@@ -141,8 +141,7 @@ class AllocationWalk:
 
     def zeta(self, trial: Trial) -> float:
         """The quality score of a trial; less is better."""
-        quality = trial.quality
-        plain = self.score.zeta(quality.accuracy, quality.loss, latency_ratio(trial.costs, self.cost_reference))
+        plain = self.score.zeta_of(trial.quality, latency_ratio(trial.costs, self.cost_reference))
         return plain * self.penalty(trial)
 
     def penalty(self, trial: Trial) -> float:

@@ -1,4 +1,4 @@
-"""A device and an agent as another distribution provides them."""
+"""A device, an agent and a metric as another distribution provides them."""
 
 from amed_env import Agent, HardwareBackend
 
@@ -26,3 +26,22 @@ class SampleAgent(Agent):
         """Ask for every width that the task has."""
         for bits in reversed(session.task.bits):
             session.evaluate(session.task.workload.uniform(bits))
+
+
+class SampleMetric:
+    """The share of samples that are wrong."""
+
+    higher_is_better = False
+
+    def __init__(self):
+        self.wrong = self.samples = 0
+
+    def update(self, outputs, targets):
+        """Count."""
+        wrong = outputs.argmax(dim=1) != targets
+        self.wrong, self.samples = self.wrong + int(wrong.sum()), self.samples + len(targets)
+        return wrong.float()
+
+    def compute(self):
+        """The share."""
+        return self.wrong / self.samples

@@ -1,0 +1,95 @@
+"""How a score fits a network and its samples: what is measured, whether labels can be, and what to remark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from amed_env.datasets import Splits
+from amed_env.errors import DataError, NetworkError
+from amed_env.evaluation.comparisons import SquaredError
+from amed_env.evaluation.outputs import class_axis
+from amed_env.evaluation.scoring import ScoreSpec, Scoring, find_scoring
+from amed_env.quantization.network import QuantizedNetwork
+from amed_env.support.text import tensor_text
+
+FEW_SAMPLES = 1_000
+"""Fewer search samples than this are remarked upon: 500 rank allocations at .54 where 5,000 do at .82 (Spearman's
+correlation with the accuracy on 8,000 unseen images, of a 14-layer network on Fashion-MNIST)."""
+_FITTED_SAMPLES = 2
+
+
+def fit_scoring(network: QuantizedNetwork, splits: Splits, score: ScoreSpec, metrics: Sequence[Any] | None) -> Scoring:
+    """What is measured of a network on its samples.
+
+    Args:
+        network: The network.
+        splits: Its samples.
+        score: See `make_task`.
+        metrics: See `make_task`.
+
+    Raises:
+        NetworkError: If the network does not return one tensor with a row for each sample.
+        DataError: If labels do not fit the outputs, or the score needs labels and the search samples have none.
+        InputError: If a score or metric does not fit.
+        UnknownNameError: If there is no such score or metric.
+    """
+    name = network.workload.name
+    parts = {part: samples for part, samples in splits.parts().items() if part != "calibration"}
+    labelled = [samples for samples in parts.values() if samples.labels is not None]
+    inputs, labels = next(iter((labelled or [splits.search])[0].batches(_FITTED_SAMPLES)))
+    outputs = network(inputs)
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() < 1 or len(outputs) != len(inputs):
+        what = tensor_text(outputs) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise NetworkError(
+            f"network {name!r} must return one tensor (N, …) with a row for each sample; it returns {what} for "
+            f"{len(inputs)}."
+        )
+    scoring = find_scoring(score, metrics, outputs.cpu(), labels, splits.search.are_tokens)
+    if scoring.comparison is None and splits.search.labels is None:
+        raise DataError(
+            f"the score {scoring.score.name!r} needs labels, and the search samples have none; give (inputs, labels), "
+            "or take the score 'divergence'."
+        )
+    if scoring.class_labels and labels is not None:
+        axis = class_axis(tuple(outputs.shape), tuple(labels.shape))
+        assert axis is not None  # `find_scoring` has looked
+        for part, samples in parts.items():
+            if samples.labels is not None:
+                _check_classes(part, samples.labels, outputs.shape[axis])
+    return scoring
+
+
+def _check_classes(part: str, labels: torch.Tensor, classes: int) -> None:
+    largest = int(labels.max())
+    if largest >= classes:
+        raise DataError(
+            f"the {part} split has label {largest}, but the network tells only {classes} classes apart (0 to "
+            f"{classes - 1})."
+        )
+    if labels.dim() == 1 and int(labels.min()) == largest:
+        raise DataError(
+            f"all {len(labels)} samples of the {part} split have label {largest}; accuracy means nothing with one "
+            "class."
+        )
+
+
+def scoring_remarks(scoring: Scoring, splits: Splits) -> list[str]:
+    """What the user of a network of his own should know about how allocations are scored, a line each."""
+    remarks = []
+    if splits.search.inputs is splits.calibration.inputs:
+        remarks.append("no search samples are given, so the calibration samples score allocations too")
+    if scoring.comparison is not None and len(splits.search) < FEW_SAMPLES:
+        remarks.append(
+            f"{len(splits.search):,} samples score allocations; a few thousand rank them better, and need no labels"
+        )
+    if isinstance(scoring.comparison, SquaredError) and not scoring.metrics:
+        remarks.append(
+            "outputs are compared by their squared error; if they are class scores (classes on axis 1), take the score "
+            "'kl'"
+        )
+    if splits.test is None:
+        remarks.append("there are no test samples, so nothing unseen confirms the result")
+    return remarks
