@@ -39,6 +39,10 @@ from amed_env.tracing.lowering import EmbeddingTable, TransposedConvolution
 from amed_env.tracing.trace import trace
 
 
+FLOAT32_NOISE = 3e-7
+"""Relative error of a value after a few operations of float32, whose numbers are 1.2e-7 apart."""
+
+
 def settle(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     """Give batch norms the statistics of the inputs, so that random weights do not blow activations up."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -119,7 +123,7 @@ def own_outputs(
         network: The network.
         allocation: The allocation.
         inputs: Tensor (N, ...) that it takes.
-        noise: Relative deviation of what is added to every value before it is rounded; float32 rounds by about 1e-7.
+        noise: Relative deviation of what is added to every value before it is rounded; see `FLOAT32_NOISE`.
     """
     network.prepare_all(allocation)
     return _Own(network, allocation, noise).run(inputs.double() if inputs.is_floating_point() else inputs)
@@ -148,7 +152,7 @@ def row_of(name: str) -> dict[str, Any]:
         some = quantized.filled(inputs[:2])
         outputs = quantized(some)
         expected = own_outputs(quantized, allocation, some)
-        nearly = own_outputs(quantized, allocation, some, noise=1e-7)
+        nearly = own_outputs(quantized, allocation, some, noise=FLOAT32_NOISE)
         row[f"difference_{bits}"] = float((outputs.double() - expected).norm() / expected.norm())
         row[f"yardstick_{bits}"] = float((nearly - expected).norm() / expected.norm())
     in_float = sum(layer.macs for layer in traced.workload if layer.name in quantized.in_float)
