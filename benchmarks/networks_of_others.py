@@ -38,7 +38,6 @@ from amed_env.quantization.products import QuantizedProduct
 from amed_env.tracing.lowering import EmbeddingTable, TransposedConvolution
 from amed_env.tracing.trace import trace
 
-
 FLOAT32_NOISE = 3e-7
 """Relative error of a value after a few operations of float32, whose numbers are 1.2e-7 apart."""
 
