@@ -5,8 +5,8 @@ from the network itself; layers; the share of multiplications in layers, and of 
 how far the outputs at 8 and 4 bits are from a fake quantization of its own, which takes nothing but integers, scales
 and biases and computes in float64 (`own_outputs`). There, values that lie within float32's rounding error of the middle
 between two codes may go to the other one, which networks with random weights amplify; so the same calculation with
-float32's own noise before every rounding (`_Own._on_grid`) is given as a yardstick. A network that is refused, or differs, is a row
-with the reason.
+float32's own noise before every rounding (`_Own._on_grid`) is given as a yardstick. A network that is refused, or
+differs, is a row with the reason.
 
 It needs an environment of its own with torchvision, timm and transformers beside the package's dependencies; networks
 of a library that is missing are left out, and named. A core takes about half an hour for all.
