@@ -140,7 +140,15 @@ class PostTrainingEvaluator(Evaluator):
         """
         if self._prepared is None:
             inputs = self._splits.calibration.inputs
-            self._prepared = prepare_network(self.network, self.recipe, inputs, self.made_of, self.threads, progress)
+            self._prepared = prepare_network(
+                self.network, self.recipe, inputs, self.made_of, self.threads, progress, self._class_axis
+            )
+
+    @property
+    def _class_axis(self) -> int | None:
+        """Axis of the classes among the outputs; None if these are no class scores."""
+        divergence = self.scoring.divergence
+        return divergence.axis if isinstance(divergence, KullbackLeibler) else None
 
     def adopt(self, widths: Mapping[tuple[str, int], PreparedWidth], stored_scales: Sequence[float]) -> None:
         """Evaluate with weights and scales that were found elsewhere, by training for example.
@@ -384,7 +392,9 @@ class PostTrainingEvaluator(Evaluator):
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
-                return measure_sensitivity(self.network, samples, precisions, measure, self.batch_size)
+                return measure_sensitivity(
+                    self.network, samples, precisions, measure, self.batch_size, self._class_axis
+                )
 
         shape = (len(self.workload), len(precisions))
         key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {self.batch_size} {' '.join(map(str, precisions))}"

@@ -48,6 +48,7 @@ def prepare_network(
     fingerprint: str,
     threads: int | None = None,
     progress: Progress | None = None,
+    class_axis: int | None = 1,
 ) -> str:
     """Prepare a calibrated network by a recipe, or take what was prepared before.
 
@@ -58,6 +59,7 @@ def prepare_network(
         fingerprint: Text that changes with network and calibration samples.
         threads: Threads of torch while it learns; None leaves torch's setting.
         progress: Called while it learns.
+        class_axis: See `RoundingLearner`.
 
     Returns:
         A digest (hex) of everything that was prepared.
@@ -67,10 +69,11 @@ def prepare_network(
     """
     if not recipe.learns and not recipe.bias_correction:
         return hashlib.sha256(recipe.fingerprint().encode()).hexdigest()
-    name = preparation_name(recipe, fingerprint)
+    # Nothing is added for classes on axis 1, so that what earlier versions prepared is found.
+    name = preparation_name(recipe, fingerprint if class_axis == 1 else f"{fingerprint} classes on {class_axis}")
     prepared = _shipped(network, name) or _cached(network, name)
     if prepared is None:
-        prepared = _make(network, recipe, calibration, name, threads, progress)
+        prepared = _make(network, recipe, calibration, name, threads, progress, class_axis)
         facts = {"recipe": recipe.fingerprint(), "network": network.workload.name}
         made = {"amed_env": __version__, "widths": list(LEARNED_WIDTHS), **facts}
         _write(kept_path(name), file_content(prepared_tensors(prepared), made))
@@ -86,13 +89,15 @@ def _make(
     name: str,
     threads: int | None,
     progress: Progress | None,
+    class_axis: int | None,
 ) -> dict[tuple[str, int], PreparedWidth]:
     prepared: dict[tuple[str, int], PreparedWidth] = {}
     if network.workload.macs * recipe.batch_size < SMALL_STEP_MACS:
         threads = 1
     with torch_threads(threads):
         if recipe.learns:
-            prepared = _learn(network, recipe, calibration, name, progress)
+            learner = RoundingLearner(network, recipe, calibration, class_axis=class_axis)
+            prepared = _learn(learner, name, progress)
         if recipe.bias_correction:
             for name, layer in correctable(network).items():
                 for bits in NARROW_WIDTHS:
@@ -102,10 +107,8 @@ def _make(
     return prepared
 
 
-def _learn(
-    network: QuantizedNetwork, recipe: Recipe, calibration: torch.Tensor, name: str, progress: Progress | None
-) -> dict[tuple[str, int], PreparedWidth]:
-    learner = RoundingLearner(network, recipe, calibration)
+def _learn(learner: RoundingLearner, name: str, progress: Progress | None) -> dict[tuple[str, int], PreparedWidth]:
+    network, recipe = learner.network, learner.recipe
     checkpoint = _Checkpoint(cache_dir() / "prepared" / f"{name}.checkpoint")
     checkpoint.restore(learner)
     if learner.step == 0:

@@ -32,7 +32,12 @@ _SEED = 20_220_530  # of the probes and of the labels that are drawn, so that th
 
 
 def measure_sensitivity(
-    network: QuantizedNetwork, samples: Samples, precisions: Sequence[Precision], measure: GradientMeasure, batch: int
+    network: QuantizedNetwork,
+    samples: Samples,
+    precisions: Sequence[Precision],
+    measure: GradientMeasure,
+    batch: int,
+    class_axis: int | None = 1,
 ) -> npt.NDArray[np.float64]:
     """What every layer loses at every precision alone.
 
@@ -42,12 +47,16 @@ def measure_sensitivity(
     - `hessian`: ½ (mean diagonal of the Hessian) · |Δ|² for weights and for what is read, in nats; diagonals by
       Hutchinson's estimate, labels drawn as for `fisher`. HAWQ-V2 (arXiv 1911.03852) has the weights' part.
 
+    Outputs that are no class scores are taken for means of normal distributions of the outputs' own variance, from
+    which targets are drawn: the divergence of these is half the squared error over that variance.
+
     Args:
         network: The network; it is left at 32 bits.
         samples: Samples that belong to neither search nor test.
         precisions: P precisions.
         measure: Which of them.
         batch: Samples of one forward pass.
+        class_axis: Axis of the classes among the outputs, or None if these are no class scores.
 
     Returns:
         float64 (L, P), not negative.
@@ -60,7 +69,7 @@ def measure_sensitivity(
         for bits in {width for precision in precisions for width in precision}:
             layer.prepare(bits)
     network.select(BitAllocation.uniform(list(network.layers), FLOAT_BITS))
-    passes = _Passes(network, torch.Generator().manual_seed(_SEED))
+    passes = _Passes(network, torch.Generator().manual_seed(_SEED), class_axis)
     totals = np.zeros((len(layers), len(precisions)))
     # Labels are drawn from the network's own probabilities: then the second-order term is that of the divergence.
     for inputs, _ in samples.batches(batch):  # labels of calibration samples may be made up
@@ -99,8 +108,8 @@ class _Record:
 class _Passes:
     """Differentiable float passes whose layers keep what they read and return."""
 
-    def __init__(self, network: QuantizedNetwork, generator: torch.Generator) -> None:
-        self.network, self.generator = network, generator
+    def __init__(self, network: QuantizedNetwork, generator: torch.Generator, class_axis: int | None) -> None:
+        self.network, self.generator, self.class_axis = network, generator, class_axis
         self.layers = list(network.layers.values())
 
     @contextmanager
@@ -116,10 +125,20 @@ class _Passes:
             for layer in self.layers:
                 layer.learning = None
 
-    def drawn_labels(self, scores: torch.Tensor) -> torch.Tensor:
-        """A class for each sample, drawn from the network's own probabilities."""
-        probabilities = F.softmax(scores.detach().double().cpu(), dim=1)
-        return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(1).to(scores.device)
+    def loss(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Sum over the samples of the negative log-likelihood of targets that are drawn from the network's own answer.
+
+        Of pixels and tokens of a sample it is the mean, as that of the divergence is.
+        """
+        if self.class_axis is None:
+            values = outputs.detach()
+            spread = values.var().clamp_min(1e-12)
+            noise = torch.randn(values.shape, generator=self.generator).to(values) * spread.sqrt()
+            return (outputs - values - noise).square().sum() / (2 * spread) / values[0].numel()
+        rows = outputs.movedim(self.class_axis, -1).flatten(0, -2)
+        probabilities = F.softmax(rows.detach().double().cpu(), dim=1)
+        drawn = torch.multinomial(probabilities, 1, generator=self.generator).squeeze(1).to(rows.device)
+        return F.cross_entropy(rows, drawn, reduction="sum") / (len(rows) // len(outputs))
 
     def signs(self, like: torch.Tensor) -> torch.Tensor:
         """A random tensor of +1 and -1."""
@@ -215,7 +234,7 @@ def _relative_errors(passes: _Passes, inputs: torch.Tensor, precisions: Sequence
 
 def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
     with passes.recorded(inputs) as (scores, records):
-        loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
+        loss = passes.loss(scores)
         every = [output for record in records for output in record.outputs]
         gradients = iter(torch.autograd.grad(loss, every, allow_unused=True))
     sensitivities = np.zeros((len(records), len(precisions)))
@@ -237,7 +256,7 @@ def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisio
 
 def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
     with passes.recorded(inputs) as (scores, records):
-        loss = F.cross_entropy(scores, passes.drawn_labels(scores), reduction="sum")
+        loss = passes.loss(scores)
         leaves = [tensor for record in records for tensor in (*record.seconds, *record.read_values)]
         # What does not reach the scores, an auxiliary head for example, has no gradient.
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)

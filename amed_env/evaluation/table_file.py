@@ -188,7 +188,7 @@ class QualityTable:
         header = {
             "format": FORMAT if self.divergence is None else FORMAT_WITH_DIVERGENCE,
             "network": self.ties.full.name,
-            "layers": [asdict(layer) for layer in self.ties.full],
+            "layers": [_layer_json(layer) for layer in self.ties.full],
             "ties": [list(group) for group in self.ties.groups if len(group) > 1],
             "precisions": [list(precision) for precision in self.precisions],
             "float": float_quality,
@@ -270,6 +270,11 @@ class QualityTable:
             header["provenance"],
             columns.get("divergence"),
         )
+
+
+def _layer_json(layer: Layer) -> dict[str, Any]:
+    """A layer as a JSON object; what later versions added is left out where it says nothing, so that digests stay."""
+    return {name: value for name, value in asdict(layer).items() if name != "shares_weights_with" or value}
 
 
 def members_of(ties: Ties) -> list[list[int]]:

@@ -176,10 +176,19 @@ class RoundingLearner:
         recipe: What is learned, and how.
         inputs: Float tensor (N, …) of calibration samples.
         seed: Of the order of samples and of the allocations.
+        class_axis: Axis of the classes among the outputs; None for outputs that are no class scores: then their squared
+            error is learned from instead of the divergence.
     """
 
-    def __init__(self, network: QuantizedNetwork, recipe: Recipe, inputs: torch.Tensor, seed: int = 0) -> None:
-        self.network, self.recipe, self.inputs = network, recipe, inputs
+    def __init__(
+        self,
+        network: QuantizedNetwork,
+        recipe: Recipe,
+        inputs: torch.Tensor,
+        seed: int = 0,
+        class_axis: int | None = 1,
+    ) -> None:
+        self.network, self.recipe, self.inputs, self._class_axis = network, recipe, inputs, class_axis
         self.step = 0
         # Shared weights are stored once, so what one of their layers would learn the other could not have.
         learning = [layer for name, layer in network.weighted.items() if name not in network.workload.sharing]
@@ -189,7 +198,8 @@ class RoundingLearner:
         self._optimizer = torch.optim.Adam(self._parameter_groups())
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._blocks = _Blocks(network) if recipe.rounding == "block" else None
-        self._targets = self._class_probabilities()
+        self._targets = self._float_outputs()
+        self._spread = 1.0 if class_axis is not None else max(1e-12, float(self._targets.var()))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         widths: list[LearnedWidth] = list(self._learned)  # type: ignore[arg-type]
@@ -206,10 +216,11 @@ class RoundingLearner:
         return [group for group in groups if group["params"]]
 
     @torch.no_grad()
-    def _class_probabilities(self) -> torch.Tensor:
+    def _float_outputs(self) -> torch.Tensor:
+        """What the float network returns: logarithms of softened class probabilities, or values."""
         self.network.select(self.network.workload.uniform(FLOAT_BITS))
-        scores = [self.network(batch) for batch in self.inputs.split(self.network.batch_size)]
-        return F.log_softmax(torch.cat(scores) / TEMPERATURE, dim=1)
+        outputs = torch.cat([self.network(batch) for batch in self.inputs.split(self.network.batch_size)])
+        return outputs if self._class_axis is None else F.log_softmax(outputs / TEMPERATURE, dim=self._class_axis)
 
     def run(self, on_step: Callable[[int, int], None] | None = None) -> None:
         """Learn until the last step.
@@ -259,10 +270,12 @@ class RoundingLearner:
         (loss / (loss.detach() + LOSS_FLOOR)).backward()
         self._optimizer.step()
 
-    @staticmethod
-    def _divergence(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        found = F.log_softmax(scores / TEMPERATURE, dim=1)
-        return F.kl_div(found, targets, log_target=True, reduction="batchmean") * TEMPERATURE**2
+    def _divergence(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self._class_axis is None:
+            return (outputs - targets).square().mean() / self._spread
+        found = F.log_softmax(outputs / TEMPERATURE, dim=self._class_axis)
+        positions = outputs[0].numel() // outputs.shape[self._class_axis]  # pixels or tokens of a sample
+        return F.kl_div(found, targets, log_target=True, reduction="batchmean") / positions * TEMPERATURE**2
 
     def _draw_allocation(self) -> None:
         """Half of the time one width for all layers, else a width for each; activations follow, or stay wide."""
