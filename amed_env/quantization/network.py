@@ -126,6 +126,7 @@ class QuantizedNetwork:
 
     def _calibrate(self, calibration: torch.Tensor) -> None:
         recording: list[QuantizedLayer | QuantizedProduct | StoredTensor] = [*self._layers.values(), *self.stored]
+        calibration = self.whole_batches(calibration)  # copies that fill a batch up would count in the ranges
         # One pass of the float network for all widths: ranges depend on the values alone.
         for batch in calibration.split(self.batch_size):
             for part in recording:
