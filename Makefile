@@ -22,8 +22,8 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 demo: setup
 	@rm -rf $(DEMO)
-	$(BIN)/amed search digits-cnn --device bitfusion --agent maskable-ppo --budget latency=0.5 \
-		--evaluations 300 --seed 0 --out $(DEMO)
+	$(BIN)/amed search digits-cnn --device bitfusion --agent maskable-ppo --budget latency=0.35 \
+		--evaluations 200 --seed 0 --out $(DEMO)
 	@echo "pictures: $(DEMO)/pareto.png (the trade-off), $(DEMO)/allocation.png (bits of every layer)"
 
 test: lint

@@ -143,7 +143,8 @@ def observe(traced: TracedNetwork, inputs: torch.Tensor, are_samples: bool) -> d
     def hook(name: str) -> Any:
         def note(_: Any, arguments: Any, keywords: dict[str, Any], written: torch.Tensor) -> None:
             read = arguments[0] if arguments else keywords["input"]
-            signed = bool(read.min() < 0) if are_samples else None
+            known_sign = are_samples and read.is_floating_point()  # indices have none
+            signed = bool(read.min() < 0) if known_sign else None
             known = calls.get(name)
             if known is None:
                 calls[name] = Call(_per_sample(read.shape, count), _per_sample(written.shape, count), 1, signed)

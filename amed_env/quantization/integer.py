@@ -33,7 +33,7 @@ from amed_env.quantization.graph import (
 from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize
 from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.products import QuantizedProduct
-from amed_env.quantization.reuse import KeptResults, ResultMemory
+from amed_env.quantization.reuse import ResultMemory
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,6 @@ class IntegerEngine:
         bits = allocation[layer.name].activation_bits
         return Format.of(layer.prepared[bits].activation_scale, bits, layer.statistics.unsigned)
 
-    @torch.inference_mode(False)  # its tensors do not say that they were changed
     @torch.no_grad()
     def __call__(
         self, inputs: tuple[torch.Tensor, ...], plan: Plan, memory: ResultMemory, batch: Hashable | None = None
@@ -209,13 +208,7 @@ class IntegerEngine:
         """
         values: dict[fx.Node, Value] = {}
         missing = self._missing_steps(plan, memory, batch, values)
-        kept = KeptResults(memory)
-        for node, known in values.items():
-            kept.add(plan.keys[node], _tensor_of(known))
-        try:
-            self._run_steps(missing, inputs, plan, values, memory, batch, kept)
-        finally:
-            kept.end(batch)
+        self._run_steps(missing, inputs, plan, values, memory, batch)
         result = values[self._output]
         assert isinstance(result, torch.Tensor)
         return result
@@ -228,7 +221,6 @@ class IntegerEngine:
         values: dict[fx.Node, Value],
         memory: ResultMemory,
         batch: Hashable | None,
-        kept: KeptResults,
     ) -> None:
         """Run what is missing; results go into `values`, and those worth it into the memory."""
         given = iter(inputs)
@@ -244,9 +236,7 @@ class IntegerEngine:
             value = self._run(step, plan, values)
             values[step.node] = value
             if batch is not None and step.group is not None:
-                tensor = _tensor_of(value)
-                if memory.keep(plan.keys[step.node], batch, step.number, tensor):
-                    kept.add(plan.keys[step.node], tensor)
+                memory.keep(plan.keys[step.node], batch, step.number, _tensor_of(value))
             for need in step.needs:  # memory that is free again is memory that is in the processor's cache
                 if self._last_use[need] == step.number:
                     values.pop(need, None)

@@ -349,7 +349,6 @@ class QuantizedNetwork:
         """Class scores of the fake-quantized float network at the selected precisions; nothing is kept or reused."""
         return self._run_module(self.filled(inputs), None)[: len(inputs)]
 
-    @torch.inference_mode(False)  # its tensors do not say that they were changed
     @torch.no_grad()
     def _run_module(self, inputs: torch.Tensor, batch: Hashable | None) -> torch.Tensor:
         self._reuse.start_batch(None if batch is None else ("float", batch, self._stored_are_active()))

@@ -2,7 +2,7 @@
 
 What a layer returns depends only on the batch and on the precisions of the layers before it. So an allocation that
 shares its first layers with an earlier one takes their results from here, and what it computes is the same to the last
-bit.
+bit. A captured program changes nothing in place (`tracing.capture`), so results are handed out as they are.
 """
 
 from __future__ import annotations
@@ -72,12 +72,6 @@ class ResultMemory:
         self._bytes += size
         return True
 
-    def forget(self, key: Hashable, batch: Hashable) -> None:
-        """Give up a result; nothing happens if it is not kept."""
-        entry = self._entries.get(key)
-        if entry is not None and batch in entry.results:
-            self._bytes -= _bytes_of(entry.results.pop(batch))
-
     def clear(self) -> None:
         """Give up everything."""
         self._entries.clear()
@@ -88,9 +82,7 @@ class ResultMemory:
             key = min(self._entries, key=lambda k: (self._entries[k].last_used, -self._entries[k].depth), default=None)
             if key is None or self._entries[key].last_used == self._pass:
                 return False  # all that is kept belongs to this very pass
-            for batch in list(self._entries[key].results):
-                self.forget(key, batch)
-            del self._entries[key]
+            self._bytes -= sum(map(_bytes_of, self._entries.pop(key).results.values()))
         return True
 
     def __deepcopy__(self, memo: dict[int, object]) -> ResultMemory:
@@ -98,30 +90,6 @@ class ResultMemory:
 
     def __reduce__(self) -> tuple[object, ...]:
         return ResultMemory, (self.limit_mib,)
-
-
-class KeptResults:
-    """The kept results of a run: those that the network changes in place are forgotten when it ends.
-
-    Args:
-        memory: Where they are kept.
-    """
-
-    def __init__(self, memory: ResultMemory) -> None:
-        self._memory = memory
-        self._results: list[tuple[Hashable, torch.Tensor, int]] = []
-
-    def add(self, key: Hashable, result: torch.Tensor) -> None:
-        """A result that was kept or found is in use from now on."""
-        self._results.append((key, result, result._version))
-
-    def end(self, batch: Hashable) -> bool:
-        """The run is over: forget what has changed in the meantime, and say whether anything has."""
-        changed = [key for key, result, version in self._results if result._version != version]
-        for key in changed:
-            self._memory.forget(key, batch)
-        self._results.clear()
-        return bool(changed)
 
 
 class PrefixReuse:
@@ -135,17 +103,13 @@ class PrefixReuse:
         self.memory = memory
         self._batch: Hashable | None = None
         self._path: tuple[Step, ...] = ()
-        self._given = KeptResults(memory)
-        # Networks may change a layer's output in place (ReLU, residual sums); then copies are kept and given out.
-        self._copies = False
 
     def start_batch(self, batch: Hashable | None) -> None:
         """A batch enters the network; None is a batch that will not come again, whose outputs are not kept."""
         self._batch, self._path = (batch if self.memory.limit_mib else None), ()
 
     def end_batch(self) -> None:
-        """The batch has left the network: forget outputs that the network has changed in the meantime."""
-        self._copies |= self._given.end(self._batch)
+        """The batch has left the network: layers that are called outside of a run find and keep nothing."""
         self._batch = None
 
     def find(self, step: Step) -> torch.Tensor | None:
@@ -153,21 +117,12 @@ class PrefixReuse:
         if self._batch is None:
             return None
         self._path = (*self._path, step)
-        output = self.memory.find(self._path, self._batch)
-        if output is None:
-            return None
-        if self._copies:
-            return output.clone()
-        self._given.add(self._path, output)
-        return output
+        return self.memory.find(self._path, self._batch)
 
     def keep(self, output: torch.Tensor) -> None:
         """Remember the output of the layer that `find` did not know."""
-        if self._batch is None:
-            return
-        kept = output.clone() if self._copies else output
-        if self.memory.keep(self._path, self._batch, len(self._path), kept) and not self._copies:
-            self._given.add(self._path, output)
+        if self._batch is not None:
+            self.memory.keep(self._path, self._batch, len(self._path), output)
 
 
 def _bytes_of(tensor: torch.Tensor) -> int:

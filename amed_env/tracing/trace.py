@@ -38,8 +38,9 @@ Network = nn.Module | ExportedProgram | str | Path
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference from the untouched network, as a part of the largest output: sums in another order differ less."""
-FIXED_BATCH = 64
-"""Samples of a batch of a program that takes one size only, if the network itself takes any: enough to run fast."""
+FIXED_BATCH, FIXED_ELEMENTS = 64, 2**20
+"""Samples of a batch of a program that takes one size only, if the network itself takes any: enough to run fast. Fewer
+where their inputs have more elements than that together, as memory must hold all results of such a batch."""
 _HALF_TOLERANCE = 3e-2
 """The same where the untouched network computes in half precision, which rounds to 8 or 11 bits."""
 _PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.bmm.default, aten.matmul.default, aten.baddbmm.default)
@@ -121,8 +122,9 @@ def trace(
     if program.batch_size is None and not _takes_any_batch(plain, network, call, example, tolerance):
         program = capture(network, example, call, name, any_batch=False)
         plain = _flat_outputs(program.module)
-    if given.batch_size is None and program.batch_size is not None and program.batch_size < FIXED_BATCH:
-        several = of_size(example, FIXED_BATCH)
+    size = min(FIXED_BATCH, FIXED_ELEMENTS // example[0].numel())
+    if given.batch_size is None and program.batch_size is not None and program.batch_size < size:
+        several = of_size(example, size)
         answers = _outputs_of_batch(network, call, several, expected, tolerance)
         if answers is not None:  # only its capture is of one size, as after `len(x)`: of a size that runs fast then
             example, expected = several, answers

@@ -5,8 +5,9 @@ from functools import lru_cache
 import torch
 from torch import nn
 from torch.nn import functional as F
+from traced import trace_equals_once as trace
 
-from amed_env import Task, trace
+from amed_env import Task
 from amed_env.datasets import Samples, Splits
 from amed_env.datasets.training import TrainingData
 from amed_env.evaluation.post_training import PostTrainingEvaluator
