@@ -1,6 +1,7 @@
 """Networks that many tests trace, traced once: a capture takes half a second to two."""
 
 import copy
+import functools
 import hashlib
 import io
 import pickle
@@ -22,6 +23,7 @@ def traced_once(key, network, inputs):
     return _TRACED[key]
 
 
+@functools.wraps(trace)
 def trace_equals_once(network, *arguments, **options):
     """`trace`, which copies its earlier answer for an equal network and equal arguments."""
     key = _key(network, arguments, options) if isinstance(network, torch.nn.Module) else None
