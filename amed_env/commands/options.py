@@ -39,7 +39,8 @@ NetworkOption = Annotated[
     cli_option(
         PROBLEM,
         "A network of your own: a function that returns a dict with network, calibration, search and test "
-        "(and perhaps name, example_input, outputs and training). A .pt2 file of torch.export is enough to inspect it.",
+        "(and perhaps name, example_input, outputs, training, score and metrics). To inspect it, a .pt2 file of "
+        "torch.export is enough.",
         "--network",
         metavar="MODULE:FUNCTION|FILE",
     ),

@@ -188,7 +188,7 @@ class QualityTable:
         header = {
             "format": FORMAT if self.divergence is None else FORMAT_WITH_DIVERGENCE,
             "network": self.ties.full.name,
-            "layers": [_layer_json(layer) for layer in self.ties.full],
+            "layers": [_fields_of(layer) for layer in self.ties.full],
             "ties": [list(group) for group in self.ties.groups if len(group) > 1],
             "precisions": [list(precision) for precision in self.precisions],
             "float": float_quality,
@@ -272,11 +272,6 @@ class QualityTable:
         )
 
 
-def _layer_json(layer: Layer) -> dict[str, Any]:
-    """A layer as a JSON object; what later versions added is left out where it says nothing, so that digests stay."""
-    return {name: value for name, value in asdict(layer).items() if name != "shares_weights_with" or value}
-
-
 def members_of(ties: Ties) -> list[list[int]]:
     """Positions of the layers of each group among all layers of the network."""
     position = {name: row for row, name in enumerate(ties.full.layer_names)}
@@ -326,6 +321,14 @@ def _unpacked(planes: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     if planes.dtype != np.uint8 or planes.ndim != 2 or len(planes) != 2:
         raise TableError(f"a column has shape {planes.shape} and type {planes.dtype}, expected uint8 (2, rows).")
     return np.ascontiguousarray(planes.T).view(dtype).reshape(-1)
+
+
+def _fields_of(layer: Layer) -> dict[str, Any]:
+    fields = asdict(layer)
+    # Earlier versions did not have it: where it says nothing it is left out, so that their tables keep their digests.
+    if not layer.shares_weights_with:
+        del fields["shares_weights_with"]
+    return fields
 
 
 def _layer(fields: Mapping[str, Any]) -> Layer:

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 import zipfile
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -251,6 +252,13 @@ def test_predicted_loss_of_tied_layers_is_the_sum_of_theirs(nearest, built):
     alone = nearest.predicted_loss(built.precisions)
     np.testing.assert_allclose(built.predicted_loss[1], alone[1] + alone[2])
     assert built.weight_statistics[1] == nearest.weight_statistics()[1:3].max()
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "cifar10-resnet8", "kws-dscnn"])
+def test_shipped_tables_keep_the_digests_by_which_results_name_them(name):
+    with np.load(files("amed_env.evaluation") / "tables" / f"{name}.npz", allow_pickle=False) as archive:
+        written = archive["sha256"].tobytes().hex()
+    assert make_task(f"tabular/{name}").evaluator.table.digest == written
 
 
 def test_a_file_comes_back_whole(built, path, tmp_path):
