@@ -134,11 +134,15 @@ class _Passes:
             values = outputs.detach()
             spread = values.var().clamp_min(1e-12)
             noise = torch.randn(values.shape, generator=self.generator).to(values) * spread.sqrt()
-            return (outputs - values - noise).square().sum() / (2 * spread) / values[0].numel()
+            return (outputs - values - noise).square().sum() / (2 * spread) / self.positions(outputs)
         rows = outputs.movedim(self.class_axis, -1).flatten(0, -2)
         probabilities = F.softmax(rows.detach().double().cpu(), dim=1)
         drawn = torch.multinomial(probabilities, 1, generator=self.generator).squeeze(1).to(rows.device)
-        return F.cross_entropy(rows, drawn, reduction="sum") / (len(rows) // len(outputs))
+        return F.cross_entropy(rows, drawn, reduction="sum") / self.positions(outputs)
+
+    def positions(self, outputs: torch.Tensor) -> int:
+        """Pixels, tokens or values of a sample."""
+        return outputs[0].numel() // (1 if self.class_axis is None else outputs.shape[self.class_axis])
 
     def signs(self, like: torch.Tensor) -> torch.Tensor:
         """A random tensor of +1 and -1."""
@@ -234,7 +238,8 @@ def _relative_errors(passes: _Passes, inputs: torch.Tensor, precisions: Sequence
 
 def _fisher(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
     with passes.recorded(inputs) as (scores, records):
-        loss = passes.loss(scores)
+        # Squares of a mean over P independent positions are 1/P of the mean of their squares.
+        loss = passes.loss(scores) * passes.positions(scores) ** 0.5
         every = [output for record in records for output in record.outputs]
         gradients = iter(torch.autograd.grad(loss, every, allow_unused=True))
     sensitivities = np.zeros((len(records), len(precisions)))
