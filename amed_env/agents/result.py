@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amed_env._version as version
-from amed_env.agents.finalists import Finalist, score_finalists
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
 from amed_env.evaluation.verdict import Verdict, compared_score, judge
@@ -42,8 +41,6 @@ class SearchResult:
         baselines: Uniform allocations (but for pinned layers) by width, with search quality and costs; see
             `add_report`.
         test: Quality on the test split by name: `best`, `float`, and `uniform-8` and so on; see `add_report`.
-        finalists: The best allocations on all samples that a choice may go by, the best one first; see
-            `choose_finalist`.
         verdict: What is known of the best allocation from the test split, if it has values of single samples; see
             `add_report`.
     """
@@ -66,20 +63,6 @@ class SearchResult:
     device_faults: int = 0
     device_retries: int = 0
     verdict: Verdict | None = None
-    finalists: list[Finalist] = field(default_factory=list)
-
-    def choose_finalist(self, count: int) -> None:
-        """Score the best trials on all samples that a choice may go by, and take the best of them.
-
-        Where the search itself has seen all of them (`Evaluator.reserve` is 0) there is nothing to choose anew.
-
-        Args:
-            count: How many of the best trials are scored.
-        """
-        if self.best is None or count < 2 or not self.task.evaluator.reserve:
-            return
-        self.finalists = score_finalists(self.task, self.trials, count)
-        self.best = self.finalists[0].trial
 
     def add_report(self) -> None:
         """Evaluate what the final report compares with, and read the test split, if there is one.
@@ -159,7 +142,6 @@ class SearchResult:
             "kept_float": list(task.evaluator.kept_float),
             "float": {"search": task.float_quality.to_json(), "test": self._test_json("float")},
             "best": None if self.best is None else self._trial_json(self.best, "best"),
-            "finalists": [finalist.to_json(task.network) for finalist in self.finalists],
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "pareto_metric": self.pareto_metric,
             "pareto": [self._trial_json(trial) for trial in self.pareto],

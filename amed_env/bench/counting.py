@@ -29,11 +29,6 @@ class CountingEvaluator(DelegatingEvaluator):
         self._count(allocation)
         return super().evaluate(allocation, split)
 
-    def evaluate_finalist(self, allocation: BitAllocation) -> Quality:
-        """See `Evaluator.evaluate_finalist`."""
-        self._count(allocation)
-        return super().evaluate_finalist(allocation)
-
     def _count(self, allocation: BitAllocation) -> None:
         if any(precision != (FLOAT_BITS, FLOAT_BITS) for precision in allocation.values()):
             self.asked.add(allocation)

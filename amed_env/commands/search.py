@@ -118,22 +118,6 @@ class SearchOptions:
         int, cli_option(SEARCH, "Different allocations to evaluate.", "--evaluations", "-n", min=1, metavar="N")
     ] = 300
     seed: Annotated[int, cli_option(SEARCH, "Random seed.", "--seed", "-s", min=0, max=2**32 - 1, metavar="S")] = 0
-    search_samples: Annotated[
-        int | None,
-        cli_option(
-            SEARCH,
-            "How many of the search samples of --network score every allocation; all of them score the finalists.",
-            "--search-samples",
-            min=1,
-            metavar="N",
-        ),
-    ] = None
-    finalists: Annotated[
-        int,
-        cli_option(
-            SEARCH, "Best allocations that are scored on all search samples before one is chosen.", "--finalists", min=1
-        ),
-    ] = 8
     max_faults: Annotated[
         int, cli_option(SEARCH, "Failures in a row after which the search stops.", "--max-faults", min=1, metavar="N")
     ] = 20
@@ -200,7 +184,6 @@ def search(options: SearchOptions) -> int:
                     recipe=options.recipe,
                     score=options.score,
                     metrics=options.metric or None,
-                    search_samples=options.search_samples,
                 )
                 prepare(task, say)
             for kept in task.evaluator.kept_float:
@@ -260,7 +243,7 @@ def _run(output: Output, options: SearchOptions, folder: RunFolder, store: Trial
             if result.interrupted:
                 output.note("interrupted; press Ctrl-C again to do without the comparison on the test split.")
                 _pictures(output, folder, result)
-        _compare(output, options, result)
+        _compare(output, result)
         with interrupts.held():
             with output.status("drawing"):
                 written = [*folder.write_result(result), *_pictures(output, folder, result)]
@@ -316,11 +299,9 @@ def _explore(
             task.evaluator.on_sensitivities = None
 
 
-def _compare(output: Output, options: SearchOptions, result: SearchResult) -> None:
-    """Choose a finalist, add the baselines and the test split; what cannot be had is left out with a warning."""
+def _compare(output: Output, result: SearchResult) -> None:
+    """Add the baselines and the test split; what cannot be had is left out with a warning."""
     try:
-        with output.status("scoring the finalists"):
-            result.choose_finalist(options.finalists)
         with output.status("comparing with uniform widths, on the test split"):
             result.add_report()
     except KeyboardInterrupt:
@@ -336,8 +317,6 @@ def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
             output.show(table)
     except BackendError as error:
         output.warn(f"the allocation is in allocation.json; its costs by layer are missing: {error}")
-    if result.finalists:
-        output.note(_of_finalists(result))
     output.show(comparison_table(result), _verdict(result), *(f"wrote {path}" for path in written))
     if result.best is None:
         output.warn(
@@ -352,14 +331,6 @@ def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
     if result.gave_up:
         output.warn("too much failed in a row, so the search stopped; everything found is kept, --resume continues it.")
     output.document({**result.to_json(), "files": [str(path) for path in written]})
-
-
-def _of_finalists(result: SearchResult) -> str:
-    """One line: how many finalists there were, and how many of them are as good as the chosen one."""
-    count, samples = len(result.finalists), result.finalists[0].quality.samples
-    tied = sum(finalist.tied is True for finalist in result.finalists[1:])
-    text = f"{count} finalists were scored on {samples:,} samples"
-    return f"{text}; {tied} of the others cannot be told from the chosen one" if tied else text
 
 
 def _verdict(result: SearchResult) -> str:

@@ -228,7 +228,6 @@ class Splits:
         calibration: Sets quantization ranges; its labels are not used for choosing.
         search: Scores allocations while searching; may be the calibration samples themselves.
         test: Touched once, for the final report; None if there is nothing to confirm a result on.
-        reserve: Further search samples, on which only the finalists of a search are scored.
         allow_duplicates: Accept exact copies that are in two parts. For data sets that contain copies of
             their own; it is then for the caller to see that no *index* is in two parts.
 
@@ -240,7 +239,6 @@ class Splits:
     search: Samples
     test: Samples | None
     allow_duplicates: bool = False
-    reserve: Samples | None = None
 
     def __post_init__(self) -> None:
         for name, part in self.parts().items():
@@ -255,8 +253,8 @@ class Splits:
 
     def parts(self) -> dict[str, Samples]:
         """The parts that there are, by name."""
-        parts = {"calibration": self.calibration, "search": self.search, "test": self.test, "reserve": self.reserve}
-        return {name: part for name, part in parts.items() if part is not None}
+        parts = {"calibration": self.calibration, "search": self.search}
+        return parts if self.test is None else {**parts, "test": self.test}
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of their fingerprints."""
@@ -281,14 +279,6 @@ class Splits:
 def _form_text(samples: Samples) -> str:
     """Shape of one sample's input, or names, types, shapes and constants of several."""
     return str(samples.sample_shape) if samples.form is None else samples.form.listed()
-
-
-def joined(first: Samples, second: Samples) -> Samples:
-    """The samples of both, those of the first before the others; they have labels if both have."""
-    labels = None
-    if first.labels is not None and second.labels is not None:
-        labels = torch.cat([first.labels, second.labels])
-    return Samples(torch.cat([first.inputs, second.inputs]), labels, first.name, first.form)
 
 
 def drawn_order(count: int, salt: str) -> np.ndarray:

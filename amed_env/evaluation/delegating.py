@@ -30,15 +30,6 @@ class DelegatingEvaluator(Evaluator):
         """See `Evaluator.evaluate`."""
         return self._inner.evaluate(allocation, split)
 
-    @property
-    def reserve(self) -> int:
-        """See `Evaluator.reserve`."""
-        return self._inner.reserve
-
-    def evaluate_finalist(self, allocation: BitAllocation) -> Quality:
-        """See `Evaluator.evaluate_finalist`."""
-        return self._inner.evaluate_finalist(allocation)
-
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """See `Evaluator.predicted_loss`."""
         return self._inner.predicted_loss(precisions)

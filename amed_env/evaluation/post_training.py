@@ -6,7 +6,6 @@ import copy
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy.typing as npt
 import torch
 
 from amed_env.datasets import Samples, Splits
-from amed_env.datasets.samples import joined
 from amed_env.errors import DataError, InputError, NonFiniteError
 from amed_env.evaluation.comparisons import KullbackLeibler
 from amed_env.evaluation.divergences import AT_ONCE, measure_divergences, measure_pairs
@@ -47,7 +45,6 @@ PAIR_SAMPLES = 256
 """Calibration samples on which pairs of layers are measured; fewer, as pairs are many."""
 LEAST_LEARNING_BATCH = 8
 """Samples of a step below which rounding is not learned: gradients of fewer mostly show their noise."""
-Part = Split | Literal["calibration", "finalists"]
 MEASURES_VERSION = 2
 """Changes when `sensitivities` does, so that what was kept is measured anew."""
 
@@ -122,7 +119,7 @@ class PostTrainingEvaluator(Evaluator):
             self.scoring = fit_scoring(self.network, splits, score, metrics)
         self.score = self.scoring.score
         self.metrics = tuple(metric.score for metric in self.scoring.metrics)
-        self._float_outputs: dict[Part, FloatOutputs] = {}
+        self._float_outputs: dict[Split, FloatOutputs] = {}
         # Of the folded weights, by name: where they were loaded from makes no difference.
         digest = hashlib.sha256()
         for name, tensor in sorted(traced.module.state_dict().items()):
@@ -176,28 +173,16 @@ class PostTrainingEvaluator(Evaluator):
         parts = (self._network_fingerprint, self._splits.fingerprint(), self.recipe.fingerprint(), self._prepared)
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
-    def samples(self, part: Part) -> Samples:
-        """The samples of a split, those of calibration, or all that finalists are scored on.
+    def samples(self, part: Split | Literal["calibration"]) -> Samples:
+        """The samples of a split, or those of calibration.
 
         Raises:
             DataError: If there are none of that split.
         """
-        if part == "finalists":
-            return self._finalist_samples
         parts = self._splits.parts()
         if part != "calibration" and check_split(part) not in parts:
             raise DataError(f"network {self.workload.name!r} was given no {part} samples.")
         return parts[part]
-
-    @cached_property
-    def _finalist_samples(self) -> Samples:
-        search, reserve = self._splits.search, self._splits.reserve
-        return search if reserve is None else joined(search, reserve)
-
-    @property
-    def reserve(self) -> int:
-        """See `Evaluator.reserve`."""
-        return 0 if self._splits.reserve is None else len(self._splits.reserve)
 
     @property
     def in_float(self) -> dict[str, str]:
@@ -214,8 +199,8 @@ class PostTrainingEvaluator(Evaluator):
             return [f"evaluated in float: {self.network.why_float}"]
         return [f"layer {name} is evaluated in float: {reason}" for name, reason in self.in_float.items()]
 
-    def float_outputs(self, split: Part) -> FloatOutputs | None:
-        """What the float network returns for samples; None if the score does not compare with it."""
+    def float_outputs(self, split: Split) -> FloatOutputs | None:
+        """What the float network returns for the samples of a split; None if the score does not compare with it."""
         comparison = self.scoring.comparison
         if comparison is None:
             return None
@@ -244,13 +229,6 @@ class PostTrainingEvaluator(Evaluator):
                 return tally.quality(allocation, split, 1.0 if reference is None else reference.spread)
             except NonFiniteError as error:
                 raise self._not_finite(allocation, split, error.layer) from error
-
-    def evaluate_finalist(self, allocation: BitAllocation) -> Quality:
-        """See `Evaluator.evaluate_finalist`."""
-        if not self.reserve:
-            return self.evaluate(allocation)
-        self.prepare()
-        return self._evaluate_part([allocation], "finalists", keep=True)[0]
 
     def evaluate_many(
         self,
@@ -302,7 +280,7 @@ class PostTrainingEvaluator(Evaluator):
         for part, future in self._workers.completed(PostTrainingEvaluator._evaluate_part, parts, split):
             yield part, future.result()
 
-    def _evaluate_part(self, allocations: list[BitAllocation], split: Part, keep: bool = False) -> list[Quality]:
+    def _evaluate_part(self, allocations: list[BitAllocation], split: Split, keep: bool = False) -> list[Quality]:
         """Qualities of allocations in a good order; `keep` those of single samples."""
         samples = self.samples(split)
         batches = list(samples.batches(self.batch_size))
@@ -337,7 +315,7 @@ class PostTrainingEvaluator(Evaluator):
             self._workers.close()
             self._workers = None
 
-    def _not_finite(self, allocation: BitAllocation, split: Part, met_by: str | None) -> NonFiniteError:
+    def _not_finite(self, allocation: BitAllocation, split: Split, met_by: str | None) -> NonFiniteError:
         """The error of a network that returns NaN or infinity somewhere, with the first module that does.
 
         Args:

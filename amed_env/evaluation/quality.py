@@ -200,15 +200,6 @@ class Evaluator(abc.ABC):
             NonFiniteError: If the network returns NaN or infinity.
         """
 
-    @property
-    def reserve(self) -> int:
-        """Samples on which only the finalists of a search are scored, besides those of the search split."""
-        return 0
-
-    def evaluate_finalist(self, allocation: BitAllocation) -> Quality:
-        """Quality of an allocation on all samples that a choice may go by, with values of single samples."""
-        return self.evaluate(allocation)
-
     @abc.abstractmethod
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """What quantizing one layer alone does to the output, on calibration samples.

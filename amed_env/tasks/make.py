@@ -61,7 +61,6 @@ def make_task(
     evaluation_device: str = "cpu",
     score: str | Callable[[Any, Any], Any] | None = None,
     metrics: Sequence[Any] | None = None,
-    search_samples: int | None = None,
 ) -> Task:
     """Make a task from a name, or from a network of one's own.
 
@@ -100,8 +99,6 @@ def make_task(
         metrics: What is measured of labelled samples besides: names (`top-1`, `top-5`, `macro-f1`, `mcc`, `mean-iou`,
             `mae`, `r2`, `perplexity`, `torchmetrics:NAME`) or classes; see `register_metric`. By default the usual
             one: `top-1` for class numbers, `mean-iou` for masks, `perplexity` for tokens, `mae` for values.
-        search_samples: How many of the search samples of a network of one's own score every allocation; all of them
-            score the finalists (`SearchResult.choose_finalist`). By default there is no such difference.
 
     Returns:
         The task.
@@ -124,9 +121,8 @@ def make_task(
     }
     samples = {"calibration": calibration, "search": search, "test": test}
     if network is not None:
-        parts = {**samples, "search_samples": search_samples}
-        return _task_of_module(network, name, example_input, outputs, parts, backend, chosen, recipe, evaluation)
-    parts = {"example_input": example_input, "outputs": outputs, "search_samples": search_samples, **samples}
+        return _task_of_module(network, name, example_input, outputs, samples, backend, chosen, recipe, evaluation)
+    parts = {"example_input": example_input, "outputs": outputs, **samples}
     superfluous = [key for key, value in parts.items() if value is not None]
     if name is None or superfluous:
         raise InputError(
@@ -241,15 +237,8 @@ def _task_of_module(
     splits = Splits(calibration, others.get("search", calibration), others.get("test"))
     # They may come sorted by class, and any first part of them should stand for all.
     if "search" in others:
-        order, scoring = drawn_order(len(splits.search), _SEARCH_SALT), samples["search_samples"]
-        if scoring is not None and (isinstance(scoring, bool) or not isinstance(scoring, int) or scoring < 1):
-            raise InputError(f"search_samples is {scoring!r}; give a whole number of at least 1.")
-        reserve = None
-        if scoring is not None and scoring < len(order):
-            reserve = splits.search.subset(order[scoring:])
-        drawn = splits.search.subset(order[:scoring])
-        # Samples that are in two parts were looked for already.
-        splits = replace(splits, search=drawn, reserve=reserve, allow_duplicates=True)
+        drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
+        splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
     evaluator = _evaluator(network, example_input, outputs, splits, name, recipe, evaluation)
     name = evaluator.workload.name
     for remark in scoring_remarks(evaluator.scoring, splits):
