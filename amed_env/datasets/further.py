@@ -59,7 +59,7 @@ class FurtherSamples:
         """
         others = [] if self.search is None else [self.search]
         if with_training and self._loaded is not None:
-            others += _without_copies(self._training_samples(tuned), splits)
+            others += _without_copies(self._training_samples(tuned), [*splits.parts().values(), *others])
         if not others:
             return None
         # Calibration samples set the ranges, so a network is nearer to its float self on them.
@@ -73,10 +73,10 @@ class FurtherSamples:
         return self.training.validation
 
 
-def _without_copies(samples: Samples, splits: Splits) -> list[Samples]:
-    """Samples that are in none of the splits; digits calibrates with all of its training images."""
+def _without_copies(samples: Samples, parts: Sequence[Samples]) -> list[Samples]:
+    """Samples that are in none of other parts; digits calibrates with all of its training images."""
     known: set[bytes] = set()
-    for part in splits.parts().values():
+    for part in parts:
         known.update(part.sample_hashes())
     positions = [position for position, digest in enumerate(samples.sample_hashes()) if digest not in known]
     return [samples.subset(positions)] if positions else []
