@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from amed_env.tasks.make import make_task
     from amed_env.tasks.task import Task
     from amed_env.tracing.trace import trace
+    from amed_env.training.finalists import choose_finalist
 
 _LAZY = {
     **dict.fromkeys(("Agent", "SearchResult", "SearchSession", "make_agent", "register_agent"), "amed_env.agents"),
@@ -35,6 +36,7 @@ _LAZY = {
     "Task": "amed_env.tasks.task",
     "make_task": "amed_env.tasks.make",
     "trace": "amed_env.tracing.trace",
+    "choose_finalist": "amed_env.training.finalists",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "Workload",
     "__version__",
     "check_hardware",
+    "choose_finalist",
     "load_device",
     "make_agent",
     "make_task",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amed_env._version as version
+from amed_env.evaluation.finalists import Finalists, TrainedWeights
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
 from amed_env.evaluation.verdict import Verdict, compared_score, judge
@@ -26,7 +27,8 @@ class SearchResult:
         task: The task that was solved.
         agent: Name of the agent.
         seed: Seed of the search.
-        best: The feasible trial of the best score on the search split, or None if none was found.
+        best: The feasible trial of the best score on the search split, or None if none was found; after
+            `choose_finalist` the one that was chosen.
         pareto: Trials of which none has both a better score and less of `pareto_metric`, cheapest first.
         pareto_metric: The metric of the first budget, `latency_ms` without one.
         trials: Every trial of the search, in order.
@@ -40,9 +42,11 @@ class SearchResult:
         device_retries: Calls of the device that failed and were made again.
         baselines: Uniform allocations (but for pinned layers) by width, with search quality and costs; see
             `add_report`.
-        test: Quality on the test split by name: `best`, `float`, and `uniform-8` and so on; see `add_report`.
+        test: Quality on the test split by name: `best` (tuned, if it was), `float`, and `uniform-8` and so on; of the
+            best uniform width within the budget also `uniform-4-tuned`, if the finalists were tuned; see `add_report`.
         verdict: What is known of the best allocation from the test split, if it has values of single samples; see
             `add_report`.
+        finalists: What `best` was chosen from on more samples, or None if nothing was scored again.
     """
 
     task: Task
@@ -63,30 +67,62 @@ class SearchResult:
     device_faults: int = 0
     device_retries: int = 0
     verdict: Verdict | None = None
+    finalists: Finalists | None = None
+
+    @property
+    def tuned_weights(self) -> TrainedWeights | None:
+        """What tuning made of the best allocation; None if it is taken as post-training quantization leaves it."""
+        return None if self.best is None else self._weights_of(self.best)
+
+    def _weights_of(self, trial: Trial) -> TrainedWeights | None:
+        finalists = () if self.finalists is None else self.finalists.finalists
+        same = (finalist.weights for finalist in finalists if finalist.trial.allocation == trial.allocation)
+        return next(same, None)
+
+    def add_baselines(self) -> None:
+        """Evaluate the uniform allocations on the search split."""
+        for bits in self.task.free_bits:
+            if f"uniform-{bits}" not in self.baselines:
+                self.baselines[f"uniform-{bits}"] = self.task.measure(self.task.uniform(bits))
 
     def add_report(self) -> None:
         """Evaluate what the final report compares with, and read the test split, if there is one.
 
         It is read for the best allocation, the uniform ones and the float network; what the best is compared with in
-        the verdict was chosen on the search split.
+        the verdict was chosen on the search split. If the finalists were tuned, that is compared after the same tuning.
         """
         task = self.task
-        for bits in task.free_bits:
-            self.baselines[f"uniform-{bits}"] = task.measure(task.uniform(bits))
+        self.add_baselines()
         if "test" not in task.evaluator.splits:
             return
         self.test["float"] = task.quality(task.workload.uniform(32), "test")
         for name, trial in self.baselines.items():
             self.test[name] = task.quality(trial.allocation, "test")
-        if self.best is not None:
-            self.test["best"] = task.quality(self.best.allocation, "test")
-            self.verdict = self._judge()
+        if self.best is None:
+            return
+        self.test["best"] = self._tuned_test_quality(self.best)
+        uniform = self.best_uniform()
+        if uniform is not None and self._weights_of(self.baselines[uniform]) is not None:
+            self.test[f"{uniform}-tuned"] = self._tuned_test_quality(self.baselines[uniform])
+        self.verdict = self._judge()
+
+    def _tuned_test_quality(self, trial: Trial) -> Quality:
+        """Quality on the test split, with the weights that tuning made if there are any."""
+        weights = self._weights_of(trial)
+        if weights is None:
+            return self.task.quality(trial.allocation, "test")
+        evaluator = self.task.evaluator.network_evaluator()
+        with evaluator.restored():
+            evaluator.adopt(*weights)
+            return self.task.quality(trial.allocation, "test")
 
     def _judge(self) -> Verdict | None:
         """The verdict on the best allocation, from samples that nothing was chosen by."""
         uniform = self.best_uniform()
-        compared = ["best", "float", *([] if uniform is None else [uniform])]
-        values = {name: self.test[name].per_sample for name in compared}
+        values = {name: self.test[name].per_sample for name in ("best", "float")}
+        if uniform is not None:
+            of_uniform = self.test.get(f"{uniform}-tuned", self.test[uniform])
+            values[uniform] = of_uniform.per_sample
         score = compared_score(self.task.score, self.task.evaluator.metrics, values)
         if score is None:
             return None
@@ -143,6 +179,7 @@ class SearchResult:
             "float": {"search": task.float_quality.to_json(), "test": self._test_json("float")},
             "best": None if self.best is None else self._trial_json(self.best, "best"),
             "verdict": None if self.verdict is None else self.verdict.to_json(),
+            "finalists": None if self.finalists is None else self.finalists.to_json(task.network),
             "pareto_metric": self.pareto_metric,
             "pareto": [self._trial_json(trial) for trial in self.pareto],
             "baselines": {name: self._trial_json(trial, name) for name, trial in self.baselines.items()},
@@ -161,6 +198,8 @@ class SearchResult:
         }
         if test_name is not None:
             document["test"] = self._test_json(test_name)
+            if f"{test_name}-tuned" in self.test:
+                document["tuned_test"] = self._test_json(f"{test_name}-tuned")
         return document
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -39,10 +38,9 @@ from amed_env.errors import AllocationError, AmedError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import pins_json
 from amed_env.tasks.catalogue import TASKS, named_network
-from amed_env.tasks.make import DEFAULT_DEVICE, imported_parts, task_of_parts, training_of_parts
+from amed_env.tasks.make import DEFAULT_DEVICE, imported_parts, task_of_parts
 
 if TYPE_CHECKING:
-    from amed_env.datasets.training import TrainingData
     from amed_env.tasks.task import Task
     from amed_env.training.settings import TrainingSettings
     from amed_env.training.walk import TrainingWalk
@@ -196,7 +194,8 @@ def finetune(options: FinetuneOptions) -> int:
         check_task_or_network(options.task, options.network)
         named = options.task or options.network or ""
         parts = None if options.network is None else imported_parts(options.network)
-        training_data = _training_data(options.task) if parts is None else partial(training_of_parts, parts, named)
+        if options.task is not None:
+            _check_training(options.task)
         with (
             keeping_on_disk_errors(f"What was trained up to the last checkpoint is kept in {options.out}"),
             RunFolder(options.out, resume=options.resume, kind=KIND) as folder,
@@ -218,7 +217,7 @@ def finetune(options: FinetuneOptions) -> int:
                 target = _target(options, task, settings, walk_options)
                 prepare(task, say)
                 say("reading the training set")
-                data = training_data()
+                data = task.evaluator.network_evaluator().training_data
             with torch_threads(task.evaluator.network_evaluator().threads):
                 folder.record(_settings(options, task, settings, target, walk_options), sys.argv)
                 return run_training(output, folder.path, task, data, settings, target, interrupts)
@@ -262,14 +261,13 @@ def _check_choice(options: FinetuneOptions) -> None:
         raise InputError("--budget and --option belong to --walk; an allocation costs what it costs.")
 
 
-def _training_data(task: str | None) -> Callable[[], TrainingData]:
-    """What loads the training set of a task.
+def _check_training(task: str) -> None:
+    """Check that a task has a training set, before anything slow begins.
 
     Raises:
         UnknownNameError: If there is no such task.
         DataError: If files are missing, or there is no training set.
     """
-    assert task is not None  # a network of one's own brings its samples
     entry = named_network(task)
     if entry.table is not None:
         raise DataError(f"task {task!r} is a table of accuracies; fine-tune the task of the network itself.")
@@ -279,7 +277,6 @@ def _training_data(task: str | None) -> Callable[[], TrainingData]:
             f"one: {', '.join(filter(_can_be_trained, TASKS.names()))}."
         )
     check_complete(task)
-    return entry.training
 
 
 def _can_be_trained(task: str) -> bool:

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
 
 FORMAT = "amed-run/1"
-_LOCK, _CONFIG, _STORE, _RESULT, _ALLOCATION = (
+_LOCK, _CONFIG, _STORE, _RESULT, _ALLOCATION, _WEIGHTS = (
     ".lock",
     "config.json",
     "trials.sqlite",
     "result.json",
     "allocation.json",
+    "weights.safetensors",
 )
 _LONGEST_VALUE = 80  # characters of a setting in a message
 
@@ -221,7 +222,20 @@ class RunFolder:
         else:
             write_atomically(allocation, json_text(result.best.allocation.to_json(result.task.network)))
             written.append(allocation)
-        return written
+        return [*written, *self._write_tuned(result)]
+
+    def _write_tuned(self, result: SearchResult) -> list[Path]:
+        """Write the weights of a tuned allocation, as `amed finetune` does; those of an earlier answer go."""
+        weights = result.tuned_weights
+        if weights is None or result.best is None:
+            (self.path / _WEIGHTS).unlink(missing_ok=True)
+            return []
+        from amed_env.training.checkpoint import write_trained  # torch, which a table's search does without
+
+        evaluator = result.task.evaluator.network_evaluator()
+        with evaluator.restored():
+            evaluator.adopt(*weights)
+            return write_trained(self.path, evaluator, result.best.allocation)[:1]
 
     def write_pictures(self, result: SearchResult) -> list[Path]:
         """Draw `pareto.png` and `allocation.png`; returns what was written."""

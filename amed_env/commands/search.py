@@ -32,7 +32,7 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.tables import allocation_table, comparison_table
+from amed_env.commands.tables import allocation_table, comparison_table, finalists_table
 from amed_env.errors import AgentError, AmedError, BackendError, InputError
 from amed_env.problem.objective import parse_budgets
 from amed_env.problem.pins import pins_text
@@ -118,6 +118,26 @@ class SearchOptions:
         int, cli_option(SEARCH, "Different allocations to evaluate.", "--evaluations", "-n", min=1, metavar="N")
     ] = 300
     seed: Annotated[int, cli_option(SEARCH, "Random seed.", "--seed", "-s", min=0, max=2**32 - 1, metavar="S")] = 0
+    finalists: Annotated[
+        int,
+        cli_option(
+            SEARCH,
+            "The best so many are scored once more, on all samples but the test split, before one is chosen.",
+            "--finalists",
+            min=1,
+            metavar="K",
+        ),
+    ] = 8
+    tune_steps: Annotated[
+        int,
+        cli_option(
+            SEARCH,
+            "Train each of them for so many steps on the training samples before one is chosen.",
+            "--tune-steps",
+            min=0,
+            metavar="N",
+        ),
+    ] = 0
     max_faults: Annotated[
         int, cli_option(SEARCH, "Failures in a row after which the search stops.", "--max-faults", min=1, metavar="N")
     ] = 20
@@ -149,6 +169,7 @@ def search(options: SearchOptions) -> int:
             from amed_env.commands.run_folder import RunFolder
             from amed_env.commands.search_settings import search_settings
             from amed_env.hardware import isolated, load_device
+            from amed_env.training.finalists import check_finalists
 
         # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
         agent_name, agent_options = _chosen_agent(options), _agent_options(options)
@@ -186,6 +207,7 @@ def search(options: SearchOptions) -> int:
                     metrics=options.metric or None,
                 )
                 prepare(task, say)
+                check_finalists(task, options.finalists, options.tune_steps)
             for kept in task.evaluator.kept_float:
                 output.note(f"kept in float: {kept}")
             for remark in (*task.evaluator.score_remarks(), *task.evaluator.float_remarks()):
@@ -243,6 +265,8 @@ def _run(output: Output, options: SearchOptions, folder: RunFolder, store: Trial
             if result.interrupted:
                 output.note("interrupted; press Ctrl-C again to do without the comparison on the test split.")
                 _pictures(output, folder, result)
+        if not result.interrupted:  # --resume gets there, and tuning may take long
+            _choose(output, options, result)
         _compare(output, result)
         with interrupts.held():
             with output.status("drawing"):
@@ -299,6 +323,24 @@ def _explore(
             task.evaluator.on_sensitivities = None
 
 
+def _choose(output: Output, options: SearchOptions, result: SearchResult) -> None:
+    """Choose among the finalists; where that fails, the best of the search stays the answer."""
+    from amed_env.training.finalists import choose_finalist
+
+    try:
+        with output.status("scoring the finalists") as say:
+            choose_finalist(
+                result,
+                options.finalists,
+                options.tune_steps,
+                lambda done, total: say(f"scoring the finalists, {done} of {total}"),
+            )
+    except KeyboardInterrupt:
+        result.interrupted = True
+    except AmedError as error:
+        output.warn(f"no finalist is chosen, so the best of the search is the answer: {error}")
+
+
 def _compare(output: Output, result: SearchResult) -> None:
     """Add the baselines and the test split; what cannot be had is left out with a warning."""
     try:
@@ -317,6 +359,8 @@ def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
             output.show(table)
     except BackendError as error:
         output.warn(f"the allocation is in allocation.json; its costs by layer are missing: {error}")
+    if result.finalists is not None:
+        output.show(finalists_table(result.finalists), f"Finalists: {result.finalists.sentence()}")
     output.show(comparison_table(result), _verdict(result), *(f"wrote {path}" for path in written))
     if result.best is None:
         output.warn(

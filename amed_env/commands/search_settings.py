@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def search_settings(options: SearchOptions, task: Task, backend: HardwareBackend) -> dict[str, Any]:
     """Everything but the agent that determines a search, resolved; see `RunFolder.start`."""
+    # Finalists and tuning are left out: they decide about nothing that the search evaluates, only about its end.
     recipe = getattr(task.evaluator, "recipe", None)
     return {
         "network": options.network or options.task,

@@ -13,6 +13,7 @@ from amed_env.problem.pins import pins_text
 
 if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
+    from amed_env.evaluation.finalists import Finalists
     from amed_env.evaluation.quality import Quality
     from amed_env.hardware import Cost
     from amed_env.problem.allocation import Precision
@@ -155,6 +156,31 @@ def allocation_table(result: SearchResult) -> Table | None:
         share = percent(metrics["latency_ms"] / total) if total and "latency_ms" in metrics else MISSING
         size = layer.weight_elements * precision.weight_bits / 8 / 1024
         table.add_row(layer.name, layer.kind, *map(str, precision), number(size), share)
+    return table
+
+
+def finalists_table(finalists: Finalists) -> Table:
+    """What the answer was chosen from: scores in the search and on more samples, and the cost that decides."""
+    table = table_of(f"Finalists on {finalists.samples:,} samples")
+    score = finalists.best.quality.scored_by
+    tuned = [f"after {finalists.tune_steps} steps"] if finalists.tune_steps else []
+    table.add_column("")
+    for column in (f"search {score.title}", score.title, *tuned, "behind the best", _heading(finalists.metric), ""):
+        table.add_column(column, justify="right")
+    equal = {finalist.name for finalist in finalists.equal}
+    for finalist in finalists.finalists:
+        behind = finalist.behind(finalists.best)
+        mark = "equal" if finalist.name in equal else ""
+        table.add_row(
+            finalist.name.replace("uniform-", "uniform "),
+            score.text(finalist.trial.quality.score),
+            score.text(finalist.untuned.score),
+            *([score.text(finalist.quality.score)] if tuned else []),
+            MISSING if behind is None else f"{behind.value:.2g} ± {behind.error:.1g}",
+            number(finalist.trial.costs[finalists.metric]),
+            "chosen" if finalist is finalists.chosen else mark,
+            style="bold" if finalist is finalists.chosen else None,
+        )
     return table
 
 

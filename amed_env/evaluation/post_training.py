@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy.typing as npt
 import torch
 
 from amed_env.datasets import Samples, Splits
+from amed_env.datasets.further import FurtherSamples
+from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError, InputError, NonFiniteError
 from amed_env.evaluation.comparisons import KullbackLeibler
 from amed_env.evaluation.divergences import AT_ONCE, measure_divergences, measure_pairs
@@ -65,6 +68,7 @@ class PostTrainingEvaluator(Evaluator):
         device: Where floats are computed.
         score: What qualities are scored by; see `make_task`.
         metrics: What is measured of labelled samples besides; see `make_task`.
+        further: What samples there are besides, for the choice at the end of a search.
 
     Raises:
         DataError: If labels do not fit the outputs or the score, a label is not one of the network's classes, or search
@@ -84,6 +88,7 @@ class PostTrainingEvaluator(Evaluator):
         device: str = "cpu",
         score: ScoreSpec = None,
         metrics: Sequence[Any] | None = None,
+        further: FurtherSamples | None = None,
     ) -> None:
         self.workload = traced.workload
         self.kept_float = tuple(f"{kept.name} ({kept.type}): {kept.reason}" for kept in traced.kept_float)
@@ -105,6 +110,7 @@ class PostTrainingEvaluator(Evaluator):
             self.recipe = self.recipe.with_changes(batch_size=fixed)
         self.threads, self.batch_size = threads, traced.batch_size or batch_size
         self.traced, self._splits = traced, splits
+        self._further = FurtherSamples() if further is None else further
         self.splits = SPLITS if splits.test is not None else ("search",)
         with torch_threads(threads):
             self.network = QuantizedNetwork(
@@ -161,6 +167,17 @@ class PostTrainingEvaluator(Evaluator):
             self.network.use_stored(number, scale)
         self._prepared = f"{self._prepared} {prepared_digest(widths)} {list(stored_scales)}"
 
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Whatever is adopted while this lasts is forgotten afterwards."""
+        self.prepare()
+        prepared = self._prepared
+        try:
+            with self.network.restored():
+                yield
+        finally:
+            self._prepared = prepared
+
     @property
     def made_of(self) -> str:
         """Text that changes with the network and the calibration samples: what a preparation depends on."""
@@ -183,6 +200,31 @@ class PostTrainingEvaluator(Evaluator):
         if part != "calibration" and check_split(part) not in parts:
             raise DataError(f"network {self.workload.name!r} was given no {part} samples.")
         return parts[part]
+
+    @property
+    def training_data(self) -> TrainingData:
+        """What the network can be trained on.
+
+        Raises:
+            DataError: If there is nothing, or it has no class numbers.
+        """
+        return self._further.training
+
+    def with_more_samples(self, *, tuned: bool = False) -> PostTrainingEvaluator | None:
+        """See `Evaluator.with_more_samples`; it shares the network, so it evaluates what this one adopts.
+
+        Training samples are among them for scores that compare with the float network; labels of samples that the
+        network was trained on would say little.
+        """
+        with_training = self.scoring.comparison is not None
+        samples = self._further.all_samples(self._splits, with_training=with_training, tuned=tuned)
+        if samples is None:
+            return None
+        self.prepare()
+        wider = copy.copy(self)
+        wider._splits = Splits(self._splits.calibration, samples, None, allow_duplicates=True)
+        wider.splits, wider._float_outputs = ("search",), {}
+        return wider
 
     @property
     def in_float(self) -> dict[str, str]:
@@ -224,7 +266,7 @@ class PostTrainingEvaluator(Evaluator):
             try:
                 for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
                     # The test split is for the final report: its batches do not come again.
-                    outputs = self.network(inputs, (split, number) if split == "search" else None)
+                    outputs = self.network(inputs, (samples, number) if split == "search" else None)
                     tally.add(outputs, labels, _batch_of(reference, number))
                 return tally.quality(allocation, split, 1.0 if reference is None else reference.spread)
             except NonFiniteError as error:
@@ -415,7 +457,8 @@ class PostTrainingEvaluator(Evaluator):
         return np.asarray(ratios)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_workers": None, "on_sensitivities": None}
+        # Nothing is chosen or tuned in other processes, and training sets are large.
+        return {**self.__dict__, "_workers": None, "on_sensitivities": None, "_further": FurtherSamples()}
 
 
 def _in_parts(allocations: Sequence[BitAllocation], largest: int, workers: int) -> list[list[BitAllocation]]:

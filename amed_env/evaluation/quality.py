@@ -258,6 +258,17 @@ class Evaluator(abc.ABC):
         """The quality of every allocation, if it is known without any evaluation."""
         return None
 
+    def with_more_samples(self, *, tuned: bool = False) -> Evaluator | None:
+        """This evaluator with all samples but those of calibration and test in place of its search samples.
+
+        Args:
+            tuned: Whether it is for networks that were trained on the training samples, which are then left out.
+
+        Returns:
+            None if there are no more samples than those of the search, as of tables.
+        """
+        return None
+
     def network_evaluator(self) -> PostTrainingEvaluator:
         """This evaluator, if it runs a network whose weights can be trained.
 

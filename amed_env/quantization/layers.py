@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +119,11 @@ class QuantizedLayer(nn.Module):
         self.prepared[bits] = prepared
         for kind in ("weight", "integers"):
             self._weights.pop((kind, bits), None)
+
+    def replace_all(self, prepared: Mapping[int, PreparedWidth]) -> None:
+        """Use these weights and scales by width, and none but these."""
+        self.prepared = dict(prepared)
+        self._weights.clear()
 
     def select(self, weight_bits: int, activation_bits: int) -> None:
         """Compute at this precision from now on."""

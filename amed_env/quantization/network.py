@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -200,6 +201,21 @@ class QuantizedNetwork:
         self.stored[number].use(scale)
         self._plan = None
         self.memory.clear()
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Whatever is used in place of the weights and scales of now, while this lasts, is forgotten afterwards."""
+        before = {name: dict(layer.prepared) for name, layer in self.weighted.items()}
+        scales = [stored.scale for stored in self.stored]
+        try:
+            yield
+        finally:
+            for name, layer in self.weighted.items():
+                layer.replace_all(before[name])
+            for stored, scale in zip(self.stored, scales, strict=True):
+                stored.use(scale)
+            self._plan = None
+            self.memory.clear()
 
     def select(self, allocation: BitAllocation) -> None:
         """Switch every layer to its precision in `allocation`.

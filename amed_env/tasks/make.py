@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from amed_env.support.registry import import_object
 from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
 
 if TYPE_CHECKING:
-    from amed_env.datasets import Splits
+    from amed_env.datasets import Samples, Splits
     from amed_env.datasets.training import TrainingData
     from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.evaluation.quality import Evaluator
@@ -36,6 +37,9 @@ PROGRAM_SUFFIX = ".pt2"
 """How the files of `torch.export.save` end."""
 COMPARED_SAMPLES = 64
 """Calibration samples on which what was captured is compared with the network: half a batch, so it is quick."""
+SEARCH_SAMPLES = 5_000
+"""Search samples of one's own network that score allocations; 5,000 rank them at .82, as far as any number was seen to
+(docs/scores.md). The others are kept for the finalists."""
 _SEARCH_SALT = "amed/search/1"  # another text would deal the search samples of users' tasks anew
 
 
@@ -48,6 +52,7 @@ def make_task(
     calibration: Any = None,
     search: Any = None,
     test: Any = None,
+    training: Any = None,
     device: str | Path | HardwareBackend | type[HardwareBackend] = DEFAULT_DEVICE,
     bits: Sequence[int] | None = None,
     separate: bool = False,
@@ -76,8 +81,10 @@ def make_task(
             inputs and `labels`, `Samples`, a torch dataset of pairs or dicts, or a `DataLoader`.
         search: Samples that score allocations during the search, in any of these forms; a few thousand rank them well.
             They need labels for the scores `loss` and `metric`, and for metrics in the report. The calibration samples
-            serve where none are given.
+            serve where none are given. Of more than 5,000 as many are drawn; the finalists are scored on all.
         test: Samples for the final report; without any, nothing unseen confirms the result.
+        training: What the network can be trained on, in any of these forms: the finalists of a search are scored on
+            them too, and tuned on them if that is asked for, which takes class numbers as labels.
         device: A device name, a device file, `package.module:Class`, or a backend.
         bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
         separate: Whether weights and activations get widths of their own.
@@ -119,7 +126,7 @@ def make_task(
         "score": score,
         "metrics": metrics,
     }
-    samples = {"calibration": calibration, "search": search, "test": test}
+    samples = {"calibration": calibration, "search": search, "test": test, "training": training}
     if network is not None:
         return _task_of_module(network, name, example_input, outputs, samples, backend, chosen, recipe, evaluation)
     parts = {"example_input": example_input, "outputs": outputs, **samples}
@@ -183,7 +190,12 @@ def _task_of_name(
     evaluation: Mapping[str, Any],
 ) -> Task:
     """A task of the catalogue whose network is evaluated."""
-    evaluator = _evaluator(entry.trained(), None, None, entry.splits(), name, recipe, evaluation)
+    from amed_env.datasets.further import FurtherSamples  # here, as data bring torch
+
+    further = FurtherSamples(load_training=entry.training)
+    evaluator = _evaluator(
+        entry.trained(), None, None, entry.splits(), name, recipe, {**evaluation, "further": further}
+    )
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
 
@@ -223,6 +235,7 @@ def _task_of_module(
     # Here and below: data and networks bring torch, which tabular tasks do without.
     from amed_env.datasets import Splits
     from amed_env.datasets.forms import as_samples
+    from amed_env.datasets.further import FurtherSamples
     from amed_env.datasets.samples import drawn_order
     from amed_env.evaluation.fitting import scoring_remarks
 
@@ -235,15 +248,32 @@ def _task_of_module(
         if samples[part] is not None
     }
     splits = Splits(calibration, others.get("search", calibration), others.get("test"))
+    load_training = None
+    if samples["training"] is not None:
+        load_training = partial(_training, samples["training"], one_input)
+    left_out = None
     # They may come sorted by class, and any first part of them should stand for all.
     if "search" in others:
-        drawn = splits.search.subset(drawn_order(len(splits.search), _SEARCH_SALT))
+        order = drawn_order(len(splits.search), _SEARCH_SALT)
+        drawn = splits.search.subset(order[:SEARCH_SAMPLES])
+        if len(order) > SEARCH_SAMPLES:
+            left_out = splits.search.subset(order[SEARCH_SAMPLES:])
         splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
+    evaluation = {**evaluation, "further": FurtherSamples(left_out, load_training)}
     evaluator = _evaluator(network, example_input, outputs, splits, name, recipe, evaluation)
     name = evaluator.workload.name
     for remark in scoring_remarks(evaluator.scoring, splits):
         logger.warning("%s: %s", name, remark)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
+
+
+def _training(source: Any, one_input: bool) -> Samples | TrainingData:
+    from amed_env.datasets.forms import as_samples
+    from amed_env.datasets.training import TrainingData
+
+    if isinstance(source, TrainingData):
+        return source
+    return as_samples(source, "training", labelled=None, one_input=one_input)
 
 
 def import_task(path: str, **options: Any) -> Task:
@@ -260,31 +290,14 @@ def import_task(path: str, **options: Any) -> Task:
 
 
 def task_of_parts(parts: Mapping[str, Any], **options: Any) -> Task:
-    """A task from what the function of a network returns, but for training samples (`training_of_parts`).
+    """A task from what the function of a network returns.
 
     Args:
         parts: What it returns.
         **options: Further arguments of `make_task`; those that are not None have precedence.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    return make_task(**{**{name: part for name, part in parts.items() if name != "training"}, **given})
-
-
-def training_of_parts(parts: Mapping[str, Any], path: str) -> TrainingData:
-    """What the function of a network returns to train on; a tenth of it is held out to choose the best epoch by.
-
-    Raises:
-        DataError: If there is none, or it has no labels.
-    """
-    from amed_env.datasets.forms import as_samples
-    from amed_env.datasets.training import TrainingData
-
-    training = parts.get("training")
-    if training is None:
-        raise DataError(f"{path!r} returned no training samples; add training=(inputs, labels) to what it returns.")
-    if isinstance(training, TrainingData):
-        return training
-    return TrainingData.of(as_samples(training, "training"))
+    return make_task(**{**parts, **given})
 
 
 def import_workload(path: str) -> Workload:

@@ -57,11 +57,14 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def used_widths(network: QuantizedNetwork, allocation: BitAllocation) -> dict[tuple[str, int], PreparedWidth]:
     """What a network uses under an allocation, by layer and width."""
+    stored = network.as_stored(allocation)  # weights that layers share are read at the width of the first of them
     network.prepare_all(allocation)
+    network.prepare_all(stored)
     widths = {}
     for name, layer in network.weighted.items():
-        prepared = layer.prepared
-        widths.update({(name, bits): prepared[bits] for bits in allocation[name] if bits in prepared})
+        for bits in (*allocation[name], *stored[name]):
+            if bits in layer.prepared:
+                widths[name, bits] = layer.prepared[bits]
     return widths
 
 

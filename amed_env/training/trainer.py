@@ -70,6 +70,7 @@ class Trainer:
         calibration: Float tensor (N, …), on which batch norms and learning rates begin.
         settings: Numbers of the training.
         steady_steps: First steps, in which the learning rate does not fall.
+        steps: Steps in all; None for the epochs of the settings.
 
     Attributes:
         step: Steps that were made.
@@ -86,11 +87,12 @@ class Trainer:
         calibration: torch.Tensor,
         settings: TrainingSettings,
         steady_steps: int = 0,
+        steps: int | None = None,
     ) -> None:
         self.network, self.trained, self.data, self.settings = network, trained, data, settings
         self.batch_size = min(settings.batch_size, len(data))
         self.steps_per_epoch = len(data) // self.batch_size
-        self.steps = settings.epochs * self.steps_per_epoch
+        self.steps = settings.epochs * self.steps_per_epoch if steps is None else steps
         self.steady_steps = steady_steps
         self.step = 0
         self.progress = Progress()

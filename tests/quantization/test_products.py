@@ -13,6 +13,7 @@ from amed_env.datasets import Samples
 from amed_env.evaluation.sensitivities import measure_sensitivity
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.tracing.trace import trace
+from amed_env.training.checkpoint import used_widths
 from amed_env.training.network import TrainedNetwork
 
 TOKENS, LENGTH, WIDTH = 11, 6, 8
@@ -94,6 +95,8 @@ def test_a_reader_of_shared_weights_has_no_more_bits_than_are_stored(network):
         scores[stored, read] = network(tokens)
     assert torch.equal(scores[2, 8], scores[2, 2])
     assert not torch.equal(scores[8, 2], scores[8, 8])
+    used = used_widths(network, BitAllocation({**uniform, "table": Precision(2, 8)}))
+    assert ("head", 2) in used and ("head", 8) in used  # what a file of trained weights must hold
 
 
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (2, 4), (4, 16), (32, 3)])

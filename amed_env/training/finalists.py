@@ -1,0 +1,113 @@
+"""Choosing the answer of a search: its best allocations on more samples, after a short tuning if that is asked for.
+
+It stands here and not with the agents because tuning does.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from amed_env.agents.result import SearchResult
+from amed_env.errors import InputError, NonFiniteError
+from amed_env.evaluation.finalists import Finalist, Finalists
+from amed_env.evaluation.quality import Evaluator, Progress
+from amed_env.evaluation.store import Trial
+from amed_env.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+FINALISTS = 8
+"""Each takes a pass over all samples: these eight are a few per cent of a search of 300 evaluations."""
+
+
+def choose_finalist(
+    result: SearchResult, finalists: int = FINALISTS, tune_steps: int = 0, progress: Progress | None = None
+) -> Finalists | None:
+    """Choose a search's answer among its best allocations, on all samples that there are but those of the test split.
+
+    The best uniform width within the budget is among them. The choice is `result.best` afterwards, and in
+    `result.finalists` with what it was chosen from; trials and Pareto front stay. Call it before `add_report`.
+
+    Args:
+        result: What a search found.
+        finalists: How many of its best allocations are looked at.
+        tune_steps: Steps of training for each of them, on the training samples, before they are compared; 0 for none.
+            The evaluator is afterwards as it was.
+        progress: Called with the finalists done and all of them.
+
+    Returns:
+        The choice; None, and nothing happens, if nothing is within the budgets, or there are neither more samples than
+        those of the search nor steps of tuning.
+
+    Raises:
+        InputError: If a number is out of range, or the task has no network that could be tuned.
+        DataError: If there are no training samples to tune on.
+        NonFiniteError: If a network returns NaN or infinity.
+    """
+    check_finalists(result.task, finalists, tune_steps)
+    evaluator = result.task.evaluator
+    judge = evaluator.with_more_samples(tuned=tune_steps > 0)
+    if judge is None and not tune_steps:
+        logger.debug("%s has no more samples than those of the search, so nothing is scored again", result.task.network)
+        return None
+    if result.best is None:
+        return None
+    candidates = _candidates(result, finalists)
+    scored = []
+    for number, (name, trial) in enumerate(candidates):
+        if progress is not None:
+            progress(number, len(candidates))
+        scored.append(_scored(name, trial, judge or evaluator, evaluator, tune_steps, result.seed))
+    result.finalists = Finalists.of(scored, result.pareto_metric, tune_steps)
+    result.best = result.finalists.chosen.trial
+    return result.finalists
+
+
+def check_finalists(task: Task, finalists: int, tune_steps: int) -> None:
+    """Check, before a search, that its finalists can be chosen.
+
+    Raises:
+        InputError: If a number is out of range, or the task has no network that could be tuned.
+        DataError: If there are no training samples to tune on.
+    """
+    if isinstance(finalists, bool) or not isinstance(finalists, int) or finalists < 1:
+        raise InputError(f"finalists is {finalists!r}; give a whole number of at least 1.")
+    if isinstance(tune_steps, bool) or not isinstance(tune_steps, int) or tune_steps < 0:
+        raise InputError(f"tune_steps is {tune_steps!r}; give a whole number, 0 for no tuning.")
+    if tune_steps:
+        task.evaluator.network_evaluator().training_data  # noqa: B018 (says what is missing)
+
+
+def _candidates(result: SearchResult, count: int) -> list[tuple[str, Trial]]:
+    """The best trials within the budgets, by rank, and the best uniform width if it is none of them."""
+    feasible = [trial for trial in result.trials if result.task.feasible(trial.costs)]
+    best = sorted(feasible, key=lambda trial: trial.quality.order)[:count]
+    candidates = [(str(rank), trial) for rank, trial in enumerate(best, start=1)]
+    result.add_baselines()
+    uniform = result.best_uniform()
+    if uniform is not None:
+        trial = result.baselines[uniform]
+        if all(trial.allocation != other.allocation for other in best):
+            candidates.append((uniform, trial))
+    return candidates
+
+
+def _scored(name: str, trial: Trial, judge: Evaluator, evaluator: Evaluator, tune_steps: int, seed: int) -> Finalist:
+    """A finalist with its score on the judge's samples, before and after tuning."""
+    untuned = judge.evaluate(trial.allocation)
+    if not tune_steps:
+        return Finalist(name, trial, untuned, untuned)
+    from amed_env.training.tuning import tune  # brings torch, which tables do without
+
+    tuned_evaluator = evaluator.network_evaluator()
+    with tuned_evaluator.restored():
+        try:
+            weights = tune(tuned_evaluator, trial.allocation, tune_steps, seed)
+            tuned = judge.evaluate(trial.allocation)
+        except NonFiniteError as error:
+            logger.warning("finalist %s stays untuned: %s", name, error)
+            return Finalist(name, trial, untuned, untuned)
+    # A few steps may not make up for leaving the rounding that was learned; nobody would deploy the worse weights.
+    if untuned.order <= tuned.order:
+        return Finalist(name, trial, untuned, untuned)
+    return Finalist(name, trial, untuned, tuned, weights)

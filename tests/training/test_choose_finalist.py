@@ -1,0 +1,234 @@
+"""The choice at the end of a search: more samples decide, tuning improves, and nothing else is changed."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from small_task import formula_task
+from torch import nn
+from torch.nn import functional as F
+from traced import trace_equals_once as trace
+from training_samples import float_network, make_data, samples
+
+import amed_env
+from amed_env import Task, TrialStore, choose_finalist, make_agent, make_task
+from amed_env.agents import Agent
+from amed_env.datasets import Splits
+from amed_env.datasets.further import FurtherSamples
+from amed_env.errors import DataError, InputError
+from amed_env.evaluation.post_training import PostTrainingEvaluator
+from amed_env.hardware import load_device
+from amed_env.problem.objective import parse_budgets
+from amed_env.tasks import make
+from amed_env.training.checkpoint import use_trained, write_trained
+
+USED = 12
+"""Search samples that the search of the small network uses."""
+
+
+class Everything(Agent):
+    """Evaluates all allocations."""
+
+    def explore(self, session):
+        sizes = [range(len(session.task.precisions))] * len(session.task.workload)
+        for choices in itertools.product(*sizes):
+            session.evaluate(session.task.allocation(choices))
+
+
+def normal(count, seed):
+    return torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def small_network():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)).eval()
+
+
+def small_task(monkeypatch, used=USED, **options):
+    monkeypatch.setattr(make, "SEARCH_SAMPLES", used)
+    parts = {"calibration": normal(60, 1), "search": normal(300, 2), "test": normal(100, 3), **options}
+    return make_task(
+        network=small_network(), **parts, bits=(2, 3, 4), budget={"memory": 0.45}, recipe="nearest", device="bitfusion"
+    )
+
+
+def divergences_of(task, allocation, inputs):
+    """By plain torch from the outputs of both networks."""
+    network = task.evaluator.network
+    network.select(allocation)
+    with torch.no_grad():
+        logarithms = F.log_softmax(network(inputs).double(), dim=1)
+        truth = F.log_softmax(small_network()(inputs).double(), dim=1)
+    return (truth.exp() * (truth - logarithms)).sum(dim=1)
+
+
+def test_the_larger_set_decides(monkeypatch):
+    task = small_task(monkeypatch, training=normal(500, 4))
+    result = Everything().search(task, 27)
+    first, trials = result.best, list(result.trials)
+    assert first.quality.samples == USED
+    choice = choose_finalist(result, finalists=6)
+
+    inputs = torch.cat([normal(300, 2), normal(500, 4)])  # all but calibration and test
+    feasible = [trial for trial in trials if task.feasible(trial.costs)]
+    ranked = sorted(feasible, key=lambda trial: trial.quality.score)[:6]
+    expected = {trial.allocation: divergences_of(task, trial.allocation, inputs) for trial in ranked}
+    found = {finalist.trial.allocation: finalist.quality for finalist in choice.finalists}
+    assert set(expected) <= set(found) and len(found) <= 7
+    for allocation, values in expected.items():
+        assert found[allocation].samples == 800
+        assert found[allocation].score == pytest.approx(float(values.mean()), rel=1e-3, abs=1e-7)
+    best = min(expected, key=lambda allocation: float(expected[allocation].mean()))
+    assert best != first.allocation  # the few samples of the search were misleading
+    equal = set()
+    for allocation, values in expected.items():
+        differences = values - expected[best]
+        if float(differences.mean()) <= 2 * float(differences.std()) / math.sqrt(800):
+            equal.add(allocation)
+    assert {finalist.trial.allocation for finalist in choice.equal} == equal
+    costs = {trial.allocation: trial.costs["weight_kib"] for trial in ranked}
+    assert result.best.allocation == min(equal, key=costs.__getitem__)
+    assert result.trials == trials and result.finalists is choice
+    assert not result.test  # nothing of it was read
+    result.add_report()
+    of_chosen = divergences_of(task, result.best.allocation, normal(100, 3))
+    assert result.test["best"].score == pytest.approx(float(of_chosen.mean()), rel=1e-3, abs=1e-7)
+
+
+def test_the_best_uniform_width_is_looked_at_too(monkeypatch):
+    task = small_task(monkeypatch)
+    result = Everything().search(task, 27)
+    choice = choose_finalist(result, finalists=1)
+    names = [finalist.name for finalist in choice.finalists]
+    uniform = result.best_uniform()
+    assert names in (["1"], ["1", uniform])
+    assert result.baselines[uniform].allocation in {finalist.trial.allocation for finalist in choice.finalists}
+
+
+def test_which_samples_there_are(monkeypatch):
+    labels = torch.arange(300) % 4
+    labelled = {"search": (normal(300, 2), labels), "training": (normal(500, 4), torch.arange(500) % 4)}
+
+    def counted(tuned=False, **options):
+        wider = small_task(monkeypatch, **options).evaluator.with_more_samples(tuned=tuned)
+        return None if wider is None else len(wider.samples("search"))
+
+    assert counted() == 300 and counted(used=300) is None
+    assert counted(**labelled) == 800
+    assert counted(tuned=True, **labelled) == 350  # of the training samples only the tenth that is held out
+    monkeypatch.setattr(make, "SEARCH_SAMPLES", USED)
+    known = torch.cat([normal(60, 1), normal(100, 3)[:40], normal(300, 2)[:30], normal(5, 9)])
+    assert counted(training=known) == 305  # copies of other parts' samples do not count
+    assert counted(search=None, training=normal(70, 9)) == 70  # nor do calibration samples that stand for search ones
+    wider = make_task(
+        network=small_network(), calibration=normal(60, 1), score="loss", recipe="nearest", **labelled
+    ).evaluator.with_more_samples()
+    assert len(wider.samples("search")) == 300 and wider.samples("search").labels is not None
+
+
+def test_a_search_of_few_samples_is_what_it_was(monkeypatch):
+    all_used = small_task(monkeypatch, used=5_000)
+    assert len(all_used.evaluator.samples("search")) == 300
+    result = Everything().search(all_used, 27)
+    best = result.best
+    assert choose_finalist(result) is None and result.best is best and result.to_json()["finalists"] is None
+
+
+def test_nothing_happens_where_quality_is_looked_up_or_has_no_samples():
+    for task in (formula_task(budget={"latency": 0.6}), make_task("tabular/digits-cnn", budget={"latency": 0.4})):
+        result = make_agent("milp").search(task, 5)
+        assert choose_finalist(result) is None and result.finalists is None
+
+
+@pytest.mark.parametrize("numbers", [{"finalists": 0}, {"finalists": True}, {"tune_steps": -1}, {"tune_steps": 1.5}])
+def test_senseless_numbers_are_refused(numbers):
+    result = make_agent("milp").search(formula_task(), 2)
+    with pytest.raises(InputError, match=next(iter(numbers))):
+        choose_finalist(result, **numbers)
+
+
+def test_tuning_needs_a_network_and_training_samples(monkeypatch):
+    table = make_agent("milp").search(make_task("tabular/digits-cnn"), 2)
+    with pytest.raises(InputError, match="has no weights"):
+        choose_finalist(table, tune_steps=3)
+    untrainable = Everything().search(small_task(monkeypatch), 3)
+    with pytest.raises(DataError, match=r"add training=\(inputs, labels\)"):
+        choose_finalist(untrainable, tune_steps=3)
+    unlabelled = Everything().search(small_task(monkeypatch, training=normal(500, 4)), 3)
+    with pytest.raises(DataError, match="no labels"):
+        choose_finalist(unlabelled, tune_steps=3)
+    other_shape = Everything().search(small_task(monkeypatch, training=torch.zeros(9, 3)), 3)
+    with pytest.raises(DataError, match="prepare all in the same way"):
+        choose_finalist(other_shape)
+
+
+def tunable_task():
+    network = float_network()
+    splits = Splits(samples(48, 1, "calibration"), samples(60, 2, "search"), samples(60, 3, "test"))
+    traced = trace(network, splits.calibration.example(), "bottleneck")
+    further = FurtherSamples(load_training=make_data)
+    evaluator = PostTrainingEvaluator(traced, splits, "nearest", threads=1, further=further)
+    budgets = parse_budgets({"memory": 0.28})
+    return Task("bottleneck", evaluator, load_device("bitfusion"), (2, 3), budgets=budgets)
+
+
+def tuned(store=None):
+    result = make_agent("local").search(tunable_task(), 12, store=store)
+    choose_finalist(result, finalists=2, tune_steps=100)
+    return result
+
+
+def test_tuning_improves_leaves_no_trace_and_its_weights_load_again(tmp_path):
+    task = tunable_task()
+    result = make_agent("local").search(task, 12)
+    evaluator, allocation = task.evaluator, result.best.allocation
+    before = {split: evaluator.evaluate(allocation, split) for split in ("search", "test")}
+    fingerprint = evaluator.fingerprint
+    choice = choose_finalist(result, finalists=2, tune_steps=100)
+    assert choice.samples == 120  # of the search and of validation: none of those that were trained on
+    for finalist in choice.finalists:
+        assert finalist.quality.order <= finalist.untuned.order
+    assert choice.chosen.weights is not None
+    assert choice.chosen.quality.score < 0.8 * choice.chosen.untuned.score
+    result.add_report()
+    assert {split: evaluator.evaluate(allocation, split) for split in before} == before
+    assert evaluator.fingerprint == fingerprint
+
+    chosen = result.best.allocation
+    with evaluator.restored():
+        evaluator.adopt(*result.tuned_weights)
+        write_trained(tmp_path, evaluator, chosen)
+    fresh = tunable_task().evaluator
+    assert use_trained(tmp_path, fresh) == chosen
+    assert fresh.evaluate(chosen, "test") == result.test["best"]
+    assert fresh.evaluate(chosen, "test") != evaluator.evaluate(chosen, "test")
+
+
+def test_the_verdict_compares_with_the_same_tuning():
+    result = tuned()
+    result.add_report()
+    uniform = result.best_uniform()
+    assert result.test[f"{uniform}-tuned"] != result.test[uniform]
+    name = result.verdict.score.name
+    gains = result.test["best"].per_sample[name].astype(float)
+    gains = gains - result.test[f"{uniform}-tuned"].per_sample[name]
+    assert result.verdict.over_uniform.value == pytest.approx(gains.mean())
+    document = json.loads(json.dumps(result.to_json()))
+    assert document["baselines"][uniform]["tuned_test"] == result.test[f"{uniform}-tuned"].to_json()
+    assert document["finalists"]["tune_steps"] == 100
+
+
+def test_a_search_that_is_continued_ends_alike():
+    store = TrialStore()
+    first, again = tuned(store), tuned(store)
+    assert (
+        first.finalists.to_json("n") == again.finalists.to_json("n") and first.best.allocation == again.best.allocation
+    )
+    for one, other in zip(first.finalists.finalists, again.finalists.finalists, strict=True):
+        assert (one.weights is None) == (other.weights is None)
+
+
+def test_it_is_public():
+    assert amed_env.choose_finalist is choose_finalist
