@@ -9,9 +9,8 @@ from amed_env.commands.costs import costs_of, relative_costs
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output
 from amed_env.commands.progress import TrainingProgress
-from amed_env.commands.tables import number, percent, relative_table, table_of
+from amed_env.commands.tables import MISSING, number, percent, relative_table, table_of
 from amed_env.datasets.training import TrainingData
-from amed_env.evaluation.quality import SPLITS
 from amed_env.problem.allocation import BitAllocation
 from amed_env.support.files import json_text, write_atomically
 from amed_env.tasks.task import Task
@@ -113,11 +112,13 @@ def _mean_weight_bits(task: Task, allocation: BitAllocation) -> float:
 def _show(output: Output, task: Task, finetuning: Finetuning, document: dict[str, Any], written: list[Path]) -> None:
     table = table_of(f"{task.network}, {number(document['mean_weight_bits'])} bits a weight in the mean")
     table.add_column("")
-    for split in SPLITS:
+    splits = task.evaluator.splits
+    for split in splits:
         table.add_column(f"{split} accuracy", justify="right")
     names = {"float": "float", "before": "post-training", "after": "fine-tuned"}
     for name, title in names.items():
-        cells = [percent(document[name][split]["accuracy"]) for split in SPLITS]
+        qualities = [document[name][split] for split in splits]
+        cells = [percent(quality["accuracy"]) if "accuracy" in quality else MISSING for quality in qualities]
         table.add_row(title, *cells, style="bold" if name == "after" else None)
     ended = "; stopped early" if finetuning.stopped_early else ""
     best = finetuning.best

@@ -15,7 +15,7 @@ from amed_env.datasets.samples import Samples
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import InputError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.evaluation.quality import SPLITS, Quality
+from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.scoring import Tally, class_scoring
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 from amed_env.quantization.layers import PreparedWidth
@@ -249,12 +249,13 @@ class Finetuning:
     def report(self) -> dict[str, Any]:
         """Qualities before and after training on the search and the test split, and the history, as JSON values."""
         uniform_float = self.evaluator.workload.uniform(FLOAT_BITS)
-        after = {split: self.evaluator.evaluate(self.allocation, split) for split in SPLITS}
+        splits = self.evaluator.splits
+        after = {split: self.evaluator.evaluate(self.allocation, split) for split in splits}
         trained = used_widths(self.network, self.allocation), stored_scales(self.network)
         self._use(*self._before)
-        before = {split: self.evaluator.evaluate(self.allocation, split) for split in SPLITS}
+        before = {split: self.evaluator.evaluate(self.allocation, split) for split in splits}
         self._use(*trained)
-        full = {split: self.evaluator.evaluate(uniform_float, split) for split in SPLITS}
+        full = {split: self.evaluator.evaluate(uniform_float, split) for split in splits}
         return {
             name: {split: quality.to_json() for split, quality in qualities.items()}
             for name, qualities in (("float", full), ("before", before), ("after", after))
