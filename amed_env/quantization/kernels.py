@@ -248,8 +248,6 @@ class LayerKernel:
 
 def _convolution_shape(layer: nn.Conv1d | nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
     """Stride, padding, dilation and groups of a convolution as one in two dimensions."""
-    if layer.padding_mode != "zeros":
-        raise NotImplementedError(f"padding mode {layer.padding_mode!r}")
     dilation = list(layer.dilation)
     if isinstance(layer.padding, str):
         spans = [d * (size - 1) for d, size in zip(dilation, layer.kernel_size, strict=True)]
