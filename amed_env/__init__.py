@@ -14,6 +14,7 @@ from amed_env.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from amed_env.agents import Agent, SearchResult, SearchSession, make_agent, register_agent
+    from amed_env.agents.finalists import choose_finalist
     from amed_env.evaluation.metrics.registry import register_metric
     from amed_env.evaluation.quality import Quality
     from amed_env.evaluation.store import Trial, TrialStore
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from amed_env.tasks.make import make_task
     from amed_env.tasks.task import Task
     from amed_env.tracing.trace import trace
-    from amed_env.training.finalists import choose_finalist
+    from amed_env.training.in_training import InTraining
+    from amed_env.training.settings import TrainingSettings
 
 _LAZY = {
     **dict.fromkeys(("Agent", "SearchResult", "SearchSession", "make_agent", "register_agent"), "amed_env.agents"),
@@ -36,7 +38,9 @@ _LAZY = {
     "Task": "amed_env.tasks.task",
     "make_task": "amed_env.tasks.make",
     "trace": "amed_env.tracing.trace",
-    "choose_finalist": "amed_env.training.finalists",
+    "InTraining": "amed_env.training.in_training",
+    "TrainingSettings": "amed_env.training.settings",
+    "choose_finalist": "amed_env.agents.finalists",
 }
 
 __all__ = [
@@ -44,6 +48,7 @@ __all__ = [
     "AmedError",
     "BitAllocation",
     "HardwareBackend",
+    "InTraining",
     "Layer",
     "Precision",
     "Quality",
@@ -51,6 +56,7 @@ __all__ = [
     "SearchResult",
     "SearchSession",
     "Task",
+    "TrainingSettings",
     "Trial",
     "TrialStore",
     "Workload",

@@ -83,7 +83,7 @@ class SearchResult:
         """Evaluate the uniform allocations on the search split."""
         for bits in self.task.free_bits:
             if f"uniform-{bits}" not in self.baselines:
-                self.baselines[f"uniform-{bits}"] = self.task.measure(self.task.uniform(bits))
+                self.baselines[f"uniform-{bits}"] = self.task.measure(self.task.uniform(bits), learn=False)
 
     def add_report(self) -> None:
         """Evaluate what the final report compares with, and read the test split, if there is one.
@@ -114,7 +114,7 @@ class SearchResult:
         evaluator = self.task.evaluator.network_evaluator()
         with evaluator.restored():
             evaluator.adopt(*weights)
-            return self.task.quality(trial.allocation, "test")
+            return evaluator.evaluate(trial.allocation, "test")
 
     def _judge(self) -> Verdict | None:
         """The verdict on the best allocation, from samples that nothing was chosen by."""

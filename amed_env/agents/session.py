@@ -26,8 +26,10 @@ class SearchSession:
     """One search of one agent on one task.
 
     What counts is the number of *different allocations* whose quality the agent asked for, whether the store knew the
-    answer or not. So a search that is started again with its seed and its store takes the same way, gets what was
-    finished at once, and ends where an uninterrupted one would. Costs are free: ask `task.cost` as often as you like.
+    answer or not. Where the evaluator `learns`, the same allocation scores differently each time: every evaluation
+    counts, and the evaluator's own journal takes the place of the store. So a search that is started again with its
+    seed and its store takes the same way, gets what was finished at once, and ends where an uninterrupted one would.
+    Costs are free: ask `task.cost` as often as you like.
 
     Attributes:
         task: The task with its budgets.
@@ -73,6 +75,7 @@ class SearchSession:
         self.note = ""
         self.started = perf_counter()
         self._seen: dict[BitAllocation, Trial | None] = {}
+        self._repeated = 0  # evaluations of known allocations, by evaluators that learn
         self._best: Trial | None = None
         self._compared = 0  # trials that `_best` is the best of
         self._consecutive_faults = 0
@@ -83,8 +86,8 @@ class SearchSession:
 
     @property
     def evaluations(self) -> int:
-        """Different allocations asked for so far."""
-        return len(self._seen)
+        """Different allocations asked for so far, or all evaluations of an evaluator that learns."""
+        return len(self._seen) + self._repeated
 
     @property
     def asked(self) -> Set[BitAllocation]:
@@ -157,7 +160,9 @@ class SearchSession:
         self.task.space.require_pins(allocation)
         self.check()
         known = self._seen.get(allocation)
-        if known is not None:
+        if self.task.evaluator.learns:
+            self._repeated += allocation in self._seen
+        elif known is not None:
             self._consecutive_repeats += 1
             if self._consecutive_repeats > MAX_CONSECUTIVE_REPEATS:
                 raise SearchEnded(f"the last {MAX_CONSECUTIVE_REPEATS} allocations asked for were all known already.")
@@ -185,6 +190,8 @@ class SearchSession:
         return trial
 
     def _stored_or_measured(self, allocation: BitAllocation) -> Trial:
+        if self.task.evaluator.learns:
+            return self.task.measure(allocation)
         stored = self._store.get(allocation)
         if stored is not None:
             # Quality is the network's alone; costs are this task's, so they are looked up anew. Files know of a score

@@ -41,9 +41,10 @@ from amed_env.tasks.catalogue import TASKS, named_network
 from amed_env.tasks.make import DEFAULT_DEVICE, imported_parts, task_of_parts
 
 if TYPE_CHECKING:
+    from amed_env.commands.training_run import Walk
     from amed_env.tasks.task import Task
+    from amed_env.training.in_training import InTraining
     from amed_env.training.settings import TrainingSettings
-    from amed_env.training.walk import TrainingWalk
 
 KIND = "training"
 TRAINING, WALK = "Training", "Walk"
@@ -148,7 +149,7 @@ class FinetuneOptions:
         int, cli_option(WALK, "First epochs, in which it walks.", "--walk-epochs", min=1, metavar="N")
     ] = 3
     walk_every: Annotated[
-        int, cli_option(WALK, "Steps of training between two moves.", "--walk-every", min=1, metavar="N")
+        int, cli_option(WALK, "Steps of training before an allocation is scored.", "--walk-every", min=1, metavar="N")
     ] = 20
     device: DeviceOption = DEFAULT_DEVICE
     out: Annotated[Path, cli_option(OUTPUT, "Folder for everything that is trained.", "--out", "-o", metavar="DIR")]
@@ -190,6 +191,7 @@ def finetune(options: FinetuneOptions) -> int:
         settings = _training_settings(options)
         _check_choice(options)
         walk_options = parse_options(options.option)
+        walk = _walk(options, walk_options) if options.walk else None
         backend = load_device(options.device)
         check_task_or_network(options.task, options.network)
         named = options.task or options.network or ""
@@ -211,16 +213,17 @@ def finetune(options: FinetuneOptions) -> int:
                     threads=options.threads or default_threads(),
                     recipe=options.recipe,
                     evaluation_device=options.compute or _default_compute(),
+                    evaluation=_in_training(options, settings) if options.walk else "post-training",
                 )
-                if options.walk:
-                    prepare(task, say)
-                target = _target(options, task, settings, walk_options)
+                if options.walk and not task.budgets:
+                    raise InputError(
+                        "--walk needs a --budget, for example latency=0.5; without one it would stay at 8 bits."
+                    )
+                target = _allocation(options, task) if walk is None else walk
                 prepare(task, say)
-                say("reading the training set")
-                data = task.evaluator.network_evaluator().training_data
             with torch_threads(task.evaluator.network_evaluator().threads):
                 folder.record(_settings(options, task, settings, target, walk_options), sys.argv)
-                return run_training(output, folder.path, task, data, settings, target, interrupts)
+                return run_training(output, folder.path, task, settings, target, interrupts)
 
 
 def _training_settings(options: FinetuneOptions) -> TrainingSettings:
@@ -292,15 +295,20 @@ def _default_compute() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _target(
-    options: FinetuneOptions, task: Task, settings: TrainingSettings, walk_options: dict[str, Any]
-) -> BitAllocation | TrainingWalk:
-    from amed_env.training.walk import TrainingWalk
+def _in_training(options: FinetuneOptions, settings: TrainingSettings) -> InTraining:
+    from amed_env.training.in_training import InTraining
 
-    if options.walk:
-        if not task.budgets:
-            raise InputError("--walk needs a --budget, for example latency=0.5; without one it would stay at 8 bits.")
-        return TrainingWalk(task, options.walk_epochs, options.walk_every, settings.seed, walk_options)
+    return InTraining(options.walk_every, settings, options.out)
+
+
+def _walk(options: FinetuneOptions, walk_options: dict[str, Any]) -> Walk:
+    from amed_env.agents import make_agent
+    from amed_env.commands.training_run import Walk
+
+    return Walk(options.walk_epochs, make_agent("amed", **walk_options))
+
+
+def _allocation(options: FinetuneOptions, task: Task) -> BitAllocation:
     if options.bits is not None and not options.bits.isdecimal():
         raise AllocationError(f"--bits {options.bits!r}: give one width, for example 3; a list belongs to --walk.")
     bits = None if options.bits is None else int(options.bits)
@@ -311,7 +319,7 @@ def _settings(
     options: FinetuneOptions,
     task: Task,
     settings: TrainingSettings,
-    target: BitAllocation | TrainingWalk,
+    target: BitAllocation | Walk,
     walk_options: dict[str, Any],
 ) -> dict[str, Any]:
     """What determines the training, resolved; see `RunFolder.record`."""
@@ -320,10 +328,10 @@ def _settings(
         chosen = {"allocation": target.key()}
     else:
         chosen = {
-            "walk": {"epochs": target.epochs, "every": target.every, "options": walk_options},
+            "walk": {"epochs": options.walk_epochs, "every": options.walk_every, "options": walk_options},
             "bits": list(task.free_bits),
             "activation_bits": task.activation_bits,
-            "pins": pins_json(target.task.pins),
+            "pins": pins_json(task.pins),
             "budgets": {b.name: {"value": b.value, "relative": b.relative} for b in task.budgets},
             "device": task.device,
         }

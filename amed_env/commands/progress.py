@@ -121,7 +121,7 @@ class TrainingProgress:
         self._bars.update(
             self._task,
             completed=trainer.step,
-            description="walking" if finetuning.walking else "training",
+            description="training",
             figures=figures,
         )
         for epoch in finetuning.history[self._shown :]:

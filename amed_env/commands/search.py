@@ -165,11 +165,11 @@ def search(options: SearchOptions) -> int:
     with Output(options.as_json) as output:
         with output.status("starting"):
             from amed_env.agents import make_agent
+            from amed_env.agents.finalists import check_finalists
             from amed_env.commands.progress import prepare
             from amed_env.commands.run_folder import RunFolder
             from amed_env.commands.search_settings import search_settings
             from amed_env.hardware import isolated, load_device
-            from amed_env.training.finalists import check_finalists
 
         # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
         agent_name, agent_options = _chosen_agent(options), _agent_options(options)
@@ -325,7 +325,7 @@ def _explore(
 
 def _choose(output: Output, options: SearchOptions, result: SearchResult) -> None:
     """Choose among the finalists; where that fails, the best of the search stays the answer."""
-    from amed_env.training.finalists import choose_finalist
+    from amed_env.agents.finalists import choose_finalist
 
     try:
         with output.status("scoring the finalists") as say:

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amed_env.agents import Agent
 from amed_env.commands.costs import costs_of, relative_costs
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.output import Output
 from amed_env.commands.progress import TrainingProgress
 from amed_env.commands.tables import MISSING, number, percent, relative_table, table_of
-from amed_env.datasets.training import TrainingData
+from amed_env.commands.training_walk import walk
 from amed_env.problem.allocation import BitAllocation
 from amed_env.support.files import json_text, write_atomically
 from amed_env.tasks.task import Task
 from amed_env.training.checkpoint import write_trained
 from amed_env.training.curve import CurveLog
 from amed_env.training.finetuning import Finetuning
+from amed_env.training.in_training import InTrainingEvaluator
 from amed_env.training.settings import TrainingSettings
-from amed_env.training.walk import TrainingWalk
 
 RESULT_FORMAT = "amed-finetuned/1"
+
+
+@dataclass(frozen=True)
+class Walk:
+    """That the allocation is searched first, while the network is trained.
+
+    Attributes:
+        epochs: First epochs, in which it walks.
+        agent: `amed`, with its options.
+    """
+
+    epochs: int
+    agent: Agent
 
 
 def run_training(
     output: Output,
     folder: Path,
     task: Task,
-    data: TrainingData,
     settings: TrainingSettings,
-    target: BitAllocation | TrainingWalk,
+    target: BitAllocation | Walk,
     interrupts: Interrupts,
 ) -> int:
     """Train, and write what a folder has in the end.
@@ -38,7 +52,6 @@ def run_training(
         output: Where progress and results are shown.
         folder: The folder.
         task: The task of the network.
-        data: What it is trained on.
         settings: Numbers of the training.
         target: The allocation, or the walk that finds it.
         interrupts: Ends the training in good order.
@@ -47,7 +60,19 @@ def run_training(
         The exit code: 0, or 128 + the signal that ended it.
     """
     evaluator = task.evaluator.network_evaluator()
-    finetuning = Finetuning(evaluator, data, target, settings, folder)
+    walked, start = None, None
+    if isinstance(target, Walk):
+        settings = settings.model_copy(update={"epochs": settings.epochs - target.epochs})
+        try:
+            target, walked = walk(output, task, target.agent, target.epochs, settings.seed, interrupts)
+        except KeyboardInterrupt:
+            output.note(
+                f"interrupted while the allocation walked; continue with --resume. What was done is in {folder}."
+            )
+            return interrupts.exit_code or 130
+        assert isinstance(task.evaluator, InTrainingEvaluator)
+        start = task.evaluator.trained
+    finetuning = Finetuning(evaluator, evaluator.training_data, target, settings, folder, start)
     trainer = finetuning.trainer
     if trainer.step:
         output.note(f"continuing after step {trainer.step} of {trainer.steps}.")
@@ -61,7 +86,7 @@ def run_training(
 
             finetuning.run(on_change, interrupts.held)
         with output.status("evaluating on the search and the test split"):
-            document = _document(task, finetuning)
+            document = _document(task, finetuning, walked)
     except KeyboardInterrupt:
         output.note(
             f"interrupted after step {trainer.step} of {trainer.steps}; continue with --resume. The checkpoint is in "
@@ -76,7 +101,7 @@ def run_training(
     return 0
 
 
-def _document(task: Task, finetuning: Finetuning) -> dict[str, Any]:
+def _document(task: Task, finetuning: Finetuning, walked: dict[str, int] | None) -> dict[str, Any]:
     """What a training ended with, in format `amed-finetuned/1`."""
     allocation = finetuning.allocation
     costs, _ = costs_of(task.backend, task.workload, allocation)
@@ -97,7 +122,7 @@ def _document(task: Task, finetuning: Finetuning) -> dict[str, Any]:
         "device": task.device,
         "costs": costs or None,
         "relative_costs": relative or None,
-        "walk": None if finetuning.walk is None else {"moves": finetuning.walk.moves, "every": finetuning.walk.every},
+        "walk": walked,
         "history": [epoch.to_json() for epoch in finetuning.history],
     }
 

@@ -65,7 +65,8 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         pin: Layers that keep a width, `{"first": 8, "last": 8}`, for a task that is given by name.
         budget_range: Budget name to smallest and largest factor of the 8-bit cost to draw from; by default latency (or
             the first metric that the device has) from the smallest reachable to 1.
-        measure: What evaluates a whole allocation; by default the task itself, each allocation only once.
+        measure: What evaluates a whole allocation; by default the task itself, each allocation only once unless its
+            network is in training.
 
     Attributes:
         task: The task.
@@ -246,6 +247,8 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     def _trial(self, allocation: BitAllocation) -> Trial:
         if self._measure is not None:
             return self._measure(allocation)
+        if self.task.evaluator.learns:
+            return self.task.measure(allocation)
         if allocation not in self._trials:
             if len(self._trials) >= _REMEMBERED_TRIALS:
                 self._trials.clear()

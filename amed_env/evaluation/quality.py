@@ -18,6 +18,7 @@ from amed_env.problem.ties import Ties
 from amed_env.problem.workload import Workload
 
 if TYPE_CHECKING:
+    from amed_env.evaluation.finalists import TrainedWeights
     from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.evaluation.table_file import QualityTable
 
@@ -172,6 +173,7 @@ class Evaluator(abc.ABC):
         kept_float: Modules with parameters that stay in float, a line each with the reason.
         ties: Which layers of the network are one layer of `workload`, or None if each is one by itself.
         looked_up: Whether an evaluation is a look-up, so that whatever else a trial takes is what takes the time.
+        learns: Whether a trial trains the network, so that the same allocation scores differently each time.
         on_sensitivities: Called with the measurements done and all of them, while sensitivities of layers or pairs are
             measured.
     """
@@ -184,6 +186,7 @@ class Evaluator(abc.ABC):
     kept_float: tuple[str, ...] = ()
     ties: Ties | None = None
     looked_up: bool = False
+    learns: bool = False
     on_sensitivities: Progress | None = None
 
     @abc.abstractmethod
@@ -199,6 +202,14 @@ class Evaluator(abc.ABC):
             UnsupportedPrecisionError: If a width cannot be evaluated.
             NonFiniteError: If the network returns NaN or infinity.
         """
+
+    def trial_quality(self, allocation: BitAllocation) -> Quality:
+        """Quality of an allocation as a trial of a search; where the evaluator `learns`, it is trained first."""
+        return self.evaluate(allocation)
+
+    def weights_at(self, allocation: BitAllocation) -> TrainedWeights | None:
+        """What the network uses at an allocation if it was trained during the search; None if it was not."""
+        return None
 
     @abc.abstractmethod
     def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:

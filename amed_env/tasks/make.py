@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from amed_env.errors import AmedError, DataError, InputError, UnsupportedPrecisionError
 from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation
 from amed_env.problem.objective import Budget, parse_budgets
+from amed_env.problem.pins import parse_pins
 from amed_env.support.registry import import_object
 from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from amed_env.tracing.original import Outputs
     from amed_env.tracing.packing import Inputs
     from amed_env.tracing.trace import Network
+    from amed_env.training.in_training import InTraining
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ def make_task(
     recipe: str | Recipe | None = None,
     engine: Engine = "auto",
     evaluation_device: str = "cpu",
+    evaluation: Literal["post-training", "in-training"] | InTraining = "post-training",
     score: str | Callable[[Any, Any], Any] | None = None,
     metrics: Sequence[Any] | None = None,
 ) -> Task:
@@ -98,6 +101,8 @@ def make_task(
             `Recipe`, or None for the default; see docs/evaluation.md. Learning runs once and is kept in the cache.
         engine: `auto` evaluates on integers where it can, `float` always on fake-quantized floats.
         evaluation_device: Where floats are computed, for example `cuda`.
+        evaluation: `post-training` scores the network as it is. `in-training` trains it at every allocation for some
+            steps first (AMED), or as an `InTraining` says; that takes training samples with class numbers as labels.
         score: What the search optimises. `divergence`, the default for networks: how far outputs are from the float
             network's, by their form: `kl`, the mean Kullback-Leibler divergence of class probabilities in nats, or
             `squared-error`, normalised by the variance of the float outputs. `loss`: the cross-entropy of labels.
@@ -117,8 +122,8 @@ def make_task(
     from amed_env.hardware import load_device
 
     backend = load_device(device)
-    chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin)
-    evaluation: dict[str, Any] = {
+    chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin, _in_training(evaluation))
+    evaluating: dict[str, Any] = {
         "threads": threads,
         "reuse_mib": reuse_mib,
         "engine": engine,
@@ -128,7 +133,7 @@ def make_task(
     }
     samples = {"calibration": calibration, "search": search, "test": test, "training": training}
     if network is not None:
-        return _task_of_module(network, name, example_input, outputs, samples, backend, chosen, recipe, evaluation)
+        return _task_of_module(network, name, example_input, outputs, samples, backend, chosen, recipe, evaluating)
     parts = {"example_input": example_input, "outputs": outputs, **samples}
     superfluous = [key for key, value in parts.items() if value is not None]
     if name is None or superfluous:
@@ -137,8 +142,13 @@ def make_task(
             f"{', '.join(superfluous) or 'neither'} is given without a network."
         )
     entry = named_network(name)
+    if entry.table is not None and chosen.in_training is not None:
+        raise InputError(
+            f"task {name!r} is a table, in which nothing can be trained; in-training evaluation belongs to the task of "
+            f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
+        )
     if entry.table is None:
-        return _task_of_name(name, entry, backend, chosen, recipe, evaluation)
+        return _task_of_name(name, entry, backend, chosen, recipe, evaluating)
     if recipe is not None or engine != "auto":
         raise InputError(
             f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
@@ -155,6 +165,19 @@ def make_task(
     return _task_of_table(name, evaluator, backend, chosen)
 
 
+def _in_training(evaluation: str | InTraining) -> InTraining | None:
+    """How a network is trained while its allocations are scored; None if it is not."""
+    if evaluation == "post-training":
+        return None
+    from amed_env.training.in_training import InTraining
+
+    if evaluation == "in-training":
+        return InTraining()
+    if isinstance(evaluation, InTraining):
+        return evaluation
+    raise InputError(f"evaluation is {evaluation!r}; give 'post-training', 'in-training', or InTraining(steps=…).")
+
+
 @dataclass(frozen=True)
 class Chosen:
     """What the user decides about the search, whatever the network comes from; see `make_task`."""
@@ -164,16 +187,25 @@ class Chosen:
     activation_bits: int | None
     budgets: tuple[Budget, ...]
     pins: Mapping[str, Any] | Iterable[str] | None
+    in_training: InTraining | None
 
     def task(self, name: str, evaluator: Evaluator, backend: HardwareBackend, default_bits: Sequence[int]) -> Task:
         """The task of an evaluator and a device."""
         from amed_env.tasks.task import Task
 
+        bits = default_bits if self.bits is None else self.bits
+        if self.in_training is not None:
+            from amed_env.training.in_training import InTrainingEvaluator
+
+            pinned = parse_pins(self.pins, evaluator.workload.layer_names).values()
+            widths = {*bits, *(() if self.activation_bits is None else (self.activation_bits,))}
+            widths.update(width for precision in pinned for width in precision)
+            evaluator = InTrainingEvaluator(evaluator.network_evaluator(), self.in_training, widths)
         return Task(
             name,
             evaluator,
             backend,
-            default_bits if self.bits is None else self.bits,
+            bits,
             separate=self.separate,
             activation_bits=self.activation_bits,
             budgets=self.budgets,

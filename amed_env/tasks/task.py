@@ -252,12 +252,19 @@ class Task:
             )
         return self.evaluator.evaluate(allocation, split)
 
-    def measure(self, allocation: BitAllocation) -> Trial:
-        """Cost and quality (on the search split) of an allocation."""
+    def measure(self, allocation: BitAllocation, learn: bool = True) -> Trial:
+        """Cost and quality (on the search split) of an allocation.
+
+        Args:
+            allocation: The allocation.
+            learn: Whether this is a trial of a search, for which a network in training is trained first.
+        """
         costs = self.total_costs(allocation)
+        if self.evaluator.learns:
+            _ = self.reference_score  # of the network before it is trained, whenever it is asked for
         start = perf_counter()
-        quality = self.quality(allocation).lean
-        return Trial(allocation, quality, costs, perf_counter() - start)
+        quality = self.evaluator.trial_quality(allocation) if learn else self.evaluator.evaluate(allocation)
+        return Trial(allocation, quality.lean, costs, perf_counter() - start)
 
     # Other tasks from this one.
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,17 +21,12 @@ from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.training.checkpoint import read_state, stored_scales, used_widths, write_state
-from amed_env.training.network import TrainedNetwork
+from amed_env.training.network import NORM_SAMPLES, TrainedNetwork
 from amed_env.training.settings import TrainingSettings
 from amed_env.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from amed_env.training.walk import TrainingWalk
-
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_SECONDS = 60.0
-NORM_SAMPLES = 1_024
-"""Calibration samples whose statistics batch norms have when they are folded."""
 _BEST = "best/"
 
 
@@ -67,18 +62,20 @@ class Epoch:
 
 
 class Finetuning:
-    """Trains a network for an allocation, or for one that a walk chooses while it trains.
+    """Trains a network for an allocation.
 
     Args:
         evaluator: Evaluates the network; it is prepared, and afterwards uses what was trained.
         data: What the network is trained on.
-        allocation: The allocation, or the walk.
+        allocation: The allocation.
         settings: Numbers of the training.
         folder: Where the checkpoint is kept; None keeps none.
+        start: A network that was trained already, from which it goes on; by default it starts with what post-training
+            quantization makes of the allocation.
 
     Attributes:
         history: The start and all epochs so far.
-        allocation: The allocation that is trained for now.
+        allocation: The allocation.
         trainer: Makes the steps.
     """
 
@@ -86,32 +83,25 @@ class Finetuning:
         self,
         evaluator: PostTrainingEvaluator,
         data: TrainingData,
-        allocation: BitAllocation | TrainingWalk,
+        allocation: BitAllocation,
         settings: TrainingSettings,
         folder: Path | None = None,
+        start: TrainedNetwork | None = None,
     ) -> None:
         evaluator.prepare()
         self.evaluator, self.data, self.settings = evaluator, data, settings
         self.network = network = evaluator.network
-        self.walk = None if isinstance(allocation, BitAllocation) else allocation
-        self.trained = TrainedNetwork(network, settings.per_channel, settings.batch_norm == "inserted")
         self._calibration = evaluator.samples("calibration").inputs
-        if self.walk is None:
-            assert isinstance(allocation, BitAllocation)
-            self.trained.start_at(allocation.require_layers(evaluator.workload.layer_names, "the network"))
-        else:
-            self.trained.add_widths(self.walk.widths)
-            self.trained.select(self.walk.allocation)
-        steady = 0 if self.walk is None else self.walk.epochs * max(1, len(data) // min(settings.batch_size, len(data)))
-        if self.walk is None and all(
-            bits == FLOAT_BITS for precision in self.allocation.values() for bits in precision
-        ):
+        self.allocation = allocation.require_layers(evaluator.workload.layer_names, "the network")
+        if all(bits == FLOAT_BITS for precision in self.allocation.values() for bits in precision):
             raise InputError("every layer has 32 bits, so there is nothing to train; give an allocation of fewer.")
-        self.trainer = Trainer(network, self.trained, data, self._calibration, settings, steady)
-        if self.trainer.steps <= steady:
-            raise InputError(
-                f"a walk of {steady} steps leaves nothing of {self.trainer.steps} steps; give more epochs."
-            )
+        if start is None:
+            self.trained = TrainedNetwork(network, settings.per_channel, settings.batch_norm == "inserted")
+            self.trained.start_at(self.allocation)
+        else:
+            self.trained = start
+            self.trained.select(self.allocation)
+        self.trainer = Trainer(network, self.trained, data, self._calibration, settings)
         self.history: list[Epoch] = []
         self.seconds = 0.0
         self._best: tuple[Epoch, dict[str, torch.Tensor]] | None = None
@@ -123,20 +113,10 @@ class Finetuning:
             self._restore(*read_state(self._checkpoint))
 
     @property
-    def allocation(self) -> BitAllocation:
-        """The allocation that is trained for now."""
-        return self.trained.allocation
-
-    @property
     def best(self) -> Epoch:
         """The epoch of the highest validation accuracy, of equal ones that of the lowest loss."""
         assert self._best is not None
         return self._best[0]
-
-    @property
-    def walking(self) -> bool:
-        """Whether the allocation is not chosen yet."""
-        return self.walk is not None and not self.walk.ended
 
     @property
     def stopped_early(self) -> bool:
@@ -147,7 +127,7 @@ class Finetuning:
     @property
     def ended(self) -> bool:
         """Whether nothing is left to train."""
-        complete = len(self.history) == self.trainer.epoch + 1 and not self.walking
+        complete = len(self.history) == self.trainer.epoch + 1
         return complete and (self.trainer.step >= self.trainer.steps or self.stopped_early)
 
     def run(
@@ -183,17 +163,12 @@ class Finetuning:
         self.use_best()
 
     def _advance(self) -> bool:
-        """Do what is next: a validation, the choice of the walk, or a step; whether it was more than a step."""
+        """Do what is next: a validation or a step; whether it was more than a step."""
         if len(self.history) <= self.trainer.epoch:
             self._end_epoch()
-        elif self.walk is not None and self.walking and self.trainer.step >= self.trainer.steady_steps:
-            self._choose(self.walk)
-        else:
-            made = self.trainer.train_step()
-            if self.walk is not None and self.walking and self.walk.learn(*made):
-                self.trained.select(self.walk.allocation)
-            return False
-        return True
+            return True
+        self.trainer.train_step()
+        return False
 
     def _end_epoch(self) -> None:
         progress = self.trainer.progress
@@ -208,25 +183,12 @@ class Finetuning:
             self.seconds,
         )
         self.history.append(epoch)
-        if not self.walking:
-            self._keep_if_better(epoch)
+        self._keep_if_better(epoch)
 
     def _keep_if_better(self, epoch: Epoch) -> None:
         if self._best is None or epoch.validation.order < self.best.validation.order:
             state = {name: tensor.detach().cpu().clone() for name, tensor in self.trained.state_dict().items()}
             self._best = epoch, state
-
-    def _choose(self, walk: TrainingWalk) -> None:
-        """End the walk with the candidate that validates best, and count from there."""
-        walk.choose({candidate: self._validate_at(candidate) for candidate in walk.candidates()})
-        quality = self._validate_at(walk.allocation)
-        key = walk.allocation.key()
-        self._keep_if_better(Epoch(self.trainer.epoch, self.trainer.step, None, None, quality, key, self.seconds))
-
-    def _validate_at(self, allocation: BitAllocation) -> Quality:
-        """Quality on the validation split under another allocation."""
-        self.trained.select(allocation)
-        return self.validate()
 
     def validate(self) -> Quality:
         """Quality of what is trained now on the validation split, evaluated as the search and test splits are.
@@ -280,7 +242,6 @@ class Finetuning:
             "history": [epoch.to_json() for epoch in self.history],
             "seconds": self.seconds,
             "best": None,
-            "walk": None if self.walk is None else self.walk.state(),
         }
         if self._best is not None:
             values["best"] = self.best.to_json()
@@ -294,9 +255,6 @@ class Finetuning:
         self.seconds = float(values["seconds"])
         if values["best"] is not None:
             self._best = Epoch.from_json(values["best"]), best
-        if self.walk is not None:
-            self.walk.restore(values["walk"])
-            self.trained.select(self.walk.allocation)
 
 
 def quality_of(network: QuantizedNetwork, allocation: BitAllocation, samples: Samples) -> Quality:

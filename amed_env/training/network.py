@@ -16,6 +16,9 @@ from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.products import QuantizedProduct
 from amed_env.training.layers import NORM_MOMENTUM, LearnedSteps, OutputMoments, TrainedLayer, TrainedStore
 
+NORM_SAMPLES = 1_024
+"""Calibration samples whose statistics batch norms have when they are folded."""
+
 
 class TrainedNetwork(nn.Module):
     """Trains a quantized network in place of its layers; what it computes is what the network will compute.

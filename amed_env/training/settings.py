@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from amed_env.problem.score import Score
 from amed_env.support.typed_fields import TypedFields
 
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
@@ -47,3 +48,11 @@ class TrainingSettings(TypedFields):
     def title(cls) -> str:
         """See `TypedFields.title`."""
         return "training"
+
+
+def settings_for_score(score: Score, seed: int = 0) -> TrainingSettings:
+    """What a network is trained with for a score.
+
+    What is scored by its distance from the float network is trained to come near to it: the loss is then the score.
+    """
+    return TrainingSettings(distill=1.0 if score.against_float else 0.0, temperature=1.0, seed=seed % 2**31)

@@ -80,7 +80,7 @@ def test_the_walk_chooses_an_allocation_within_its_budget(amed, tmp_path):
     walk = [*TUNE, "--walk", "--budget", "memory=0.5", "--walk-epochs", 2, "--walk-every", 1, "--epochs", 3]
     answer = amed(*walk, "--bits", "2,4,8", "--pin", "first=8", "--activation-bits", 8, "--json")
     document = answer.json
-    assert answer.code == 0 and document["walk"] == {"moves": 8, "every": 1}
+    assert answer.code == 0 and document["walk"] == {"evaluations": 8, "every": 1}
     allocation = BitAllocation.from_json(document["allocation"])
     assert allocation["stem"] == (8, 8) and {p.weight_bits for p in allocation.values()} <= {2, 4, 8}
     assert {p.activation_bits for p in allocation.values()} == {8}

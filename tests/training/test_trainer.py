@@ -75,14 +75,25 @@ def test_training_learns():
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
-def test_the_learning_rate_rises_then_stays_and_falls_along_a_cosine():
-    trainer = trainer_of(epochs=100)  # 300 steps, 15 of which rise
-    trainer.steady_steps = 100
+def decays(trainer, steps):
     found = {}
-    for step in (0, 14, 50, 99, 100, 200, 300):
+    for step in steps:
         trainer.step = step
         found[step] = trainer.decay
-    assert found == pytest.approx({0: 1 / 15, 14: 1, 50: 1, 99: 1, 100: 1, 200: 0.5, 300: 0}, abs=1e-12)
+    return found
+
+
+def test_the_learning_rate_rises_and_falls_along_a_cosine():
+    trainer = trainer_of(epochs=100)  # 300 steps, 15 of which rise
+    expected = {0: 1 / 15, 75: (1 + 0.5**0.5) / 2, 150: 0.5, 300: 0}
+    assert decays(trainer, expected) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_rate_that_never_falls_rises_for_a_hundred_steps():
+    trainer = trainer_of()
+    trainer.steady = True
+    expected = {0: 0.01, 49: 0.5, 99: 1, 5_000: 1}
+    assert decays(trainer, expected) == pytest.approx(expected, abs=1e-12)
 
 
 def test_distillation_is_the_divergence_of_softened_probabilities():

@@ -66,11 +66,11 @@ def float_network():
     return network.eval()
 
 
-def make_evaluator(recipe="nearest"):
+def make_evaluator(recipe="nearest", **options):
     network = float_network()
     splits = Splits(samples(48, 1, "calibration"), samples(60, 2, "search"), samples(60, 3, "test"))
     traced = trace(network, splits.calibration.example(), "bottleneck")
-    return PostTrainingEvaluator(traced, splits, recipe, threads=1)
+    return PostTrainingEvaluator(traced, splits, recipe, threads=1, **options)
 
 
 def make_data(count=96):

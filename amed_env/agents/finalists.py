@@ -1,7 +1,4 @@
-"""Choosing the answer of a search: its best allocations on more samples, after a short tuning if that is asked for.
-
-It stands here and not with the agents because tuning does.
-"""
+"""Choosing the answer of a search: its best allocations on more samples, after a short tuning if that is asked for."""
 
 from __future__ import annotations
 
@@ -9,9 +6,10 @@ import logging
 
 from amed_env.agents.result import SearchResult
 from amed_env.errors import InputError, NonFiniteError
-from amed_env.evaluation.finalists import Finalist, Finalists
-from amed_env.evaluation.quality import Evaluator, Progress
+from amed_env.evaluation.finalists import Finalist, Finalists, TrainedWeights
+from amed_env.evaluation.quality import Evaluator, Progress, Quality
 from amed_env.evaluation.store import Trial
+from amed_env.problem.allocation import BitAllocation
 from amed_env.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -47,7 +45,7 @@ def choose_finalist(
     check_finalists(result.task, finalists, tune_steps)
     evaluator = result.task.evaluator
     judge = evaluator.with_more_samples(tuned=tune_steps > 0)
-    if judge is None and not tune_steps:
+    if judge is None and not tune_steps and not evaluator.learns:
         logger.debug("%s has no more samples than those of the search, so nothing is scored again", result.task.network)
         return None
     if result.best is None:
@@ -81,7 +79,9 @@ def check_finalists(task: Task, finalists: int, tune_steps: int) -> None:
 def _candidates(result: SearchResult, count: int) -> list[tuple[str, Trial]]:
     """The best trials within the budgets, by rank, and the best uniform width if it is none of them."""
     feasible = [trial for trial in result.trials if result.task.feasible(trial.costs)]
-    best = sorted(feasible, key=lambda trial: trial.quality.order)[:count]
+    # An allocation that a network in training came to more than once: its last trial is the nearest to what it is now.
+    latest = {trial.allocation: trial for trial in feasible}
+    best = sorted(latest.values(), key=lambda trial: trial.quality.order)[:count]
     candidates = [(str(rank), trial) for rank, trial in enumerate(best, start=1)]
     result.add_baselines()
     uniform = result.best_uniform()
@@ -94,20 +94,33 @@ def _candidates(result: SearchResult, count: int) -> list[tuple[str, Trial]]:
 
 def _scored(name: str, trial: Trial, judge: Evaluator, evaluator: Evaluator, tune_steps: int, seed: int) -> Finalist:
     """A finalist with its score on the judge's samples, before and after tuning."""
-    untuned = judge.evaluate(trial.allocation)
+    weights = evaluator.weights_at(trial.allocation)
+    quality = _quality(judge, evaluator, trial.allocation, weights)
+    untuned = Finalist(name, trial, quality, quality, weights)
     if not tune_steps:
-        return Finalist(name, trial, untuned, untuned)
+        return untuned
     from amed_env.training.tuning import tune  # brings torch, which tables do without
 
-    tuned_evaluator = evaluator.network_evaluator()
-    with tuned_evaluator.restored():
-        try:
-            weights = tune(tuned_evaluator, trial.allocation, tune_steps, seed)
+    try:
+        with evaluator.network_evaluator().restored():
+            tuned_weights = tune(evaluator, trial.allocation, tune_steps, seed)
             tuned = judge.evaluate(trial.allocation)
-        except NonFiniteError as error:
-            logger.warning("finalist %s stays untuned: %s", name, error)
-            return Finalist(name, trial, untuned, untuned)
+    except NonFiniteError as error:
+        logger.warning("finalist %s stays untuned: %s", name, error)
+        return untuned
     # A few steps may not make up for leaving the rounding that was learned; nobody would deploy the worse weights.
-    if untuned.order <= tuned.order:
-        return Finalist(name, trial, untuned, untuned)
-    return Finalist(name, trial, untuned, tuned, weights)
+    if untuned.quality.order <= tuned.order:
+        return untuned
+    return Finalist(name, trial, untuned.quality, tuned, tuned_weights)
+
+
+def _quality(
+    judge: Evaluator, evaluator: Evaluator, allocation: BitAllocation, weights: TrainedWeights | None
+) -> Quality:
+    """Quality on the judge's samples, with weights that were trained during the search if there are any."""
+    if weights is None:
+        return judge.evaluate(allocation)
+    of_network = evaluator.network_evaluator()
+    with of_network.restored():
+        of_network.adopt(*weights)
+        return judge.evaluate(allocation)
