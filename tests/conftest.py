@@ -76,23 +76,12 @@ def pytest_collection_finish():
     _collect_garbage()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     for item in items:
-        _keep_files_together(item)
         marker = item.get_closest_marker("data")
         reason = None if marker is None else missing_for(marker)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _keep_files_together(item):
-    """Let one worker of pytest-xdist run a whole file, so that its fixtures and traces are made once.
-
-    Slow tests stay alone: they are handed out last, and fill the time of the worker that ends first.
-    """
-    if item.get_closest_marker("xdist_group") is None and item.get_closest_marker("slow") is None:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
