@@ -26,11 +26,12 @@ demo: setup
 		--evaluations 200 --seed 0 --out $(DEMO)
 	@echo "pictures: $(DEMO)/pareto.png (the trade-off), $(DEMO)/allocation.png (bits of every layer)"
 
+# A file's tests go to one worker, so that what they share (fixtures, captured networks) is made once.
 test: lint
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: setup
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m "not slow and not data" $(FAST_TESTS)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not data" $(FAST_TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -72,6 +72,10 @@ def missing_for(marker):
     return next((reason for reason in reasons if reason is not None), None)
 
 
+def pytest_collection_finish():
+    _collect_garbage()
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         marker = item.get_closest_marker("data")
@@ -110,4 +114,11 @@ def _little_memory():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("amed_env.evaluation.post_training.REUSE_MIB", 128)
         yield
-    gc.collect()  # graphs of networks refer to themselves
+    _collect_garbage()  # graphs of networks refer to themselves
+
+
+def _collect_garbage():
+    """Collect all garbage, and let later automatic collections pass over what is left, such as imported modules."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

@@ -1,8 +1,7 @@
 import json
-import subprocess
-import sys
 
 import pytest
+from warm import run_warm
 
 from amed_env import BitAllocation
 
@@ -106,7 +105,7 @@ def test_what_compiled_code_prints_does_not_end_up_in_the_json_document(tmp_path
         "    parts = {'calibration': images[:20], 'search': (images[20:40], labels[20:40])}\n"
         "    return {'network': network, 'test': (images[40:], labels[40:]), **parts}\n"
     )
-    command = [sys.executable, "-m", "amed_env", "evaluate", "--network", "noisy:make", "--bits", "8"]
-    done = subprocess.run([*command, "--recipe", "nearest", "--json"], cwd=tmp_path, capture_output=True, text=True)
+    command = ["-m", "amed_env", "evaluate", "--network", "noisy:make", "--bits", "8"]
+    done = run_warm([*command, "--recipe", "nearest", "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) and "noise of a library" in done.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_task import SharedBuffer, all_choices, formula_task
 from stable_baselines3.common.vec_env import SubprocVecEnv
-from warm import CONTEXT
+from warm import warm_context
 
 import amed_env
 from amed_env.envs import LayerWiseEnv, VectorReward
@@ -215,7 +215,7 @@ def make_digits():
 
 
 def test_runs_in_subprocesses_with_masks():
-    environments = SubprocVecEnv([make_digits, make_digits], start_method=CONTEXT.get_start_method())
+    environments = SubprocVecEnv([make_digits, make_digits], start_method=warm_context().get_start_method())
     try:
         environments.seed(0)
         environments.reset()

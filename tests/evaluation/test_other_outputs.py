@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from small_networks import OneBatchSize
 from torch import nn
 
 from amed_env import Precision, trace
@@ -75,16 +76,8 @@ def test_rounding_is_learned_from_values_and_from_tokens(axis, classes, part):
 
 
 def test_calibration_of_a_network_of_one_batch_size_counts_no_copies():
-    class Fixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.layer(x).reshape(8, 3)
-
     inputs = torch.randn(21, 4)
-    network = QuantizedNetwork(trace(Fixed(), inputs[:8]), inputs)
+    network = QuantizedNetwork(trace(OneBatchSize(), inputs[:8]), inputs)
     assert network.fixed_batch == 8
     assert np.isclose(network.weighted["layer"].statistics.maximum, float(inputs[:16].max()))
     assert network(inputs[:5]).shape == (5, 3)

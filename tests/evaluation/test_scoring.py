@@ -23,9 +23,11 @@ SAMPLES = 24
 class Classes(nn.Module):
     """Class scores (N, 3)."""
 
+    outputs = 3
+
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, self.outputs)
 
     def forward(self, inputs):
         return self.second(torch.relu(self.first(inputs)))
@@ -42,15 +44,10 @@ class Pixels(nn.Module):
         return self.second(torch.relu(self.first(inputs)))
 
 
-class Values(nn.Module):
+class Values(Classes):
     """One value a sample (N, 1)."""
 
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 1)
-
-    def forward(self, inputs):
-        return self.second(torch.relu(self.first(inputs)))
+    outputs = 1
 
 
 class Tokens(nn.Module):

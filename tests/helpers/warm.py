@@ -10,8 +10,11 @@ import os
 import runpy
 import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
+
+import pytest
 
 PRELOADED = [
     *("amed_env.cli", "amed_env.envs", "amed_env.report", "amed_env.testing", "pytest"),
@@ -23,11 +26,20 @@ PRELOADED = [
     *("torch.export._trace", "torch._dynamo.aot_compile", "torch._functorch.aot_autograd", "torch.utils.tensorboard"),
     *("stable_baselines3", "sb3_contrib", "sklearn.datasets", "scipy.optimize", "scipy.stats", "sympy.tensor.tensor"),
     *("matplotlib.pyplot", "matplotlib.backends.backend_agg"),
+    "warmed",
 ]
 """Imported once, in the process that others are forked from; a library's processes of this context fork from it too."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
+
+
+def warm_context():
+    """The context whose processes start warm; its server runs then."""
+    with pytest.MonkeyPatch.context() as patch:  # Python 3.11 does not tell the server where modules are
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
+    return CONTEXT
 
 
 class WarmPopen:
@@ -44,7 +56,7 @@ class WarmPopen:
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [Path(self._folder.name, name) for name in ("out", "err")]
         environment = dict(os.environ if env is None else env)
-        self._process = CONTEXT.Process(target=_become, args=(self.args, str(cwd), environment, self._streams))
+        self._process = warm_context().Process(target=_become, args=(self.args, str(cwd), environment, self._streams))
         self._process.start()
         self.pid = self._process.pid
 

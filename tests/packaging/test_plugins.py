@@ -8,7 +8,7 @@ import pytest
 from packaging_tools import ROOT, copy_of, environment, pip, run
 from warm import run_warm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("plugins")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging_tools import ROOT, copy_of, environment, pip, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.slow
 
 
 SUFFIXES = (".py", ".yaml", ".safetensors", ".json", ".npz", ".html", ".css", ".js")

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.fx
+from small_networks import OneBatchSize
 from torch import nn
 
 from amed_env import trace
@@ -188,14 +189,5 @@ def test_further_samples_are_compared_too():
 
 
 def test_a_network_of_one_batch_size_runs_at_that_size():
-    class Fixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(4, 2)
-
-        def forward(self, inputs):
-            return self.layer(inputs.view(6, 4))
-
-    network = Fixed()
-    traced = trace(network, torch.rand(6, 4))
-    assert traced.batch_size == 6 and traced.workload.layers[0].m == 1
+    traced = trace(OneBatchSize(), torch.rand(8, 4))
+    assert traced.batch_size == 8 and traced.workload.layers[0].m == 1
