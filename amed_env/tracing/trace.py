@@ -29,6 +29,7 @@ from amed_env.tracing.original import Call, Outputs, answer, suited_to, tensors_
 from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
 from amed_env.tracing.programs import Given, given_network
 from amed_env.tracing.shapes import add_call, layer_of_call
+from amed_env.tracing.stored import StoredProgram
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -83,6 +84,12 @@ class TracedNetwork:
     batch_size: int | None = None
     remarks: tuple[str, ...] = ()
     difference: float = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "module": StoredProgram.of(self.module)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "module": state["module"].program()})
 
 
 @torch.no_grad()
@@ -404,9 +411,11 @@ def _macs(node: fx.Node, batch: int) -> int:
 def _idle(network: nn.Module, program: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[KeptFloat]:
     """Layers of the network whose weights nothing reads."""
     used = {name.partition("#")[0] for name in layers}
+    users_modules = dict(network.named_modules(remove_duplicate=False))
+    running = {id(users_modules[name]) for name in used & users_modules.keys()}  # by whichever of its names
     read = {path for node in program.graph.nodes if node.op == "get_attr" for path in node.meta[PARAMETERS]}
     for path, child in network.named_modules():
-        if not isinstance(child, QUANTIZABLE) or path in used or not path:
+        if not isinstance(child, QUANTIZABLE) or id(child) in running or not path:
             continue
         if any(f"{path}.{key}" in read for key, _ in child.named_parameters(recurse=False)):
             continue
