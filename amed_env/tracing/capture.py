@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.nn.modules import transformer
 
 from amed_env.errors import NetworkError
 from amed_env.support.text import first_few
@@ -128,13 +129,21 @@ def _in_eval_mode(network: nn.Module) -> Iterator[None]:
     training = {module: module.training for module in network.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused operation whose products nobody could see
+    detect_causal_mask = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = _is_said_to_be_causal
     network.eval()
     try:
         yield
     finally:
+        transformer._detect_is_causal_mask = detect_causal_mask
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in training.items():
             module.training = mode
+
+
+def _is_said_to_be_causal(mask: torch.Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Torch's transformers compare a mask with a causal one for a hint that changes no result, only the speed."""
+    return is_causal is True
 
 
 def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) -> tuple[ExportedProgram, int | None]:
@@ -157,7 +166,7 @@ def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without torch's own lines about what it cannot follow or read: the error says it, with the user's line."""
-    names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
+    names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -216,14 +225,31 @@ def _decompositions() -> dict[Any, Any]:
             chosen[operation] = table[operation]
     chosen[aten.scaled_dot_product_attention.default] = _attention
     chosen[aten.baddbmm.default] = _added_product
+    chosen[aten.addmm.default] = _added_matrix
+    chosen[aten.embedding_renorm.default] = _bounded_rows
     return chosen
+
+
+def _added_matrix(
+    added: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    """`torch.addmm` with factors as a product and what is added to it; without them it is a linear layer as it is."""
+    if alpha == beta == 1:
+        return NotImplemented
+    return _added_product(added, left, right, beta=beta, alpha=alpha)
+
+
+def _bounded_rows(table: torch.Tensor, indices: torch.Tensor, max_norm: float, norm_type: float) -> torch.Tensor:
+    """An embedding's table whose rows are scaled down to a norm: all of them, as only those looked up count."""
+    norms = table.norm(norm_type, 1, keepdim=True)
+    return torch.where(norms > max_norm, table * (max_norm / (norms + 1e-7)), table)
 
 
 def _added_product(
     added: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
-    """`torch.baddbmm` as a product and what is added to it."""
-    product = torch.bmm(left, right)
+    """`torch.baddbmm` and its like as a product and what is added to it."""
+    product = torch.matmul(left, right)
     product = product if alpha == 1 else product * alpha
     return product if beta == 0 else product + (added if beta == 1 else added * beta)
 
@@ -252,7 +278,9 @@ def _attention(
             scores = scores.masked_fill(attn_mask.logical_not(), -torch.inf)
         else:
             scores = scores + attn_mask
-    return torch.matmul(scores.softmax(-1), value)
+    # Where a mask leaves nothing to attend to, torch's attention returns zero.
+    weights = scores.softmax(-1) if attn_mask is None else aten._safe_softmax.default(scores, -1)
+    return torch.matmul(weights, value)
 
 
 def _to_float32(module: fx.GraphModule) -> list[torch.dtype]:
@@ -288,9 +316,9 @@ def _set_constant(module: nn.Module, path: str, tensor: torch.Tensor) -> None:
 
 
 def _drop_writes_into_inputs(module: fx.GraphModule) -> None:
-    """What a network does to the caller's own tensors is no part of what it returns."""
+    """What a network does to the caller's own tensors, or to its parameters, is no part of what it returns."""
     for node in list(module.graph.nodes):
-        if node.target is aten.copy_.default and node.args[0].op == "placeholder":
+        if node.target is aten.copy_.default and node.args[0].op in ("placeholder", "get_attr"):
             module.graph.erase_node(node)
 
 

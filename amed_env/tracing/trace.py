@@ -21,14 +21,14 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
-from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path
+from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path, quiet
 from amed_env.tracing.finite import check_finite_weights
 from amed_env.tracing.lowering import COMPUTES, PATH, QUANTIZABLE, Lowered, lower
 from amed_env.tracing.norms import fold_batch_norms
 from amed_env.tracing.original import Call, Outputs, answer, suited_to, tensors_of
 from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
 from amed_env.tracing.programs import Given, given_network
-from amed_env.tracing.shapes import add_call, layer_of_call
+from amed_env.tracing.shapes import LayerCall, layer_of_calls
 from amed_env.tracing.stored import StoredProgram
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def _takes_any_batch(
     """Whether a program also runs with another number of samples than it was captured with, and computes the same."""
     for batch in (example, example[:1], torch.cat([example, example, example[:1]])):
         try:
-            with torch.no_grad():
+            with torch.no_grad(), quiet():
                 outputs = program(batch)
             _compare(outputs, answer(network, call, batch, "network"), tolerance, "network", None)
         except Exception as error:  # of whatever type, from an operation in the program
@@ -261,15 +261,13 @@ def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
 
 def _observed(module: fx.GraphModule, lowered: Lowered, batch: int) -> Iterator[Layer]:
     """The layers in the order in which they first run."""
-    observed: dict[str, Layer] = {}
+    calls: dict[str, list[LayerCall]] = {}
     for node in module.graph.nodes:
-        if node.op != "call_module":
-            continue
-        name = str(node.target)
-        reads = tuple(source.meta["tensor_meta"].shape for source in node.args)
-        call = layer_of_call(name, lowered.layers[name], reads, node.meta["tensor_meta"].shape, batch)
-        observed[name] = add_call(observed[name], call) if name in observed else call
-    for name, layer in observed.items():
+        if node.op == "call_module":
+            reads = tuple(source.meta["tensor_meta"].shape for source in node.args)
+            calls.setdefault(str(node.target), []).append(LayerCall(reads, node.meta["tensor_meta"].shape))
+    for name, of_layer in calls.items():
+        layer = layer_of_calls(name, lowered.layers[name], of_layer, batch)
         owner = lowered.shared.get(name, "")
         # A norm that was folded into one of the two made them different.
         same = owner and torch.equal(lowered.layers[owner].weight, lowered.layers[name].weight)  # type: ignore[arg-type]
@@ -308,7 +306,9 @@ def _compare(
             raise NetworkError(f"{what} returns shape {tuple(one.shape)}, the network itself {tuple(other.shape)}.")
         largest = float(other.float().abs().max()) if other.numel() else 0.0
         difference = float((one.float() - other.float()).abs().max()) if other.numel() else 0.0
-        if difference > 0:
+        if math.isnan(difference):  # NaN in one of them; where both have it, the untouched network is refused before
+            worst = math.inf
+        elif difference > 0:
             worst = max(worst, difference / largest if largest > 0 else difference)
     if worst > tolerance:
         where = None if run is None else _first_difference(*run, tolerance)
@@ -341,9 +341,15 @@ def _first_difference(
         other = known.get(node.meta.get(COMPUTES, node.name))
         if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor) or value.shape != other.shape:
             continue
-        if float((value.float() - other.float()).abs().max()) > tolerance * float(other.float().abs().max()) + 1e-6:
+        found, expected = value.float(), other.float()
+        if not torch.allclose(found, expected, rtol=0, atol=tolerance * _largest(expected) + 1e-6):
             return f"{node.name} in {module_path(node) or 'forward'!r}"
     return None
+
+
+def _largest(values: torch.Tensor) -> float:
+    """The largest absolute value that is finite."""
+    return float(values.masked_fill(~values.isfinite(), 0).abs().max()) if values.numel() else 0.0
 
 
 def _results(module: fx.GraphModule, inputs: torch.Tensor) -> dict[fx.Node, Any]:
