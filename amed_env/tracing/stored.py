@@ -70,7 +70,7 @@ class StoredProgram:
             if isinstance(target, _Operation):
                 target = operator.attrgetter(target.path)(torch.ops)
             args, kwargs = (fx.node.map_aggregate(values, restored) for values in (node.args, node.kwargs))
-            made[node.name] = graph.create_node(node.op, target, args, kwargs, node.name)  # type: ignore[arg-type]
+            made[node.name] = graph.create_node(node.op, target, args, kwargs, node.name)
         root = nn.Module()
         root._modules.update(self.modules)
         root._buffers.update(self.buffers)

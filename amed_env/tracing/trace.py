@@ -6,9 +6,7 @@ batch norms that alone read a layer are folded into it (`norms`). The result mus
 
 from __future__ import annotations
 
-import copy
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +20,11 @@ from torch.fx.passes.shape_prop import ShapeProp
 from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
 from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path, quiet
+from amed_env.tracing.comparison import compare, difference_in_float64
 from amed_env.tracing.finite import check_finite_weights
-from amed_env.tracing.lowering import COMPUTES, PATH, QUANTIZABLE, Lowered, lower
+from amed_env.tracing.lowering import PATH, QUANTIZABLE, Lowered, lower
 from amed_env.tracing.norms import fold_batch_norms
-from amed_env.tracing.original import Call, Outputs, answer, suited_to, tensors_of
+from amed_env.tracing.original import Call, Outputs, answer, suited_to
 from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
 from amed_env.tracing.programs import Given, given_network
 from amed_env.tracing.shapes import LayerCall, layer_of_calls
@@ -137,7 +136,7 @@ def trace(
             example, expected = several, answers
             program = capture(network, example, call, name, any_batch=False)
             plain = _flat_outputs(program.module)
-    _compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
+    compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
     module = _own_copy(program.module)
     lowered = lower(module, network)
     layers = lowered.layers
@@ -151,10 +150,10 @@ def trace(
     workload = Workload(name, tuple(_observed(module, lowered, len(example))), _edges(module, set(layers)))
     folded = f"network {name!r} with its batch norms folded"
     try:
-        differences = [_compare(module(example), expected, tolerance, folded, (plain, module, example))]
+        differences = [compare(module(example), expected, tolerance, folded, (plain, module, example))]
     except NetworkError:
         # Deep networks amplify float32's rounding beyond the limit; in float64 only a real difference is left.
-        difference = _difference_in_float64(network, module, call, example)
+        difference = difference_in_float64(network, module, call, example)
         if difference is None or difference > tolerance:
             raise
         differences, tolerance = [difference], 10 * tolerance  # of further samples, in float32
@@ -163,7 +162,7 @@ def trace(
         for part in (of_size(part, batch) for part in samples.split(batch)):
             wanted = answer(network, call, part, name)
             what = f"network {name!r} as captured"
-            differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
+            differences.append(compare(module(part), wanted, tolerance, what, (plain, module, part)))
     kept = [*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers)]
     return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
 
@@ -174,7 +173,7 @@ def _outputs_of_batch(
     """What the untouched network returns for the example over and over, or None if that is not what it should be."""
     try:
         outputs = answer(network, call, several, "network")
-        _compare(
+        compare(
             [found[: len(one)] for found, one in zip(outputs, expected, strict=True)], expected, tolerance, "", None
         )
     except AmedError as error:
@@ -191,7 +190,7 @@ def _takes_any_batch(
         try:
             with torch.no_grad(), quiet():
                 outputs = program(batch)
-            _compare(outputs, answer(network, call, batch, "network"), tolerance, "network", None)
+            compare(outputs, answer(network, call, batch, "network"), tolerance, "network", None)
         except Exception as error:  # of whatever type, from an operation in the program
             logger.info("the program takes one batch size only (%s)", error)
             return False
@@ -285,78 +284,6 @@ def _edges(module: fx.GraphModule, names: set[str]) -> tuple[tuple[str, str], ..
             sources = frozenset([str(node.target)])
         behind[node] = sources
     return tuple(edges)
-
-
-def _compare(
-    outputs: Any,
-    expected: list[torch.Tensor],
-    tolerance: float,
-    what: str,
-    run: tuple[Any, fx.GraphModule, torch.Tensor] | None,
-) -> float:
-    """Check that outputs are those of the untouched network; returns the largest difference, relative to them.
-
-    Raises:
-        NetworkError: If they differ; the first operation that does is named, where it can be found.
-    """
-    found = tensors_of(outputs)
-    worst = 0.0
-    for one, other in zip(found, expected, strict=True):
-        if one.shape != other.shape:
-            raise NetworkError(f"{what} returns shape {tuple(one.shape)}, the network itself {tuple(other.shape)}.")
-        largest = float(other.float().abs().max()) if other.numel() else 0.0
-        difference = float((one.float() - other.float()).abs().max()) if other.numel() else 0.0
-        if math.isnan(difference):  # NaN in one of them; where both have it, the untouched network is refused before
-            worst = math.inf
-        elif difference > 0:
-            worst = max(worst, difference / largest if largest > 0 else difference)
-    if worst > tolerance:
-        where = None if run is None else _first_difference(*run, tolerance)
-        raise NetworkError(
-            f"{what} differs from the network itself by {worst:.3g} of the largest output"
-            f"{'' if where is None else f', first at {where}'}; it is not evaluated, since every figure would be wrong."
-        )
-    return worst
-
-
-def _difference_in_float64(
-    network: nn.Module, module: fx.GraphModule, call: Call, example: torch.Tensor
-) -> float | None:
-    """The largest difference between both computed in float64, or None if they cannot be."""
-    try:
-        exact, program = copy.deepcopy(network).double().eval(), copy.deepcopy(module).double()
-        inputs = example.double() if example.is_floating_point() else example
-        return _compare(program(inputs), call.in_float64()(exact, inputs), math.inf, "in float64", None)
-    except Exception as error:  # a network may insist on float32 in ways of its own
-        logger.info("it cannot be compared in float64 (%s)", error)
-        return None
-
-
-def _first_difference(
-    before: fx.GraphModule, after: fx.GraphModule, inputs: torch.Tensor, tolerance: float
-) -> str | None:
-    """The first operation of a program whose result is another one than before."""
-    known = {node.name: value for node, value in _results(before, inputs).items()}
-    for node, value in _results(after, inputs).items():
-        other = known.get(node.meta.get(COMPUTES, node.name))
-        if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor) or value.shape != other.shape:
-            continue
-        found, expected = value.float(), other.float()
-        if not torch.allclose(found, expected, rtol=0, atol=tolerance * _largest(expected) + 1e-6):
-            return f"{node.name} in {module_path(node) or 'forward'!r}"
-    return None
-
-
-def _largest(values: torch.Tensor) -> float:
-    """The largest absolute value that is finite."""
-    return float(values.masked_fill(~values.isfinite(), 0).abs().max()) if values.numel() else 0.0
-
-
-def _results(module: fx.GraphModule, inputs: torch.Tensor) -> dict[fx.Node, Any]:
-    interpreter = fx.Interpreter(module, garbage_collect_values=False)
-    with torch.no_grad():
-        interpreter.run(inputs)
-    return interpreter.env
 
 
 def _kept(module: fx.GraphModule, network: nn.Module, norms: list[fx.Node], batch: int) -> Iterator[KeptFloat]:
