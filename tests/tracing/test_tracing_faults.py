@@ -158,9 +158,10 @@ def test_scripts_are_refused():
         trace(script, torch.rand(3, 4))
 
 
-def test_a_program_that_computes_something_else_is_refused_and_the_operation_named(monkeypatch):
+@pytest.mark.parametrize("by", [0.1, float("nan")])
+def test_a_program_that_computes_something_else_is_refused_and_the_operation_named(monkeypatch, by):
     def spoils(module, layers):
-        layers["2"].weight.data[0] += 0.1
+        layers["2"].weight.data[0] += by
         return []
 
     network = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).eval()
