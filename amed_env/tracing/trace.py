@@ -19,6 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
+from amed_env.support.text import first_few
 from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path, quiet
 from amed_env.tracing.comparison import compare, difference_in_float64
 from amed_env.tracing.finite import check_finite_weights
@@ -136,7 +137,10 @@ def trace(
             example, expected = several, answers
             program = capture(network, example, call, name, any_batch=False)
             plain = _flat_outputs(program.module)
-    compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
+    try:
+        compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
+    except NetworkError as error:
+        raise NetworkError(f"{error}{_padding_hint(network)}") from error
     module = _own_copy(program.module)
     lowered = lower(module, network)
     layers = lowered.layers
@@ -165,6 +169,21 @@ def trace(
             differences.append(compare(module(part), wanted, tolerance, what, (plain, module, part)))
     kept = [*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers)]
     return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
+
+
+def _padding_hint(network: nn.Module) -> str:
+    """What to do about torch's encoders, which return zeros at padded positions without gradients only."""
+    encoders = [
+        path
+        for path, child in network.named_modules()
+        if isinstance(child, nn.TransformerEncoder) and getattr(child, "use_nested_tensor", False)
+    ]
+    if not encoders:
+        return ""
+    return (
+        f" With a padding mask {first_few(encoders)} takes nested tensors, which cannot be captured: set its "
+        "use_nested_tensor to False, or make it with enable_nested_tensor=False."
+    )
 
 
 def _outputs_of_batch(

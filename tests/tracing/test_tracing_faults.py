@@ -200,3 +200,21 @@ def test_a_network_of_one_batch_size_runs_at_that_size():
     network = Fixed()
     traced = trace(network, torch.rand(6, 4))
     assert traced.batch_size == 6 and traced.workload.layers[0].m == 1
+
+
+def test_an_encoder_with_nested_tensors_is_told_what_to_do():
+    class Padded(nn.Module):
+        def __init__(self, nested):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+
+        def forward(self, x):
+            return self.encoder(x, src_key_padding_mask=x[..., 0] > 1)
+
+    torch.manual_seed(0)
+    x = torch.rand(3, 5, 4)
+    x[:, 3:, 0] = 2
+    assert len(trace(Padded(False).eval(), x).workload) == 6
+    with pytest.raises(NetworkError, match=r"encoder takes nested tensors, .* enable_nested_tensor=False"):
+        trace(Padded(True).eval(), x)
