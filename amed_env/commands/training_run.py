@@ -67,7 +67,7 @@ def run_training(
             target, walked = walk(output, task, target.agent, target.epochs, settings.seed, interrupts)
         except KeyboardInterrupt:
             output.note(
-                f"interrupted while the allocation walked; continue with --resume. What was done is in {folder}."
+                f"interrupted during the walk; continue with --resume. What was done is in {folder}."
             )
             return interrupts.exit_code or 130
         assert isinstance(task.evaluator, InTrainingEvaluator)

@@ -39,7 +39,8 @@ def fit_scoring(network: QuantizedNetwork, splits: Splits, score: ScoreSpec, met
     name = network.workload.name
     parts = {part: samples for part, samples in splits.parts().items() if part != "calibration"}
     labelled = [samples for samples in parts.values() if samples.labels is not None]
-    inputs, labels = next(iter((labelled or [splits.search])[0].batches(_FITTED_SAMPLES)))
+    fitted = min(_FITTED_SAMPLES, network.batch_size)  # a network may take one sample at a time only
+    inputs, labels = next(iter((labelled or [splits.search])[0].batches(fitted)))
     outputs = network(inputs)
     if not isinstance(outputs, torch.Tensor) or outputs.dim() < 1 or len(outputs) != len(inputs):
         what = tensor_text(outputs) if isinstance(outputs, torch.Tensor) else type(outputs).__name__

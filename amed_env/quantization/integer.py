@@ -324,8 +324,7 @@ class IntegerEngine:
                 return Codes(codes, written)
         result = self._by_kernel(layer, read, precision.weight_bits, None)
         if result is None:
-            prepared = layer.prepared[precision.weight_bits]
-            result = layer.compute(read.values(), prepared.weight, prepared.bias)
+            result = layer.on_integers(read.integers(), read.format.scale, precision.weight_bits)
         if addend is not None:
             result = result.add_(addend.values() if isinstance(addend, Codes) else addend)
         if written is not None:

@@ -69,12 +69,14 @@ class Codes(NamedTuple):
     tensor: torch.Tensor
     format: Format
 
+    def integers(self) -> torch.Tensor:
+        """The multiples of the scale that the codes stand for: float32."""
+        numbers = self.tensor.float()
+        return numbers.sub_(self.format.zero_point) if self.format.zero_point else numbers
+
     def values(self) -> torch.Tensor:
         """What the codes stand for: float32."""
-        numbers = self.tensor.float()
-        if self.format.zero_point:
-            numbers.sub_(self.format.zero_point)
-        return numbers.mul_(self.format.scale)
+        return self.integers().mul_(self.format.scale)
 
 
 def quantize(values: torch.Tensor, written: Format, low: float = -math.inf, high: float = math.inf) -> Codes:

@@ -154,16 +154,20 @@ class QuantizedLayer(nn.Module):
         """The output at a precision whose widths are prepared."""
         # Wider integers have sums that float32 does not hold exactly.
         on_integers = max(precision) <= STORED_BITS and not self.reads_indices
-        return self._on_integers(inputs, precision) if on_integers else self._on_values(inputs, precision)
+        return self._on_rounded(inputs, precision) if on_integers else self._on_values(inputs, precision)
 
-    def _on_integers(self, inputs: torch.Tensor, precision: Precision) -> torch.Tensor:
-        """Products and sums of integers, which float32 holds exactly; then scales and bias, as the kernels do it."""
+    def _on_rounded(self, inputs: torch.Tensor, precision: Precision) -> torch.Tensor:
+        """Products and sums of integers; then scales and bias, as the kernels do it."""
         self.check(inputs, self.name)
-        prepared = self.prepared[precision.weight_bits]
         scale = self.prepared[precision.activation_bits].activation_scale
-        # Sums of integers are exact in float32 below 2^24, so the scales come afterwards, as the kernels have it.
         integers = on_grid(inputs, scale, *integer_range(precision.activation_bits, self.statistics.unsigned))
-        outputs = self.compute(integers, self._tensor("integers", precision.weight_bits), None)
+        return self.on_integers(integers, scale, precision.weight_bits)
+
+    def on_integers(self, integers: torch.Tensor, scale: float, weight_bits: int) -> torch.Tensor:
+        """The output for inputs that are integers times a scale, at a width of at most 8 bits that is prepared."""
+        prepared = self.prepared[weight_bits]
+        # Sums of integers are exact in float32 below 2^24, so the scales come afterwards, as the kernels have it.
+        outputs = self.compute(integers, self._tensor("integers", weight_bits), None)
         channels = self._channels(outputs)
         bias = None if prepared.bias is None else prepared.bias.to(outputs.device).view(channels)
         return rescale_(outputs, scale, prepared.scales.to(outputs.device).view(channels), bias)

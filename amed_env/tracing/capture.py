@@ -15,16 +15,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.nn.modules import transformer
 
 from amed_env.errors import NetworkError
 from amed_env.support.text import first_few
+from amed_env.tracing.decompositions import decompositions
 
 if TYPE_CHECKING:
     from amed_env.tracing.original import Call
@@ -36,13 +37,6 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 FLOAT_TYPES = (*HALF_TYPES, torch.float64)
 """Types that are computed in float32."""
 
-_TAKEN_APART = (
-    # Linear layers, one a time step.
-    *("gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input"),
-    *("gru_cell.default", "lstm_cell.default", "rnn_tanh_cell.default", "rnn_relu_cell.default"),
-    *("einsum.default", "tensordot.default", "inner.default"),
-)
-"""Taken apart by torch, so that their products and weights are seen."""
 _COPIES: tuple[Any, ...] = (
     aten.clone.default,
     aten.alias.default,
@@ -100,7 +94,7 @@ def capture(network: nn.Module, example: torch.Tensor, call: Call, name: str, an
     called = _Called(network, call)
     with _in_eval_mode(network), torch.no_grad(), quiet():
         exported, batch_size = _export(called, example, name, any_batch)
-        exported = exported.run_decompositions(_decompositions())
+        exported = exported.run_decompositions(decompositions())
         module = exported.module()
     changed = sorted(exported.graph_signature.buffers_to_mutate.values())
     if changed:
@@ -128,13 +122,21 @@ def _in_eval_mode(network: nn.Module) -> Iterator[None]:
     training = {module: module.training for module in network.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused operation whose products nobody could see
+    detect_causal_mask = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = _is_said_to_be_causal
     network.eval()
     try:
         yield
     finally:
+        transformer._detect_is_causal_mask = detect_causal_mask
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in training.items():
             module.training = mode
+
+
+def _is_said_to_be_causal(mask: torch.Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Torch's transformers compare a mask with a causal one for a hint that changes no result, only the speed."""
+    return is_causal is True
 
 
 def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) -> tuple[ExportedProgram, int | None]:
@@ -157,7 +159,7 @@ def _export(called: _Called, example: torch.Tensor, name: str, any_batch: bool) 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without torch's own lines about what it cannot follow or read: the error says it, with the user's line."""
-    names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
+    names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -206,55 +208,6 @@ def _users_line(error: BaseException) -> str | None:
     return None
 
 
-@cache
-def _decompositions() -> dict[Any, Any]:
-    """What is taken apart into products: recurrent layers, attention, and sums over indices."""
-    table = torch.export.default_decompositions()
-    chosen: dict[Any, Any] = {}
-    for operation in list(table):
-        if str(operation).removeprefix("aten.") in _TAKEN_APART:
-            chosen[operation] = table[operation]
-    chosen[aten.scaled_dot_product_attention.default] = _attention
-    chosen[aten.baddbmm.default] = _added_product
-    return chosen
-
-
-def _added_product(
-    added: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
-) -> torch.Tensor:
-    """`torch.baddbmm` as a product and what is added to it."""
-    product = torch.bmm(left, right)
-    product = product if alpha == 1 else product * alpha
-    return product if beta == 0 else product + (added if beta == 1 else added * beta)
-
-
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """Attention as its two products and the softmax between them (Vaswani et al., arXiv 1706.03762)."""
-    if enable_gqa:
-        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
-        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    factor = query.size(-1) ** -0.5 if scale is None else scale
-    scores = torch.matmul(query * factor, key.transpose(-2, -1))
-    if is_causal:
-        allowed = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device=query.device).tril()
-        scores = scores.masked_fill(allowed.logical_not(), -torch.inf)
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(attn_mask.logical_not(), -torch.inf)
-        else:
-            scores = scores + attn_mask
-    return torch.matmul(scores.softmax(-1), value)
-
-
 def _to_float32(module: fx.GraphModule) -> list[torch.dtype]:
     """Compute in float32 what is in another float type; returns the types that were."""
     types: set[torch.dtype] = set()
@@ -288,9 +241,9 @@ def _set_constant(module: nn.Module, path: str, tensor: torch.Tensor) -> None:
 
 
 def _drop_writes_into_inputs(module: fx.GraphModule) -> None:
-    """What a network does to the caller's own tensors is no part of what it returns."""
+    """What a network does to the caller's own tensors, or to its parameters, is no part of what it returns."""
     for node in list(module.graph.nodes):
-        if node.target is aten.copy_.default and node.args[0].op == "placeholder":
+        if node.target is aten.copy_.default and node.args[0].op in ("placeholder", "get_attr"):
             module.graph.erase_node(node)
 
 

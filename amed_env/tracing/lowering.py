@@ -319,8 +319,9 @@ def _linear(
     values, offset = constant_of(module, weight), constant_of(module, bias)
     if values is None or not isinstance(read, fx.Node) or read.op == "get_attr":
         return None
-    if 2 < values.dim() <= _axes(read) and values.numel() == values[(0,) * (values.dim() - 2)].numel():
-        values = values.reshape(values.shape[-2:])  # a stack of one matrix, as sums over indices make it
+    if 2 < values.dim() <= _axes(read):  # a stack of one matrix, as sums over indices make it, or that one repeated
+        first = values[(0,) * (values.dim() - 2)]
+        values = first if torch.equal(values, first.expand_as(values)) else values
     if values.dim() != 2 or _axes(read) < 2 or (bias is not None and (offset is None or offset.dim() != 1)):
         return None
     matrix = values.t() if transposed else values

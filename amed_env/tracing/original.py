@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -146,8 +146,14 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def tensors_of(outputs: Any) -> list[torch.Tensor]:
-    """The tensors of a tree."""
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    """The tensors of a tree, also of dataclasses in it."""
+    found: list[torch.Tensor] = []
+    for leaf in pytree.tree_leaves(outputs):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)])
+    return found
 
 
 def class_scores(returned: Any) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,30 +13,39 @@ from amed_env.problem.workload import Layer, LayerKind
 from amed_env.tracing.lowering import EmbeddingTable, Product, TransposedConvolution
 
 
-def layer_of_call(name: str, layer: nn.Module, reads: tuple[torch.Size, ...], written: torch.Size, batch: int) -> Layer:
-    """The shape of one call of a layer, for one sample.
+class LayerCall(NamedTuple):
+    """One call of a layer: the shapes of what it reads, and of what it writes."""
+
+    reads: tuple[torch.Size, ...]
+    written: torch.Size
+
+
+def layer_of_calls(name: str, layer: nn.Module, calls: Sequence[LayerCall], batch: int) -> Layer:
+    """The shape of a layer, for one sample: of several calls, the same weights and the pixels of all.
 
     Args:
         name: The layer's name.
         layer: The layer.
-        reads: Shapes of what it reads.
-        written: Shape of what it returns.
-        batch: Samples; they need not stand on the first axis, as recurrent layers show.
+        calls: Its calls.
+        batch: Samples of all calls together; they need not stand on the first axis, as recurrent layers show, and a
+            loop over samples has a call for each.
     """
-    input_elements, output_elements = reads[0].numel() // batch, written.numel() // batch
-    if output_elements == 0:
+    if any(call.written.numel() == 0 for call in calls):
         raise NetworkError(f"layer {name!r} has an empty output on the example input; give a larger input.")
     if isinstance(layer, Product):
-        return _layer_of_product(name, reads, written, batch)
+        (product,) = calls  # as it has no weights that two calls could have in common
+        return _layer_of_product(name, *product, batch)
+    input_elements = max(1, sum(call.reads[0].numel() for call in calls) // batch)
+    output_elements = max(1, sum(call.written.numel() for call in calls) // batch)
     if isinstance(layer, EmbeddingTable):
         rows, values = layer.weight.shape
         return Layer(
             name,
             "embedding",
-            m=output_elements // values,
+            m=max(1, output_elements // values),
             n=values,
             k=1,
-            input_elements=max(1, input_elements),
+            input_elements=input_elements,
             weight_elements=rows * values,
             output_elements=output_elements,
         )
@@ -54,10 +64,10 @@ def layer_of_call(name: str, layer: nn.Module, reads: tuple[torch.Size, ...], wr
     taps = layer.weight[0, 0].numel()
     if isinstance(layer, TransposedConvolution):
         # Every pixel that is read is multiplied with all weights of its channel, and the products are scattered.
-        m = input_elements // layer.in_channels
+        m = max(1, input_elements // layer.in_channels)
         n, k = layer.out_channels // layer.groups * taps, layer.in_channels // layer.groups
     else:
-        m = output_elements // layer.out_channels
+        m = max(1, output_elements // layer.out_channels)
         n, k = layer.out_channels // layer.groups, layer.in_channels // layer.groups * taps
     depthwise = layer.groups > 1 and layer.groups == layer.in_channels and n == 1
     kind: LayerKind = "transposed" if isinstance(layer, TransposedConvolution) else "depthwise" if depthwise else "conv"
@@ -101,13 +111,3 @@ def _two_axes(sizes: tuple[int, ...]) -> tuple[int, int]:
     if len(sizes) == 1:
         return 1, sizes[0]
     return (sizes[0], sizes[1]) if len(sizes) == 2 else (sizes[0] * sizes[1], sizes[2])
-
-
-def add_call(first: Layer, again: Layer) -> Layer:
-    """A layer that is called more than once: the same weights, more pixels."""
-    return replace(
-        first,
-        m=first.m + again.m,
-        input_elements=first.input_elements + again.input_elements,
-        output_elements=first.output_elements + again.output_elements,
-    )

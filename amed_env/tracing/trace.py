@@ -6,9 +6,7 @@ batch norms that alone read a layer are folded into it (`norms`). The result mus
 
 from __future__ import annotations
 
-import copy
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +19,17 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
-from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path
+from amed_env.support.text import first_few
+from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path, quiet
+from amed_env.tracing.comparison import compare, difference_in_float64
 from amed_env.tracing.finite import check_finite_weights
-from amed_env.tracing.lowering import COMPUTES, PATH, QUANTIZABLE, Lowered, lower
+from amed_env.tracing.lowering import PATH, QUANTIZABLE, Lowered, lower
 from amed_env.tracing.norms import fold_batch_norms
-from amed_env.tracing.original import Call, Outputs, answer, suited_to, tensors_of
+from amed_env.tracing.original import Call, Outputs, answer, suited_to
 from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
 from amed_env.tracing.programs import Given, given_network
-from amed_env.tracing.shapes import add_call, layer_of_call
+from amed_env.tracing.shapes import LayerCall, layer_of_calls
+from amed_env.tracing.stored import StoredProgram
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -84,6 +85,12 @@ class TracedNetwork:
     remarks: tuple[str, ...] = ()
     difference: float = 0.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "module": StoredProgram.of(self.module)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "module": state["module"].program()})
+
 
 @torch.no_grad()
 def trace(
@@ -130,7 +137,10 @@ def trace(
             example, expected = several, answers
             program = capture(network, example, call, name, any_batch=False)
             plain = _flat_outputs(program.module)
-    _compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
+    try:
+        compare(plain(example), expected, tolerance, f"what was captured of network {name!r}", None)
+    except NetworkError as error:
+        raise NetworkError(f"{error}{_padding_hint(network)}") from error
     module = _own_copy(program.module)
     lowered = lower(module, network)
     layers = lowered.layers
@@ -144,10 +154,10 @@ def trace(
     workload = Workload(name, tuple(_observed(module, lowered, len(example))), _edges(module, set(layers)))
     folded = f"network {name!r} with its batch norms folded"
     try:
-        differences = [_compare(module(example), expected, tolerance, folded, (plain, module, example))]
+        differences = [compare(module(example), expected, tolerance, folded, (plain, module, example))]
     except NetworkError:
         # Deep networks amplify float32's rounding beyond the limit; in float64 only a real difference is left.
-        difference = _difference_in_float64(network, module, call, example)
+        difference = difference_in_float64(network, module, call, example)
         if difference is None or difference > tolerance:
             raise
         differences, tolerance = [difference], 10 * tolerance  # of further samples, in float32
@@ -156,9 +166,24 @@ def trace(
         for part in (of_size(part, batch) for part in samples.split(batch)):
             wanted = answer(network, call, part, name)
             what = f"network {name!r} as captured"
-            differences.append(_compare(module(part), wanted, tolerance, what, (plain, module, part)))
+            differences.append(compare(module(part), wanted, tolerance, what, (plain, module, part)))
     kept = [*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers)]
     return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
+
+
+def _padding_hint(network: nn.Module) -> str:
+    """What to do about torch's encoders, which return zeros at padded positions without gradients only."""
+    encoders = [
+        path
+        for path, child in network.named_modules()
+        if isinstance(child, nn.TransformerEncoder) and getattr(child, "use_nested_tensor", False)
+    ]
+    if not encoders:
+        return ""
+    return (
+        f" With a padding mask {first_few(encoders)} takes nested tensors, which cannot be captured: set its "
+        "use_nested_tensor to False, or make it with enable_nested_tensor=False."
+    )
 
 
 def _outputs_of_batch(
@@ -167,7 +192,7 @@ def _outputs_of_batch(
     """What the untouched network returns for the example over and over, or None if that is not what it should be."""
     try:
         outputs = answer(network, call, several, "network")
-        _compare(
+        compare(
             [found[: len(one)] for found, one in zip(outputs, expected, strict=True)], expected, tolerance, "", None
         )
     except AmedError as error:
@@ -182,9 +207,9 @@ def _takes_any_batch(
     """Whether a program also runs with another number of samples than it was captured with, and computes the same."""
     for batch in (example, example[:1], torch.cat([example, example, example[:1]])):
         try:
-            with torch.no_grad():
+            with torch.no_grad(), quiet():
                 outputs = program(batch)
-            _compare(outputs, answer(network, call, batch, "network"), tolerance, "network", None)
+            compare(outputs, answer(network, call, batch, "network"), tolerance, "network", None)
         except Exception as error:  # of whatever type, from an operation in the program
             logger.info("the program takes one batch size only (%s)", error)
             return False
@@ -254,15 +279,13 @@ def _own_copy(module: fx.GraphModule) -> fx.GraphModule:
 
 def _observed(module: fx.GraphModule, lowered: Lowered, batch: int) -> Iterator[Layer]:
     """The layers in the order in which they first run."""
-    observed: dict[str, Layer] = {}
+    calls: dict[str, list[LayerCall]] = {}
     for node in module.graph.nodes:
-        if node.op != "call_module":
-            continue
-        name = str(node.target)
-        reads = tuple(source.meta["tensor_meta"].shape for source in node.args)
-        call = layer_of_call(name, lowered.layers[name], reads, node.meta["tensor_meta"].shape, batch)
-        observed[name] = add_call(observed[name], call) if name in observed else call
-    for name, layer in observed.items():
+        if node.op == "call_module":
+            reads = tuple(source.meta["tensor_meta"].shape for source in node.args)
+            calls.setdefault(str(node.target), []).append(LayerCall(reads, node.meta["tensor_meta"].shape))
+    for name, of_layer in calls.items():
+        layer = layer_of_calls(name, lowered.layers[name], of_layer, batch)
         owner = lowered.shared.get(name, "")
         # A norm that was folded into one of the two made them different.
         same = owner and torch.equal(lowered.layers[owner].weight, lowered.layers[name].weight)  # type: ignore[arg-type]
@@ -280,70 +303,6 @@ def _edges(module: fx.GraphModule, names: set[str]) -> tuple[tuple[str, str], ..
             sources = frozenset([str(node.target)])
         behind[node] = sources
     return tuple(edges)
-
-
-def _compare(
-    outputs: Any,
-    expected: list[torch.Tensor],
-    tolerance: float,
-    what: str,
-    run: tuple[Any, fx.GraphModule, torch.Tensor] | None,
-) -> float:
-    """Check that outputs are those of the untouched network; returns the largest difference, relative to them.
-
-    Raises:
-        NetworkError: If they differ; the first operation that does is named, where it can be found.
-    """
-    found = tensors_of(outputs)
-    worst = 0.0
-    for one, other in zip(found, expected, strict=True):
-        if one.shape != other.shape:
-            raise NetworkError(f"{what} returns shape {tuple(one.shape)}, the network itself {tuple(other.shape)}.")
-        largest = float(other.float().abs().max()) if other.numel() else 0.0
-        difference = float((one.float() - other.float()).abs().max()) if other.numel() else 0.0
-        if difference > 0:
-            worst = max(worst, difference / largest if largest > 0 else difference)
-    if worst > tolerance:
-        where = None if run is None else _first_difference(*run, tolerance)
-        raise NetworkError(
-            f"{what} differs from the network itself by {worst:.3g} of the largest output"
-            f"{'' if where is None else f', first at {where}'}; it is not evaluated, since every figure would be wrong."
-        )
-    return worst
-
-
-def _difference_in_float64(
-    network: nn.Module, module: fx.GraphModule, call: Call, example: torch.Tensor
-) -> float | None:
-    """The largest difference between both computed in float64, or None if they cannot be."""
-    try:
-        exact, program = copy.deepcopy(network).double().eval(), copy.deepcopy(module).double()
-        inputs = example.double() if example.is_floating_point() else example
-        return _compare(program(inputs), call.in_float64()(exact, inputs), math.inf, "in float64", None)
-    except Exception as error:  # a network may insist on float32 in ways of its own
-        logger.info("it cannot be compared in float64 (%s)", error)
-        return None
-
-
-def _first_difference(
-    before: fx.GraphModule, after: fx.GraphModule, inputs: torch.Tensor, tolerance: float
-) -> str | None:
-    """The first operation of a program whose result is another one than before."""
-    known = {node.name: value for node, value in _results(before, inputs).items()}
-    for node, value in _results(after, inputs).items():
-        other = known.get(node.meta.get(COMPUTES, node.name))
-        if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor) or value.shape != other.shape:
-            continue
-        if float((value.float() - other.float()).abs().max()) > tolerance * float(other.float().abs().max()) + 1e-6:
-            return f"{node.name} in {module_path(node) or 'forward'!r}"
-    return None
-
-
-def _results(module: fx.GraphModule, inputs: torch.Tensor) -> dict[fx.Node, Any]:
-    interpreter = fx.Interpreter(module, garbage_collect_values=False)
-    with torch.no_grad():
-        interpreter.run(inputs)
-    return interpreter.env
 
 
 def _kept(module: fx.GraphModule, network: nn.Module, norms: list[fx.Node], batch: int) -> Iterator[KeptFloat]:
@@ -404,9 +363,11 @@ def _macs(node: fx.Node, batch: int) -> int:
 def _idle(network: nn.Module, program: fx.GraphModule, layers: dict[str, nn.Module]) -> Iterator[KeptFloat]:
     """Layers of the network whose weights nothing reads."""
     used = {name.partition("#")[0] for name in layers}
+    users_modules = dict(network.named_modules(remove_duplicate=False))
+    running = {id(users_modules[name]) for name in used & users_modules.keys()}  # by whichever of its names
     read = {path for node in program.graph.nodes if node.op == "get_attr" for path in node.meta[PARAMETERS]}
     for path, child in network.named_modules():
-        if not isinstance(child, QUANTIZABLE) or path in used or not path:
+        if not isinstance(child, QUANTIZABLE) or id(child) in running or not path:
             continue
         if any(f"{path}.{key}" in read for key, _ in child.named_parameters(recurse=False)):
             continue

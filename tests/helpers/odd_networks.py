@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -382,3 +383,64 @@ def _():
 @odd("one batch size", images(), "conv", "fc")
 def _():
     return Calling(lambda self, x: self.fc(self.conv(x).view(5, -1)), conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(144, 3))
+
+
+ATTENTION = ("self_attn.in_proj", "self_attn.matmul", "self_attn.matmul#2", "self_attn.out_proj", "linear1", "linear2")
+
+
+@odd("transformer with a causal mask", series(), *(f"encoder.layers.0.{layer}" for layer in ATTENTION), "fc")
+def _():
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    return Calling(
+        lambda self, x: self.fc(
+            self.encoder(x, mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))[:, -1]
+        ),
+        encoder=nn.TransformerEncoder(layer, 1),
+        fc=nn.Linear(6, 3),
+    )
+
+
+@odd(
+    "a mask that leaves nothing to attend to",
+    (series(), torch.arange(5 * 81).view(5, 1, 9, 9) % 81 > 17),
+    *("query", "key", "matmul", "matmul#2", "fc"),
+)
+def _():
+    def forward(self, x, allowed):
+        query, key, value = (part.unsqueeze(1) for part in (self.query(x), self.key(x), x))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        return self.fc(attended.squeeze(1))
+
+    return Calling(forward, query=nn.Linear(6, 4), key=nn.Linear(6, 4), fc=nn.Linear(6, 3))
+
+
+@odd("products with factors", rows(), "first", "second", "fc")
+def _():
+    def forward(self, x):
+        x = torch.addmm(self.first.bias, x, self.first.weight.t(), beta=0.5, alpha=2).relu()
+        return self.fc(torch.addmm(self.second.bias, x, self.second.weight.t(), beta=0))
+
+    return Calling(forward, first=nn.Linear(6, 8), second=nn.Linear(8, 5), fc=nn.Linear(5, 3))
+
+
+@odd("rows of a bounded norm", torch.arange(35).view(5, 7) % 20, "table", "fc")
+def _():
+    return Calling(
+        lambda self, x: self.fc(self.table(x).mean(1)), table=nn.Embedding(20, 6, max_norm=2.0), fc=nn.Linear(6, 3)
+    )
+
+
+@odd("a class token for every sample", series(), "fc")
+def _():
+    network = Calling(
+        lambda self, x: self.fc(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)).mean(1), fc=nn.Linear(6, 3)
+    )
+    network.token = nn.Parameter(torch.randn(1, 1, 6))
+    return network
+
+
+@odd("transposed convolutions at the end", images(), "up", "last")
+def _():
+    return nn.Sequential(
+        OrderedDict(up=nn.ConvTranspose2d(3, 4, 3, stride=2), act=nn.ReLU(), last=nn.ConvTranspose2d(4, 2, 2))
+    )

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from amed_env import trace
+from amed_env import make_task, trace
 from amed_env.tracing.trace import FIXED_BATCH, FIXED_ELEMENTS
 
 
@@ -38,3 +38,46 @@ def test_batches_of_large_samples_are_small():
     side = 400
     traced = trace(Counted(), torch.randn(1, 3, side, side))
     assert traced.batch_size == FIXED_ELEMENTS // (3 * side * side) == 2
+
+
+class OneByOne(nn.Module):
+    """A loop over samples, each with calls of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return torch.stack([self.last(self.first(sample).relu()).mean(0) for sample in x])
+
+
+def test_a_loop_over_samples_has_the_work_of_one():
+    layers = trace(OneByOne(), torch.randn(1, 3, 6)).workload
+    assert [(layer.m, layer.macs, layer.input_elements) for layer in layers] == [(3, 3 * 48, 18), (3, 3 * 32, 24)]
+
+
+def test_weights_that_are_repeated_for_every_sample_are_those_of_one_layer():
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(1, 6, 4))
+
+        def forward(self, x):
+            return torch.bmm(x, self.weight.expand(len(x), -1, -1))
+
+    (layer,) = trace(Repeated(), torch.randn(1, 3, 6)).workload
+    assert (layer.kind, layer.m, layer.weight_elements) == ("linear", 3, 24)
+
+
+def test_a_network_that_takes_one_sample_at_a_time_is_evaluated():
+    torch.manual_seed(0)
+    network, samples = Counted(1), torch.randn(12, 3, 6)
+    task = make_task(network=network, calibration=samples[:6], search=samples[6:], device="bops", recipe="nearest")
+    quantized = task.evaluator.network
+    quantized.select(quantized.workload.uniform(32))
+    for sample in samples[6:].split(1):
+        assert torch.allclose(quantized(sample), network(sample), atol=1e-5)
+    assert (
+        task.evaluator.evaluate(task.workload.uniform(8)).score
+        < task.evaluator.evaluate(task.workload.uniform(2)).score
+    )

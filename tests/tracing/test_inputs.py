@@ -1,6 +1,7 @@
 """Inputs and outputs of every form: tensors, keyword arguments, nested trees, integers, masks, None."""
 
 from collections import UserDict, namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -211,3 +212,24 @@ def test_scores_that_cannot_be_told_from_other_outputs_are_listed():
         trace(network, random(4), outputs=class_scores)
     for text in ("'features'", "float32 (6, 5)", "float32 (6, 3)", "int64 (6,)", "outputs=function"):
         assert text in str(caught.value)
+
+
+def test_tensors_of_dataclasses_are_found():
+    @dataclass
+    class Found:
+        scores: torch.Tensor
+        boxes: tuple[torch.Tensor, ...]
+
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores, self.boxes = nn.Linear(6, 3), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return Found(self.scores(x), (self.boxes(x), self.boxes(-x)))
+
+    torch.manual_seed(0)
+    network, x = Detector(), torch.rand(4, 6)
+    found = trace(network, x).module(x)
+    expected = network.scores(x), network.boxes(x), network.boxes(-x)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(found, expected, strict=True))

@@ -1,5 +1,6 @@
 """What is captured is what runs: against the network itself in float64, before and after quantization."""
 
+import pickle
 import warnings
 
 import pytest
@@ -53,6 +54,11 @@ def test_what_runs_is_captured_and_quantized(name):
         network.select(network.workload.uniform(bits))
         errors[bits] = relative(network(inputs), exact)
     assert errors[32] < 1e-5 and errors[8] < 0.06 and errors[8] < errors[2]
+    copied, floats = pickle.loads(pickle.dumps(network)), QuantizedNetwork(traced, inputs, engine="float")
+    for bits in (8, 3):
+        for other in (network, copied, floats):
+            other.select(network.workload.uniform(bits))
+        assert torch.equal(copied(inputs), network(inputs)) and torch.equal(floats(inputs), network(inputs))
 
 
 def test_multiplications_of_dilated_and_grouped_layers():

@@ -211,3 +211,18 @@ def test_a_network_of_several_inputs():
 def test_several_inputs_that_do_not_fit(inputs, message):
     with pytest.raises(NetworkError, match=message):
         trace(Siamese(), inputs)
+
+
+def test_a_layer_that_runs_under_another_name_is_not_called_idle():
+    class Twofold(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.block, self.unused = nn.Sequential(self.conv, nn.ReLU()), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.block(x)
+
+    traced = trace(Twofold(), torch.rand(2, 3, 6, 6))
+    assert traced.workload.layer_names == ("block.0",)
+    assert [kept.name for kept in traced.kept_float] == ["unused"]

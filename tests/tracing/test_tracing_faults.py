@@ -159,9 +159,10 @@ def test_scripts_are_refused():
         trace(script, torch.rand(3, 4))
 
 
-def test_a_program_that_computes_something_else_is_refused_and_the_operation_named(monkeypatch):
+@pytest.mark.parametrize("by", [0.1, float("nan")])
+def test_a_program_that_computes_something_else_is_refused_and_the_operation_named(monkeypatch, by):
     def spoils(module, layers):
-        layers["2"].weight.data[0] += 0.1
+        layers["2"].weight.data[0] += by
         return []
 
     network = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).eval()
@@ -191,3 +192,21 @@ def test_further_samples_are_compared_too():
 def test_a_network_of_one_batch_size_runs_at_that_size():
     traced = trace(OneBatchSize(), torch.rand(8, 4))
     assert traced.batch_size == 8 and traced.workload.layers[0].m == 1
+
+
+def test_an_encoder_with_nested_tensors_is_told_what_to_do():
+    class Padded(nn.Module):
+        def __init__(self, nested):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+
+        def forward(self, x):
+            return self.encoder(x, src_key_padding_mask=x[..., 0] > 1)
+
+    torch.manual_seed(0)
+    x = torch.rand(3, 5, 4)
+    x[:, 3:, 0] = 2
+    assert len(trace(Padded(False).eval(), x).workload) == 6
+    with pytest.raises(NetworkError, match=r"encoder takes nested tensors, .* enable_nested_tensor=False"):
+        trace(Padded(True).eval(), x)
