@@ -97,6 +97,12 @@ def _item_tensors(inputs: Any, part: str) -> Any:
     return made
 
 
+def _are_texts(values: Any) -> bool:
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind in "USO"
+    return isinstance(values, list | tuple) and len(values) > 0 and isinstance(values[0], str)
+
+
 def split_labels(source: Any, labelled: bool | None, one_input: bool = False) -> tuple[Any, Any]:
     """Inputs, and labels or None."""
     if isinstance(source, Mapping):
@@ -201,6 +207,8 @@ def as_labels(values: Any, what: str) -> torch.Tensor | None:
     """Labels in the types that samples have: whole numbers of any width as int64, floats as float32."""
     if values is None:
         return None
+    if _are_texts(values):
+        raise DataError(f"{what} cannot be made a tensor: they are texts; give the number of each class, from 0.")
     labels = _tensor(values, what)
     return labels.float() if labels.is_floating_point() else labels.long()
 

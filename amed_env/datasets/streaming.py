@@ -15,6 +15,7 @@ from amed_env.datasets.padding import HOW_TO_PAD, LABELS, length_of, pad_labels,
 from amed_env.datasets.readers import ITEMS_AT_ONCE, LoaderReader, Reader, leaves
 from amed_env.datasets.samples import MASK_NAME, Samples
 from amed_env.errors import DataError
+from amed_env.support.memory import give_back_free_memory
 from amed_env.support.text import first_few, tensor_text
 from amed_env.tracing.packing import EXACT_INTEGERS, InputForm, packed_inputs
 
@@ -26,6 +27,8 @@ IN_MEMORY_MIB = 256
 """Inputs of a part up to here are kept in memory: all of CIFAR-10's 10,000 test images, or 400 images of 3 x 224 x 224.
 Search, test and training samples together stay below 1 GiB."""
 _MIB = 2**20
+_TRIM_MIB = 64
+"""Inputs that are read until memory is given back: a trim takes about a millisecond, reading as much a hundred."""
 
 
 class Source:
@@ -43,6 +46,7 @@ class Source:
         self.names: frozenset[str] = frozenset()
         self.form: InputForm | None = None
         self._first = ""
+        self._read_bytes = 0
 
     def transformed(self, batch: Batch) -> Batch:
         """A batch after the transform.
@@ -89,6 +93,10 @@ class Source:
                 f"{batch.name} has inputs of another shape than {self._first}: {form.listed()} and not "
                 f"{self.form.listed()}; {HOW_TO_PAD}."
             )
+        self._read_bytes += inputs.numel() * inputs.element_size()
+        if self._read_bytes > _TRIM_MIB * _MIB:
+            self._read_bytes = 0
+            give_back_free_memory()
         return inputs
 
     def rows(self, batch: Batch) -> torch.Tensor:

@@ -253,6 +253,8 @@ def _task_of_module(
 
     takes_one = example_input is not None and not isinstance(example_input, tuple | list | Mapping)
     transform = samples["transform"]
+    if transform is not None and not callable(transform):
+        raise InputError(f"transform is {transform!r}; give a function of a batch of inputs.")
     calibration = as_samples(
         samples["calibration"], "calibration", labelled=False, one_input=takes_one, transform=transform
     )
