@@ -57,10 +57,22 @@ def pad_sequences(inputs: Any, labels: Any, names: frozenset[str], length: int, 
     Raises:
         DataError: As for `pad_labels`.
     """
-    longer = {name: _padded(value, length, axis, 0) if str(name) in names else value for name, value in inputs.items()}
+    # What collate functions fill up with, and how far, differs from batch to batch: the same sample must stay the same.
+    padding = inputs[MASK_NAME] == 0
+    longer = {}
+    for name, value in inputs.items():
+        longer[name] = value
+        if str(name) in names:
+            longer[name] = _padded(_filled(value, padding, 0), length, axis, 0)
     if LABELS in names:
-        labels = pad_labels(labels, length, axis)
+        classes = labels if labels.is_floating_point() else _filled(labels, padding, IGNORED_LABEL)
+        labels = pad_labels(classes, length, axis)
     return longer, labels
+
+
+def _filled(tensor: torch.Tensor, padding: torch.Tensor, value: int) -> torch.Tensor:
+    """A tensor with a value wherever there is padding; it may have further axes."""
+    return tensor.masked_fill(padding.reshape(*padding.shape, *[1] * (tensor.dim() - padding.dim())), value)
 
 
 def pad_labels(labels: torch.Tensor, length: int, axis: int = 1) -> torch.Tensor:

@@ -203,6 +203,8 @@ class _Survey:
         self.names: frozenset[str] | None = None
         self.count, self.values, self.largest = 0, 0, 0.0
         self.dtype = torch.float32
+        self.padded_left = False
+        self.masks: list[torch.Tensor | None] = []
 
     def run(self) -> None:
         """Pass by all samples."""
@@ -210,6 +212,7 @@ class _Survey:
             batch = self.source.transformed(read)
             self._measure_sequences(batch)
             self.labels.append(batch.labels)
+            self.masks.append(batch.inputs[MASK_NAME] if length_of(batch.inputs) is not None else None)
             if self.kept is not None:
                 self.kept.append(batch)
                 self._drop_if_many(batch)
@@ -217,7 +220,10 @@ class _Survey:
                 self._take_in(batch)
 
     def _measure_sequences(self, batch: Batch) -> None:
-        self.lengths.add(length_of(batch.inputs))
+        length = length_of(batch.inputs)
+        self.lengths.add(length)
+        if length is not None:
+            self.padded_left |= bool((batch.inputs[MASK_NAME][:, 0] == 0).any())
         names = sequences_of(batch.inputs, batch.labels)
         self.names = names if self.names is None else self.names & names
 
@@ -291,6 +297,11 @@ def _kept_samples(kept: list[Batch], source: Source, labels: torch.Tensor | None
 
 
 def _streamed_samples(survey: _Survey, source: Source, labels: torch.Tensor | None, part: str) -> Samples:
+    if survey.ragged and survey.padded_left:
+        raise DataError(
+            f"the {part} samples do not fit in memory, and their batches are padded on the left, each to another length; "
+            "pad on the right, or all to one length."
+        )
     # Of padded sequences other bytes are hashed; and integers beyond 2^24 may have come after others were.
     hashes_stay = not survey.ragged and survey.largest <= EXACT_INTEGERS
     first = source.rows(next(source.reader.batches()))
@@ -317,7 +328,7 @@ def _joined_labels(survey: _Survey, source: Source, part: str) -> torch.Tensor |
             raise DataError(f"some batches of the {part} samples have labels and others none; give them to all.")
         return None
     if source.length is not None and LABELS in source.names:
-        labels = [pad_labels(label, source.length) for label in labels]
+        labels = [_padded_labels(label, mask, source.length) for label, mask in zip(labels, survey.masks, strict=True)]
     shapes = {tuple(label.shape[1:]) for label in labels}
     if len(shapes) > 1:
         raise DataError(
@@ -325,6 +336,12 @@ def _joined_labels(survey: _Survey, source: Source, part: str) -> torch.Tensor |
             "of one shape."
         )
     return torch.cat(labels)
+
+
+def _padded_labels(labels: torch.Tensor, mask: torch.Tensor | None, length: int) -> torch.Tensor:
+    sequences = {MASK_NAME: mask}
+    padded: torch.Tensor = pad_sequences(sequences, labels, frozenset((LABELS,)), length)[1]
+    return padded
 
 
 def with_one_length(parts: Mapping[str, Samples]) -> dict[str, Samples]:

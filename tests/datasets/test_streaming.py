@@ -13,6 +13,7 @@ import amed_env
 from amed_env.datasets import streaming
 from amed_env.datasets.forms import as_samples
 from amed_env.errors import DataError
+from amed_env.evaluation import post_training
 from amed_env.tasks import make
 from amed_env.training.finalists import choose_finalist
 
@@ -153,6 +154,7 @@ def test_a_search_holds_few_samples_and_finds_the_same(monkeypatch):
     monkeypatch.setattr(make, "SEARCH_SAMPLES", 100)
     _, expected, _ = searched(lambda inputs: (inputs, LABELS))
     monkeypatch.setattr(streaming, "IN_MEMORY_MIB", 20 / 1024)
+    monkeypatch.setattr(post_training, "STREAMED_BATCH_MIB", 12 / 1024)
     gc.collect()
     gc.disable()  # tensors must not wait for it
     try:
