@@ -299,7 +299,7 @@ def _kept_samples(kept: list[Batch], source: Source, labels: torch.Tensor | None
 def _streamed_samples(survey: _Survey, source: Source, labels: torch.Tensor | None, part: str) -> Samples:
     if survey.ragged and survey.padded_left:
         raise DataError(
-            f"the {part} samples do not fit in memory, and their batches are padded on the left, each to another length; "
+            f"the {part} samples do not fit in memory, and their batches are padded on the left to other lengths; "
             "pad on the right, or all to one length."
         )
     # Of padded sequences other bytes are hashed; and integers beyond 2^24 may have come after others were.
