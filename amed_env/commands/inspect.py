@@ -114,7 +114,8 @@ def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     example = example_of(parts, path)
     traced = trace(parts["network"], example, parts["name"], outputs=parts.get("outputs") or as_rows)
     if parts.get("calibration") is not None:
-        return traced, as_samples(parts["calibration"], "calibration", labelled=False).inputs[:SAMPLES], True
+        calibration = as_samples(parts["calibration"], "calibration", labelled=False, transform=parts.get("transform"))
+        return traced, calibration.inputs[:SAMPLES], True
     return traced, _packed(example), False
 
 

@@ -66,9 +66,7 @@ def run_training(
         try:
             target, walked = walk(output, task, target.agent, target.epochs, settings.seed, interrupts)
         except KeyboardInterrupt:
-            output.note(
-                f"interrupted during the walk; continue with --resume. What was done is in {folder}."
-            )
+            output.note(f"interrupted during the walk; continue with --resume. What was done is in {folder}.")
             return interrupts.exit_code or 130
         assert isinstance(task.evaluator, InTrainingEvaluator)
         start = task.evaluator.trained

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from amed_env.datasets.lazy import joined
 from amed_env.datasets.samples import Samples, Splits
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError
@@ -91,5 +92,5 @@ def _joined(parts: Sequence[Samples], with_labels: bool) -> Samples:
                 f"{first.name} samples {first.sample_shape} ({first.inputs.dtype}); prepare all in the same way."
             )
     labels = [part.labels for part in parts if part.labels is not None] if with_labels else []
-    inputs = torch.cat([part.inputs for part in parts])
+    inputs = joined([part.inputs for part in parts])
     return Samples(inputs, torch.cat(labels) if labels else None, "finalists", first.form)

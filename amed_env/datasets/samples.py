@@ -10,9 +10,10 @@ from itertools import combinations
 import numpy as np
 import torch
 
+from amed_env.datasets.lazy import LazyInputs, largest_of, little_endian, row_hashes, stored_type
 from amed_env.errors import DataError
 from amed_env.support.text import first_few
-from amed_env.tracing.packing import EXACT_INTEGERS, InputForm, Inputs, packed_inputs
+from amed_env.tracing.packing import InputForm, Inputs, packed_inputs
 
 INPUT_TYPES = (torch.float32, torch.int64)
 """Types of inputs: values, or numbers of tokens."""
@@ -20,6 +21,9 @@ LABEL_TYPES = (torch.int64, torch.float32)
 """Types of labels: classes, or values."""
 IGNORED_LABEL = -100
 """Label of a pixel or token that does not count: the one that torch's cross-entropy ignores."""
+MASK_NAME = "attention_mask"
+"""The input that says which tokens of a sequence count, as the tokenizers of transformers call it."""
+_READ_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +32,8 @@ class Samples:
 
     Attributes:
         inputs: (N, ...) float32, or int64 for numbers of tokens; the first axis counts samples. For a network that
-            takes several tensors (N, D): all of them packed into one (see `of_inputs`).
+            takes several tensors (N, D): all of them packed into one (see `of_inputs`). Of samples that do not fit in
+            memory they are `LazyInputs`, which are indexed and split alike.
         labels: What is true of each sample: its class, int64 (N,), from 0; classes of its pixels or tokens, int64
             (N, …), -100 where nothing is compared; or values, float32 (N,) or (N, …). None for samples without.
         name: What they are (`"digits/search"`); it begins every message and is no part of the fingerprint.
@@ -65,7 +70,8 @@ class Samples:
         return cls(packed, labels, name, None if form.is_plain else form)
 
     def __post_init__(self) -> None:
-        self._check_tensor("inputs", self.inputs, INPUT_TYPES, "float(), or .long() for numbers of tokens")
+        if not self.streamed:
+            self._check_tensor("inputs", self.inputs, INPUT_TYPES, "float(), or .long() for numbers of tokens")
         if self.inputs.ndim < 2:
             raise DataError(
                 f"{self.name}: inputs have shape {tuple(self.inputs.shape)}; expected a leading axis of "
@@ -77,8 +83,9 @@ class Samples:
             raise DataError(
                 f"{self.name}: there are no samples (inputs of shape {tuple(self.inputs.shape)}); give at least one."
             )
-        # Extremes show NaN and infinity without a mask as large as the inputs.
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(self.inputs))).all()):
+        # Lazy inputs are checked as they are read first. Extremes show NaN and infinity without a mask as large as the
+        # inputs.
+        if not self.streamed and not bool(torch.isfinite(torch.stack(torch.aminmax(self.inputs))).all()):
             wrong = ~torch.isfinite(self.inputs)
             at = torch.nonzero(wrong.flatten(1).any(dim=1)).flatten()
             values = int(wrong.sum())
@@ -125,6 +132,11 @@ class Samples:
         return len(self.inputs)
 
     @property
+    def streamed(self) -> bool:
+        """Whether the inputs are read when they are needed."""
+        return isinstance(self.inputs, LazyInputs)
+
+    @property
     def known_labels(self) -> torch.Tensor:
         """The labels, where there have to be any.
 
@@ -147,7 +159,7 @@ class Samples:
         return tuple(self.inputs.shape[1:])
 
     def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor, name: str | None = None) -> Samples:
-        """The samples at some positions, in that order.
+        """The samples at some positions, in that order; of those that can only be read in passes in their own order.
 
         Args:
             indices: Positions from 0; a position may be given more than once.
@@ -170,8 +182,12 @@ class Samples:
                 f"{self.name}: indices from {low} to {high} do not fit {len(self)} samples; use 0 to {len(self) - 1}."
             )
         name = self.name if name is None else name
+        if isinstance(self.inputs, LazyInputs):
+            inputs, chosen = self.inputs.subset(chosen)
+        else:
+            inputs = self.inputs[chosen]
         labels = None if self.labels is None else self.labels[chosen]
-        return Samples(self.inputs[chosen], labels, name, self.form)
+        return Samples(inputs, labels, name, self.form)
 
     def example(self) -> Inputs:
         """The first sample as the network takes it: a tensor (1, ...), or a tree of them."""
@@ -186,11 +202,20 @@ class Samples:
         """
         if size < 1:
             raise DataError(f"{self.name}: the batch size is {size}; it must be at least 1.")
-        inputs = self.inputs.split(size)
-        labels: Sequence[torch.Tensor | None] = [None] * len(inputs)
-        if self.labels is not None:
-            labels = self.labels.split(size)
-        yield from zip(inputs, labels, strict=True)
+        for number, inputs in enumerate(self.inputs.split(size)):
+            start = number * size
+            yield inputs, None if self.labels is None else self.labels[start : start + size]
+
+    def counting(self, inputs: torch.Tensor) -> torch.Tensor | None:
+        """Which tokens of some inputs count: bool (N, T) by their attention mask; None where they have none.
+
+        Args:
+            inputs: Inputs of these samples.
+        """
+        if self.form is None or not isinstance(self.form.tree, dict) or MASK_NAME not in self.form.tree:
+            return None
+        mask = self.form.unpacked(inputs)[MASK_NAME]
+        return mask > 0 if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, inputs and labels: the same on every machine for the same contents."""
@@ -198,26 +223,27 @@ class Samples:
         digest = hashlib.sha256(f"amed-samples/1 {tuple(self.inputs.shape)} ".encode())
         if self.form is not None:
             digest.update(f"{self.form.fingerprint()} ".encode())
-        digest.update(_little_endian(self.inputs, self._stored_type()).data)
+        kind = self._stored_type()
+        for inputs in self.inputs.split(_READ_AT_ONCE):
+            digest.update(little_endian(inputs, kind).data)
         if self.labels is None:
             # As versions did that filled in zeros, so that what was learned from the same samples is found.
             digest.update(np.zeros(len(self), dtype="<i8").data)
             return digest.hexdigest()
         if self.labels.ndim > 1 or self.labels.is_floating_point():
             digest.update(f"{self.labels.dtype} {tuple(self.labels.shape)} ".encode())
-        digest.update(_little_endian(self.labels, "<f4" if self.labels.is_floating_point() else "<i8").data)
+        digest.update(little_endian(self.labels, "<f4" if self.labels.is_floating_point() else "<i8").data)
         return digest.hexdigest()
 
     def _stored_type(self) -> str:
-        """What contents are hashed in: float32, which all small integers are too, or int64 for others."""
-        integers = not self.inputs.is_floating_point()
-        return "<i8" if integers and int(self.inputs.abs().max()) > EXACT_INTEGERS else "<f4"
+        floats = self.inputs.is_floating_point()
+        return stored_type(self.inputs.dtype, 0.0 if floats else largest_of(self.inputs))
 
     def sample_hashes(self) -> list[bytes]:
         """A 16-byte hash of each input, without its label: equal for exact copies."""
-        # Sixteen bytes make equal hashes of different samples practically impossible (2^64 samples for an even chance).
-        rows = _little_endian(self.inputs, self._stored_type()).reshape(len(self), -1)
-        return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+        if isinstance(self.inputs, LazyInputs):
+            return self.inputs.hashes()
+        return row_hashes(self.inputs, self._stored_type())
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +344,3 @@ def balanced_order(labels: Sequence[int] | np.ndarray, salt: str) -> np.ndarray:
         turn = turns[label] = turns.get(label, -1) + 1
         places.append((turn, label, index))
     return np.array([index for _, _, index in sorted(places)], dtype=np.int64)
-
-
-def _little_endian(tensor: torch.Tensor, dtype: str) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(dtype, copy=False))

@@ -27,8 +27,10 @@ class Comparison(Protocol):
     score: Score
     normalised: bool
 
-    def values(self, outputs: torch.Tensor, float_outputs: torch.Tensor) -> torch.Tensor:
-        """float64 (N,) of outputs (N, …)."""
+    def values(
+        self, outputs: torch.Tensor, float_outputs: torch.Tensor, counting: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """float64 (N,) of outputs (N, …); `counting` (N, T) says which tokens count, if not all do."""
 
 
 class KullbackLeibler:
@@ -43,29 +45,35 @@ class KullbackLeibler:
     def __init__(self, axis: int) -> None:
         self.axis = axis
 
-    def values(self, outputs: torch.Tensor, float_outputs: torch.Tensor) -> torch.Tensor:
+    def values(
+        self, outputs: torch.Tensor, float_outputs: torch.Tensor, counting: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See `Comparison.values`."""
 
-        def divergences(part: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        def divergences(part: torch.Tensor, reference: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
             logarithms = F.log_softmax(part.double(), dim=self.axis)
             truth = F.log_softmax(reference.double(), dim=self.axis)
             terms = F.kl_div(logarithms, truth, reduction="none", log_target=True)
             # A divergence is never negative; sums of rounded logarithms can be, by their last bits.
-            return terms.sum(dim=self.axis).reshape(len(part), -1).mean(dim=1).clamp_(min=0.0)
+            return _mean(terms.sum(dim=self.axis), tokens).clamp_(min=0.0)
 
-        return _in_parts(divergences, outputs, float_outputs)
+        return _in_parts(divergences, outputs, float_outputs, self._tokens(outputs, counting))
 
-    def entropies(self, float_outputs: torch.Tensor) -> torch.Tensor:
+    def entropies(self, float_outputs: torch.Tensor, counting: torch.Tensor | None = None) -> torch.Tensor:
         """Entropy of the float network's class probabilities in nats: float64 (N,).
 
         The divergence and this make the cross-entropy against those probabilities.
         """
 
-        def entropies(part: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        def entropies(part: torch.Tensor, _: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
             logarithms = F.log_softmax(part.double(), dim=self.axis)
-            return -(logarithms.exp() * logarithms).sum(dim=self.axis).reshape(len(part), -1).mean(dim=1)
+            return _mean(-(logarithms.exp() * logarithms).sum(dim=self.axis), tokens)
 
-        return _in_parts(entropies, float_outputs, float_outputs)
+        return _in_parts(entropies, float_outputs, float_outputs, self._tokens(float_outputs, counting))
+
+    def _tokens(self, outputs: torch.Tensor, counting: torch.Tensor | None) -> torch.Tensor | None:
+        """What says which positions of class scores count; nothing if the positions are no tokens."""
+        return counting if are_of_tokens(outputs, counting) and self.axis != 1 else None
 
 
 class SquaredError:
@@ -73,13 +81,15 @@ class SquaredError:
 
     score, normalised = SQUARED_ERROR, True
 
-    def values(self, outputs: torch.Tensor, float_outputs: torch.Tensor) -> torch.Tensor:
+    def values(
+        self, outputs: torch.Tensor, float_outputs: torch.Tensor, counting: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See `Comparison.values`."""
 
-        def squares(part: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        def squares(part: torch.Tensor, reference: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
             return (part.double() - reference.double()).square().reshape(len(part), -1).sum(dim=1)
 
-        return _in_parts(squares, outputs, float_outputs)
+        return _in_parts(squares, counted(outputs, counting), counted(float_outputs, counting), None)
 
 
 class OwnComparison:
@@ -106,8 +116,11 @@ class OwnComparison:
             against_float=True,
         )
 
-    def values(self, outputs: torch.Tensor, float_outputs: torch.Tensor) -> torch.Tensor:
+    def values(
+        self, outputs: torch.Tensor, float_outputs: torch.Tensor, counting: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See `Comparison.values`."""
+        outputs, float_outputs = counted(outputs, counting), counted(float_outputs, counting)
         try:
             returned = torch.as_tensor(self.function(outputs, float_outputs)).double()
         except Exception as error:  # the function is code of the user
@@ -125,10 +138,37 @@ class OwnComparison:
         return returned
 
 
+def are_of_tokens(outputs: torch.Tensor, counting: torch.Tensor | None) -> bool:
+    """Whether outputs (N, T, …) are of the tokens of which (N, T) says whether they count."""
+    return counting is not None and outputs.dim() > 2 and outputs.shape[:2] == counting.shape
+
+
+def counted(outputs: torch.Tensor, counting: torch.Tensor | None) -> torch.Tensor:
+    """Outputs with zeros at tokens that do not count: whatever a network returns for padding means nothing."""
+    if counting is None or not are_of_tokens(outputs, counting):
+        return outputs
+    padding = ~counting.to(outputs.device)
+    return outputs.masked_fill(padding.reshape(*padding.shape, *[1] * (outputs.dim() - 2)), 0.0)
+
+
+def _mean(terms: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the positions of each sample that count: (N,) of (N, …)."""
+    if tokens is None:
+        return terms.reshape(len(terms), -1).mean(dim=1)
+    sums = terms.masked_fill(~tokens, 0.0).sum(dim=1)
+    return sums / tokens.sum(dim=1).clamp_(min=1)
+
+
 def _in_parts(
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], outputs: torch.Tensor, float_outputs: torch.Tensor
+    function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
+    outputs: torch.Tensor,
+    float_outputs: torch.Tensor,
+    tokens: torch.Tensor | None,
 ) -> torch.Tensor:
     """Values of all samples, a few samples at a time where each has many outputs."""
     size = max(1, _AT_ONCE // max(1, outputs[0].numel()))
-    parts = zip(outputs.split(size), float_outputs.split(size), strict=True)
-    return torch.cat([function(part, reference) for part, reference in parts])
+    values = []
+    for start in range(0, len(outputs), size):
+        rows = slice(start, start + size)
+        values.append(function(outputs[rows], float_outputs[rows], None if tokens is None else tokens[rows]))
+    return torch.cat(values)

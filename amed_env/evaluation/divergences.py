@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from amed_env.datasets import Samples
 from amed_env.errors import NonFiniteError
-from amed_env.evaluation.comparisons import Comparison
+from amed_env.evaluation.comparisons import Comparison, counted
 from amed_env.evaluation.outputs import RunningSpread
 from amed_env.evaluation.quality import Progress
 from amed_env.problem.allocation import BitAllocation, Precision
@@ -29,7 +30,7 @@ FloatArray = npt.NDArray[np.float64]
 def measure_divergences(
     network: QuantizedNetwork,
     comparison: Comparison,
-    inputs: torch.Tensor,
+    samples: Samples,
     precisions: Sequence[Precision],
     batch_size: int,
     progress: Progress | None = None,
@@ -39,7 +40,7 @@ def measure_divergences(
     Args:
         network: The network.
         comparison: What compares the outputs.
-        inputs: Calibration samples (N, …).
+        samples: Calibration samples.
         precisions: P precisions.
         batch_size: Samples of one forward pass.
         progress: Called with the steps done and all steps.
@@ -52,7 +53,7 @@ def measure_divergences(
     cells = [(row, column) for row in reversed(range(len(names))) for column in range(len(precisions))]
     allocations = [base.replace({names[row]: precisions[column]}) for row, column in cells]
     divergences = np.zeros((len(names), len(precisions)))
-    values = _divergences(network, comparison, base, allocations, inputs, batch_size, progress)
+    values = _divergences(network, comparison, base, allocations, samples, batch_size, progress)
     for cell, value in zip(cells, values, strict=True):
         divergences[cell] = value
     return divergences
@@ -85,7 +86,7 @@ def pair_allocations(workload: Workload, precisions: Sequence[Precision], reach:
 def measure_pairs(
     network: QuantizedNetwork,
     comparison: Comparison,
-    inputs: torch.Tensor,
+    samples: Samples,
     precisions: Sequence[Precision],
     batch_size: int,
     reach: int,
@@ -96,7 +97,7 @@ def measure_pairs(
     Args:
         network: The network.
         comparison: What compares the outputs.
-        inputs: Calibration samples (N, …).
+        samples: Calibration samples.
         precisions: P precisions.
         batch_size: Samples of one forward pass.
         reach: Pairs further apart than so many layers are left at 0.
@@ -112,7 +113,7 @@ def measure_pairs(
     layers, count = len(names), len(precisions)
     base = network.workload.uniform(SENSITIVITY_BITS)
     allocations = pair_allocations(network.workload, precisions, reach)
-    values = _divergences(network, comparison, base, allocations, inputs, batch_size, progress)
+    values = _divergences(network, comparison, base, allocations, samples, batch_size, progress)
     known = dict(zip(allocations, values, strict=True))
     alone = np.array([[known.get(base.replace({name: p}), 0.0) for p in precisions] for name in names])
     interactions = np.zeros((layers, count, layers, count))
@@ -127,26 +128,27 @@ def _divergences(
     comparison: Comparison,
     base: BitAllocation,
     allocations: list[BitAllocation],
-    inputs: torch.Tensor,
+    samples: Samples,
     batch_size: int,
     progress: Progress | None,
 ) -> FloatArray:
     """Mean divergence of each allocation's outputs from those of `base`: float64, one each."""
-    batches = inputs.split(batch_size)
+    batches = [inputs for inputs, _ in samples.batches(batch_size)]
     means = np.zeros(len(allocations))
     spread = RunningSpread()
     done, steps = 0, len(batches) * len(allocations)
     for start in range(0, len(allocations), AT_ONCE):
         part = allocations[start : start + AT_ONCE]
         reference = torch.empty(0)
-        for _, position, outputs in network.sweep([base, *part], batches):
-            outputs = outputs.cpu()
+        for number, position, outputs in network.sweep([base, *part], batches):
+            counting = samples.counting(batches[number])
+            outputs = counted(outputs.cpu(), counting)
             if position == 0:
                 reference = outputs
                 if comparison.normalised and start == 0:
                     spread.add(reference.double().reshape(len(reference), -1))
                 continue
-            means[start + position - 1] += float(comparison.values(outputs, reference).sum()) / len(inputs)
+            means[start + position - 1] += float(comparison.values(outputs, reference, counting).sum()) / len(samples)
             done += 1
             if progress is not None:
                 progress(done, steps)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from amed_env.datasets import Splits
+from amed_env.datasets.samples import IGNORED_LABEL
 from amed_env.errors import DataError, NetworkError
 from amed_env.evaluation.comparisons import SquaredError
 from amed_env.evaluation.outputs import class_axis
@@ -48,6 +49,9 @@ def fit_scoring(network: QuantizedNetwork, splits: Splits, score: ScoreSpec, met
             f"network {name!r} must return one tensor (N, …) with a row for each sample; it returns {what} for "
             f"{len(inputs)}."
         )
+    if metrics is None:
+        for part, samples in parts.items():
+            _check_not_one_hot(part, samples.labels, outputs)
     scoring = find_scoring(score, metrics, outputs.cpu(), labels, splits.search.are_tokens)
     if scoring.comparison is None and splits.search.labels is None:
         raise DataError(
@@ -63,12 +67,27 @@ def fit_scoring(network: QuantizedNetwork, splits: Splits, score: ScoreSpec, met
     return scoring
 
 
+def _check_not_one_hot(part: str, labels: torch.Tensor | None, outputs: torch.Tensor) -> None:
+    """Check that values are no classes in disguise, whose mean absolute error would say nothing."""
+    if labels is None or not labels.is_floating_point() or labels.shape[1:] != outputs.shape[1:]:
+        return
+    if labels.dim() != 2 or labels.shape[1] < 2 or len(labels) < 2:
+        return
+    if bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(dim=1) == 1).all()):
+        raise DataError(
+            f"the labels of the {part} samples, {tensor_text(labels)}, are one-hot; give class numbers, "
+            "labels.argmax(1), or name a metric (metrics=['mae']) if they are values."
+        )
+
+
 def _check_classes(part: str, labels: torch.Tensor, classes: int) -> None:
     largest = int(labels.max())
     if largest >= classes:
+        counting = labels[labels != IGNORED_LABEL]
+        cure = " They seem to count from 1: subtract 1." if largest == classes and int(counting.min()) == 1 else ""
         raise DataError(
             f"the {part} split has label {largest}, but the network tells only {classes} classes apart (0 to "
-            f"{classes - 1})."
+            f"{classes - 1}).{cure}"
         )
     if labels.dim() == 1 and int(labels.min()) == largest:
         raise DataError(

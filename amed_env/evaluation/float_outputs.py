@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from amed_env.datasets import Samples
+from amed_env.evaluation.comparisons import counted
 from amed_env.evaluation.outputs import RunningSpread
 from amed_env.problem.allocation import FLOAT_BITS
 from amed_env.quantization.network import QuantizedNetwork
@@ -44,7 +45,7 @@ def measure_float_outputs(
     kept: list[torch.Tensor] | None = []
     spread = RunningSpread()
     for inputs, _ in samples.batches(batch_size):
-        outputs = network(inputs).cpu()
+        outputs = counted(network(inputs).cpu(), samples.counting(inputs))
         if with_spread:
             spread.add(outputs.double().reshape(len(outputs), -1))
         if outputs[0].numel() * outputs.element_size() * len(samples) > KEPT_MIB * _MIB:

@@ -37,6 +37,13 @@ def flat_classes(outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
         DataError: If the shapes do not fit each other, or labels are no class numbers.
     """
     axis = class_axis(tuple(outputs.shape), tuple(labels.shape))
+    one_score = outputs.dim() == 1 or tuple(outputs.shape[1:]) == (1,)
+    if axis is None and one_score and labels.numel() == len(labels) and not labels.is_floating_point():
+        raise DataError(
+            f"the outputs, {tensor_text(outputs)}, are one number a sample, but the labels, {tensor_text(labels)}, "
+            "class numbers: let the network return a score for each class, (-x, x) for one sigmoid, or give the labels "
+            "as floats of the outputs' shape, with which they are compared as values."
+        )
     if axis is None or labels.is_floating_point():
         raise DataError(
             "class numbers are compared with class scores: labels (N,) with outputs (N, classes), masks (N, H, W) with "

@@ -48,6 +48,9 @@ PAIR_SAMPLES = 256
 """Calibration samples on which pairs of layers are measured; fewer, as pairs are many."""
 LEAST_LEARNING_BATCH = 8
 """Samples of a step below which rounding is not learned: gradients of fewer mostly show their noise."""
+STREAMED_BATCH_MIB = 16
+"""Inputs of one forward pass where samples are read anew in each: 27 images of 3 x 224 x 224, whose activations in a
+ResNet-18 are 90 MiB a layer."""
 MEASURES_VERSION = 2
 """Changes when `sensitivities` does, so that what was kept is measured anew."""
 
@@ -108,6 +111,11 @@ class PostTrainingEvaluator(Evaluator):
                     "rounding; use the recipe 'nearest', or let the network take any number of samples."
                 )
             self.recipe = self.recipe.with_changes(batch_size=fixed)
+        if any(samples.streamed for samples in splits.parts().values()):
+            # The data do not fit in memory, so the activations of large batches may not either.
+            calibration = splits.calibration.inputs
+            sample_mib = calibration[0].numel() * calibration.element_size() / 2**20
+            batch_size = max(1, min(batch_size, int(STREAMED_BATCH_MIB / sample_mib)))
         self.threads, self.batch_size = threads, traced.batch_size or batch_size
         self.traced, self._splits = traced, splits
         self._further = FurtherSamples() if further is None else further
@@ -265,9 +273,11 @@ class PostTrainingEvaluator(Evaluator):
             self.network.select(allocation)
             try:
                 for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
-                    # The test split is for the final report: its batches do not come again.
-                    outputs = self.network(inputs, (samples, number) if split == "search" else None)
-                    tally.add(outputs, labels, _batch_of(reference, number))
+                    # The test split is for the final report: its batches do not come again. And where not even the
+                    # inputs are kept, the results of layers are not.
+                    come_again = split == "search" and not samples.streamed
+                    outputs = self.network(inputs, (samples, number) if come_again else None)
+                    tally.add(outputs, labels, _batch_of(reference, number), samples.counting(inputs))
                 return tally.quality(allocation, split, 1.0 if reference is None else reference.spread)
             except NonFiniteError as error:
                 raise self._not_finite(allocation, split, error.layer) from error
@@ -325,7 +335,6 @@ class PostTrainingEvaluator(Evaluator):
     def _evaluate_part(self, allocations: list[BitAllocation], split: Split, keep: bool = False) -> list[Quality]:
         """Qualities of allocations in a good order; `keep` those of single samples."""
         samples = self.samples(split)
-        batches = list(samples.batches(self.batch_size))
         tallies = [Tally(self.scoring, keep) for _ in allocations]
         with torch_threads(self.threads):
             reference = self.float_outputs(split)
@@ -333,13 +342,22 @@ class PostTrainingEvaluator(Evaluator):
             again = reference is not None and reference.batches is None
             swept = [self.workload.uniform(FLOAT_BITS), *allocations] if again else allocations
             float_outputs: torch.Tensor | None = None
+            batch: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
+
+            def read() -> Iterator[torch.Tensor]:
+                nonlocal batch
+                for inputs, labels in samples.batches(self.batch_size):
+                    batch = labels, samples.counting(inputs)
+                    yield inputs
+
             try:
-                for number, position, outputs in self.network.sweep(swept, (inputs for inputs, _ in batches)):
+                for number, position, outputs in self.network.sweep(swept, read()):
                     if again and position == 0:
                         float_outputs = outputs.cpu()
                         continue
                     compared = float_outputs if again else _batch_of(reference, number)
-                    tallies[position - again].add(outputs, batches[number][1], compared)
+                    labels, counting = batch
+                    tallies[position - again].add(outputs, labels, compared, counting)
                 spread = 1.0 if reference is None else reference.spread
                 return [
                     tally.quality(allocation, split, spread)
@@ -389,12 +407,12 @@ class PostTrainingEvaluator(Evaluator):
         """
         shape = (len(self.workload), len(precisions))
         key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {' '.join(map(str, precisions))}{self._compared}"
-        inputs = self._splits.calibration.inputs[:SENSITIVITY_SAMPLES]
+        samples = self._first_calibration(SENSITIVITY_SAMPLES)
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
                 return measure_divergences(
-                    self.network, self.scoring.divergence, inputs, precisions, self.batch_size, self.on_sensitivities
+                    self.network, self.scoring.divergence, samples, precisions, self.batch_size, self.on_sensitivities
                 )
 
         return cached_array("predicted-loss", key, shape, compute)
@@ -423,14 +441,14 @@ class PostTrainingEvaluator(Evaluator):
     def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
         """See `Evaluator.pair_divergences`; forward passes only, kept in the user's cache."""
         layers, count = len(self.workload), len(precisions)
-        inputs = self._splits.calibration.inputs[:PAIR_SAMPLES]
+        samples = self._first_calibration(PAIR_SAMPLES)
 
         def compute() -> npt.NDArray[np.float64]:
             with torch_threads(self.threads):
                 return measure_pairs(
                     self.network,
                     self.scoring.divergence,
-                    inputs,
+                    samples,
                     precisions,
                     self.batch_size,
                     reach,
@@ -440,12 +458,21 @@ class PostTrainingEvaluator(Evaluator):
         key = f"{self.fingerprint} {PAIR_SAMPLES} {reach} {' '.join(map(str, precisions))}{self._compared}"
         return cached_array("pairs", key, (layers, count, layers, count), compute)
 
+    def _first_calibration(self, most: int) -> Samples:
+        calibration = self._splits.calibration
+        return calibration.subset(range(min(most, len(calibration))))
+
     @property
     def _compared(self) -> str:
         """What of the form of the outputs is part of the keys of kept divergences; nothing for scores (N, classes)."""
         divergence = self.scoring.divergence
+        calibration = self._splits.calibration
+        if isinstance(divergence, KullbackLeibler) and divergence.axis == 1:
+            return ""
+        if calibration.counting(calibration.inputs[:1]) is not None:  # earlier versions counted padding too
+            return f" {divergence.score.name} of tokens that count"
         if isinstance(divergence, KullbackLeibler):
-            return "" if divergence.axis == 1 else f" classes on axis {divergence.axis}"
+            return f" classes on axis {divergence.axis}"
         return f" {divergence.score.name}"
 
     def weight_statistics(self) -> npt.NDArray[np.float64]:

@@ -12,8 +12,16 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from amed_env.datasets.samples import IGNORED_LABEL
 from amed_env.errors import DataError, InputError, NonFiniteError, UnknownNameError
-from amed_env.evaluation.comparisons import Comparison, KullbackLeibler, OwnComparison, SquaredError
+from amed_env.evaluation.comparisons import (
+    Comparison,
+    KullbackLeibler,
+    OwnComparison,
+    SquaredError,
+    are_of_tokens,
+    counted,
+)
 from amed_env.evaluation.metrics.registry import TORCHMETRICS_PREFIX, NamedMetric, find_metrics, metric_names
 from amed_env.evaluation.outputs import class_axis, flat_classes
 from amed_env.evaluation.quality import Quality
@@ -186,7 +194,11 @@ class Tally:
         self._not_a_number = False
 
     def add(
-        self, outputs: torch.Tensor, labels: torch.Tensor | None, float_outputs: torch.Tensor | None = None
+        self,
+        outputs: torch.Tensor,
+        labels: torch.Tensor | None,
+        float_outputs: torch.Tensor | None = None,
+        counting: torch.Tensor | None = None,
     ) -> None:
         """Take in a batch.
 
@@ -194,18 +206,23 @@ class Tally:
             outputs: (N, …).
             labels: (N, …), or None for samples without.
             float_outputs: What the float network returns for them, where the score compares with it.
+            counting: bool (N, T), which tokens count, for sequences with an attention mask; see `Samples.counting`.
         """
-        outputs, scoring = outputs.cpu(), self.scoring
+        outputs, scoring = counted(outputs.cpu(), counting), self.scoring
         self.samples += len(outputs)
         self._not_a_number |= bool(outputs.isnan().any())
         if scoring.comparison is not None:
             assert float_outputs is not None
-            values = scoring.comparison.values(outputs, float_outputs)
+            values = scoring.comparison.values(outputs, float_outputs, counting)
             self.compared += float(values.sum())
             self._keep(scoring.score.name, values)
             if labels is None and isinstance(scoring.comparison, KullbackLeibler):
-                self.entropy += float(scoring.comparison.entropies(float_outputs).sum())
+                self.entropy += float(scoring.comparison.entropies(float_outputs, counting).sum())
         if labels is not None:
+            are_classes = not labels.is_floating_point()
+            if are_classes and are_of_tokens(outputs, counting) and labels.dim() == 2:
+                assert counting is not None  # it was looked at
+                labels = labels.masked_fill(~counting, IGNORED_LABEL)
             self._add_labelled(outputs, labels)
 
     def _add_labelled(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:

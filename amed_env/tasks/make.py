@@ -55,6 +55,7 @@ def make_task(
     search: Any = None,
     test: Any = None,
     training: Any = None,
+    transform: Callable[[Any], Any] | None = None,
     device: str | Path | HardwareBackend | type[HardwareBackend] = DEFAULT_DEVICE,
     bits: Sequence[int] | None = None,
     separate: bool = False,
@@ -81,13 +82,17 @@ def make_task(
         outputs: Picks the tensor that counts, (N, …), of what the network returns; by default its only floating-point
             tensor, or `logits`.
         calibration: Samples that set the quantization ranges: inputs (N, …), an `(inputs, labels)` pair, a dict of
-            inputs and `labels`, `Samples`, a torch dataset of pairs or dicts, or a `DataLoader`.
+            inputs and `labels`, `Samples`, a torch dataset of pairs or dicts (map-style or iterable), or a
+            `DataLoader`. They are kept in memory; of other samples what does not fit is read whenever it is needed.
+            Sequences of different lengths are padded where the inputs have an `attention_mask`.
         search: Samples that score allocations during the search, in any of these forms; a few thousand rank them well.
             They need labels for the scores `loss` and `metric`, and for metrics in the report. The calibration samples
             serve where none are given. Of more than 5,000 as many are drawn; the finalists are scored on all.
         test: Samples for the final report; without any, nothing unseen confirms the result.
         training: What the network can be trained on, in any of these forms: the finalists of a search are scored on
             them too, and tuned on them if that is asked for, which takes class numbers as labels.
+        transform: Makes of a batch of inputs as they are stored, for example uint8 images (N, …), one as the network
+            takes it; for calibration, search, test and training samples.
         device: A device name, a device file, `package.module:Class`, or a backend.
         bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
         separate: Whether weights and activations get widths of their own.
@@ -131,7 +136,13 @@ def make_task(
         "score": score,
         "metrics": metrics,
     }
-    samples = {"calibration": calibration, "search": search, "test": test, "training": training}
+    samples = {
+        "calibration": calibration,
+        "search": search,
+        "test": test,
+        "training": training,
+        "transform": transform,
+    }
     if network is not None:
         return _task_of_module(network, name, example_input, outputs, samples, backend, chosen, recipe, evaluating)
     parts = {"example_input": example_input, "outputs": outputs, **samples}
@@ -269,20 +280,24 @@ def _task_of_module(
     from amed_env.datasets.forms import as_samples
     from amed_env.datasets.further import FurtherSamples
     from amed_env.datasets.samples import drawn_order
+    from amed_env.datasets.streaming import with_one_length
     from amed_env.evaluation.fitting import scoring_remarks
 
     takes_one = example_input is not None and not isinstance(example_input, tuple | list | Mapping)
-    calibration = as_samples(samples["calibration"], "calibration", labelled=False, one_input=takes_one)
-    one_input = calibration.form is None
-    others = {
-        part: as_samples(samples[part], part, labelled=None, one_input=one_input)
-        for part in ("search", "test")
-        if samples[part] is not None
-    }
+    transform = samples["transform"]
+    if transform is not None and not callable(transform):
+        raise InputError(f"transform is {transform!r}; give a function of a batch of inputs.")
+    calibration = as_samples(
+        samples["calibration"], "calibration", labelled=False, one_input=takes_one, transform=transform
+    )
+    read = partial(as_samples, labelled=None, one_input=calibration.form is None, transform=transform, in_memory=False)
+    others = {part: read(samples[part], part) for part in ("search", "test") if samples[part] is not None}
+    parts = with_one_length({"calibration": calibration, **others})
+    calibration, others = parts.pop("calibration"), parts
     splits = Splits(calibration, others.get("search", calibration), others.get("test"))
     load_training = None
     if samples["training"] is not None:
-        load_training = partial(_training, samples["training"], one_input)
+        load_training = partial(_training, samples["training"], read, calibration)
     left_out = None
     # They may come sorted by class, and any first part of them should stand for all.
     if "search" in others:
@@ -299,13 +314,14 @@ def _task_of_module(
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
 
-def _training(source: Any, one_input: bool) -> Samples | TrainingData:
-    from amed_env.datasets.forms import as_samples
+def _training(source: Any, read: Callable[..., Samples], calibration: Samples) -> Samples | TrainingData:
+    from amed_env.datasets.streaming import with_one_length
     from amed_env.datasets.training import TrainingData
 
     if isinstance(source, TrainingData):
         return source
-    return as_samples(source, "training", labelled=None, one_input=one_input)
+    training = read(source, "training")
+    return with_one_length({"calibration": calibration, "training": training})["training"]
 
 
 def import_task(path: str, **options: Any) -> Task:
@@ -355,7 +371,8 @@ def example_of(parts: Mapping[str, Any], path: str) -> Inputs:
     if parts.get("calibration") is not None:
         from amed_env.datasets.forms import as_samples
 
-        return as_samples(parts["calibration"], "calibration", labelled=False).example()
+        transform = parts.get("transform")
+        return as_samples(parts["calibration"], "calibration", labelled=False, transform=transform).example()
     from amed_env.tracing.programs import given_network
 
     example = given_network(parts["network"]).example
@@ -386,13 +403,13 @@ def imported_parts(path: str) -> Mapping[str, Any]:
         raise InputError(f"{path!r} failed: {type(error).__name__}: {error}.") from error
     allowed = {
         *("name", "network", "example_input", "outputs", "calibration", "search", "test", "training"),
-        *("score", "metrics"),
+        *("transform", "score", "metrics"),
     }
     if not isinstance(parts, Mapping) or "network" not in parts or not set(parts) <= allowed:
         returned = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise InputError(
             f"{path!r} returned {returned}; expected a dict with network, calibration, search and test, and "
-            "perhaps name, example_input, outputs, training, score and metrics."
+            "perhaps name, example_input, outputs, training, transform, score and metrics."
         )
     return {"name": path.replace(":", "."), **parts}
 

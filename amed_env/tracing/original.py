@@ -133,6 +133,8 @@ def answer(network: nn.Module, call: Call, packed: torch.Tensor, name: str) -> l
 def _does_not_run(network: nn.Module, call: Call, packed: torch.Tensor, name: str, error: Exception) -> str:
     inputs = call.form.unpacked(packed)
     text = f"network {name!r} does not run on {call.form.described(len(packed))}: {type(error).__name__}: {error}."
+    if isinstance(inputs, torch.Tensor) and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 3:
+        text += " These look like images (N, height, width, channels); .permute(0, 3, 1, 2) makes (N, channels, …)."
     if isinstance(inputs, Mapping) and not arguments_of(network, inputs)[1]:
         names = ", ".join(inspect.signature(network.forward).parameters)
         text += (

@@ -141,6 +141,12 @@ def _check_type(tensor: torch.Tensor, name: str) -> None:
     if tensor.is_floating_point() or tensor.dtype in _INTEGER_TYPES:
         return
     which = f"input {name!r} is" if name else "inputs are"
+    if tensor.dtype == torch.uint8:
+        raise ValueError(
+            f"{which} torch.uint8, expected torch.float32 or torch.int64; convert them with .float() and scale them as "
+            "in training, or give make_task a transform that does so, such as lambda batch: batch.float() / 255; "
+            "numbers of tokens with .long()."
+        )
     raise ValueError(
         f"{which} {tensor.dtype}, expected torch.float32 or torch.int64; convert them with .float(), or .long() for "
         "numbers of tokens."
@@ -166,25 +172,29 @@ def _taken_apart(inputs: Inputs) -> tuple[Any, list[torch.Tensor], list[str]]:
     """The tree with slots, its tensors, and where each stands."""
     tensors: list[torch.Tensor] = []
     names: list[str] = []
+    tree = _slotted(inputs, (), tensors, names)
+    return tree, tensors, names
 
-    def slotted(value: Any, path: tuple[str, ...]) -> Any:
-        if isinstance(value, np.ndarray):
-            value = torch.as_tensor(value)
-        if isinstance(value, torch.Tensor):
-            tensors.append(value)
-            names.append(".".join(path))
-            return Slot(len(tensors) - 1)
-        if isinstance(value, Mapping):  # as the tokenizers of transformers return them; the order of keys means nothing
-            return {key: slotted(value[key], (*path, str(key))) for key in sorted(value, key=str)}
-        if isinstance(value, tuple | list):
-            parts = [slotted(part, (*path, str(number))) for number, part in enumerate(value)]
-            return _like(value, parts)
-        if isinstance(value, _CONSTANTS):
-            return value
-        where = f" at {'.'.join(path)!r}" if path else ""
-        raise ValueError(f"{type(value).__name__}{where} is no input of a network; {_WHAT_FITS}.")
 
-    return slotted(inputs, ()), tensors, names
+# No function inside of the other: one that calls itself is in a reference cycle, which would keep every batch's tensors
+# in memory until the garbage collector comes by.
+def _slotted(value: Any, path: tuple[str, ...], tensors: list[torch.Tensor], names: list[str]) -> Any:
+    """A tree with slots; its tensors and their names are added to the lists."""
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value)
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        names.append(".".join(path))
+        return Slot(len(tensors) - 1)
+    if isinstance(value, Mapping):  # as the tokenizers of transformers return them; the order of keys means nothing
+        return {key: _slotted(value[key], (*path, str(key)), tensors, names) for key in sorted(value, key=str)}
+    if isinstance(value, tuple | list):
+        parts = [_slotted(part, (*path, str(number)), tensors, names) for number, part in enumerate(value)]
+        return _like(value, parts)
+    if isinstance(value, _CONSTANTS):
+        return value
+    where = f" at {'.'.join(path)!r}" if path else ""
+    raise ValueError(f"{type(value).__name__}{where} is no input of a network; {_WHAT_FITS}.")
 
 
 def _filled(tree: Any, tensors: Sequence[torch.Tensor]) -> Any:

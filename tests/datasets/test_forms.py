@@ -194,7 +194,10 @@ def test_loaders_of_plain_batches_and_inputs_without_labels():
             r"inputs 'ids' of the shapes \[\(1,\), \(2,\)\]; pad",
         ),
         ({"ids": IDS, "text": ["a"] * 6, "labels": LABELS}, "inputs of the search samples 'text' cannot be made"),
-        (torch.utils.data.DataLoader(Items(DICTS), 3, collate_fn=lambda items: items[0]), r"search \(batch 0\)"),
+        (
+            torch.utils.data.DataLoader(Items(DICTS), 3, collate_fn=lambda items: items[0]),
+            "batch 0 of the search samples: the labels are one number",
+        ),
         (
             torch.utils.data.DataLoader(Items([(torch.zeros(3), 0), (torch.zeros(4), 0)]), batch_size=1),
             "batch 1 of the search samples has inputs of another shape than batch 0",
