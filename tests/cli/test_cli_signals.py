@@ -42,9 +42,9 @@ def test_kill_and_resume(start, amed, tmp_path, rows_of, monkeypatch, agent):
 
     measure = Task.measure
 
-    def count(self, allocation, *further):
+    def count(self, allocation, **further):
         evaluated.append(allocation.key())
-        return measure(self, allocation, *further)
+        return measure(self, allocation, **further)
 
     monkeypatch.setattr(Task, "measure", count)
     resumed = amed(*arguments, "--out", "killed", "--resume", "--json").json

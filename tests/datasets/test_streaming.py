@@ -6,7 +6,6 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from amed_env.training.finalists import choose_finalist
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler
 
@@ -145,7 +144,7 @@ def searched(wrap):
         network=network(), calibration=images(9, 32), **parts, recipe="nearest", budget={"latency": 0.6}, threads=1
     )
     result = amed_env.make_agent("random").search(task, 3)
-    choose_finalist(result, finalists=3)
+    amed_env.choose_finalist(result, finalists=3)
     result.add_report()
     return task, result, parts
 
