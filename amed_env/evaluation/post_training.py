@@ -195,7 +195,9 @@ class PostTrainingEvaluator(Evaluator):
     def fingerprint(self) -> str:  # type: ignore[override]
         """Text that changes with the network, the samples, the recipe and what came out of it."""
         self.prepare()
-        parts = (self._network_fingerprint, self._splits.fingerprint(), self.recipe.fingerprint(), self._prepared)
+        parts = [self._network_fingerprint, self._splits.fingerprint(), self.recipe.fingerprint(), self._prepared]
+        if self._leaves_out_padding:  # earlier versions counted it, so their trials are of another score
+            parts.append("tokens that count")
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
     def samples(self, part: Split | Literal["calibration"]) -> Samples:
@@ -463,13 +465,19 @@ class PostTrainingEvaluator(Evaluator):
         return calibration.subset(range(min(most, len(calibration))))
 
     @property
+    def _leaves_out_padding(self) -> bool:
+        """Whether outputs are those of tokens of which an attention mask says that some do not count."""
+        divergence, calibration = self.scoring.divergence, self._splits.calibration
+        of_samples = isinstance(divergence, KullbackLeibler) and divergence.axis == 1
+        return not of_samples and calibration.counting(calibration.inputs[:1]) is not None
+
+    @property
     def _compared(self) -> str:
         """What of the form of the outputs is part of the keys of kept divergences; nothing for scores (N, classes)."""
         divergence = self.scoring.divergence
-        calibration = self._splits.calibration
         if isinstance(divergence, KullbackLeibler) and divergence.axis == 1:
             return ""
-        if calibration.counting(calibration.inputs[:1]) is not None:  # earlier versions counted padding too
+        if self._leaves_out_padding:
             return f" {divergence.score.name} of tokens that count"
         if isinstance(divergence, KullbackLeibler):
             return f" classes on axis {divergence.axis}"
