@@ -354,6 +354,13 @@ def _macs(node: fx.Node, batch: int) -> int:
     if node.target in _PRODUCTS:
         left: Any = node.args[-2] if node.target is aten.baddbmm.default else node.args[0]
         return int(written.numel() * left.meta["tensor_meta"].shape[-1] // batch)
+    if node.target in (aten.mv.default, aten.cdist.default, aten.bilinear.default):
+        # The weight of a bilinear form is (outputs, left, right).
+        bilinear = node.target is aten.bilinear.default
+        source: Any = node.args[2] if bilinear else node.args[0]
+        sizes = source.meta["tensor_meta"].shape
+        terms = sizes[1:].numel() if bilinear else sizes[-1]
+        return int(written.numel() * terms // batch)
     if name.startswith(("aten.conv", "aten.linear", "aten.addmm")):
         weights = [source.meta["tensor_meta"].shape for source in node.all_input_nodes[1:2]]
         return int(written.numel() * weights[0][1:].numel() // batch) if weights else 0

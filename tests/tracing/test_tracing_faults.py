@@ -210,3 +210,18 @@ def test_an_encoder_with_nested_tensors_is_told_what_to_do():
     assert len(trace(Padded(False).eval(), x).workload) == 6
     with pytest.raises(NetworkError, match=r"encoder takes nested tensors, .* enable_nested_tensor=False"):
         trace(Padded(True).eval(), x)
+
+
+def test_products_that_are_no_layers_are_listed_with_their_multiplications():
+    class Others(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.bilinear = nn.Linear(6, 4), nn.Bilinear(4, 4, 3)
+            self.vector, self.points = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(5, 4))
+
+        def forward(self, x):
+            y = self.layer(x)
+            return torch.mv(y, self.vector)[:, None] + torch.cdist(y, self.points)[:, :3] + self.bilinear(y, y)
+
+    kept = {entry.type: entry.macs for entry in trace(Others().eval(), torch.rand(8, 6)).kept_float}
+    assert kept == {"mv": 4, "cdist": 5 * 4, "bilinear": 3 * 4 * 4}
