@@ -48,6 +48,7 @@ class Quality:
         soft_loss: Mean cross-entropy in nats against the float network's class probabilities, where they were compared.
         per_sample: Metric or score to its value for every sample, float32 (samples,), where it is a mean over samples;
             kept by single evaluations, for paired comparisons, and in no file.
+        standard_error: Of the score, as the mean of a value a sample; None where it is no such mean.
     """
 
     correct: int | None
@@ -60,6 +61,7 @@ class Quality:
     per_sample: Mapping[str, npt.NDArray[np.float32]] = field(
         default_factory=dict, hash=False, compare=False, repr=False
     )
+    standard_error: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.correct is None:
@@ -67,7 +69,9 @@ class Quality:
         if not self.metrics:
             object.__setattr__(self, "metrics", {TOP_1.name: self.correct / self.samples})
         if self.scored_by == TOP_1:
-            object.__setattr__(self, "score", self.correct / self.samples)
+            part = self.correct / self.samples
+            object.__setattr__(self, "score", part)
+            object.__setattr__(self, "standard_error", math.sqrt(part * (1 - part) / max(1, self.samples - 1)))
 
     @property
     def accuracy(self) -> float:
@@ -147,6 +151,7 @@ class Quality:
             "samples": self.samples,
             "loss": self.loss,
             **({} if self.soft_loss is None else {"soft_loss": self.soft_loss}),
+            **({} if self.standard_error is None else {"standard_error": self.standard_error}),
             "metrics": dict(self.metrics),
         }
 
@@ -158,7 +163,8 @@ class Quality:
             return cls(correct, samples, loss)
         scored_by = score_named(document["score_name"], document["higher_is_better"])
         metrics, soft_loss = dict(document["metrics"]), document.get("soft_loss")
-        return cls(correct, samples, loss, document["score"], scored_by, metrics, soft_loss)
+        score, standard_error = document["score"], document.get("standard_error")
+        return cls(correct, samples, loss, score, scored_by, metrics, soft_loss, standard_error=standard_error)
 
 
 class Evaluator(abc.ABC):

@@ -190,6 +190,7 @@ class Tally:
         self.loss, self.compared, self.entropy = 0.0, 0.0, 0.0
         self._metrics = [metric.factory() for metric in scoring.metrics]
         self._values: dict[str, list[torch.Tensor]] = {}
+        self._squares: float | None = None  # sum of the squared scores of samples, where it is a mean over them
         self._correct: int | None = None
         self._not_a_number = False
 
@@ -241,6 +242,8 @@ class Tally:
                     self._correct = (self._correct or 0) + int(values.sum())
 
     def _keep(self, name: str, values: torch.Tensor) -> None:
+        if name == self.scoring.score.name:
+            self._squares = (self._squares or 0.0) + float(values.double().square().sum())
         if self.keep:
             self._values.setdefault(name, []).append(values)
 
@@ -274,8 +277,14 @@ class Tally:
         soft_loss = None
         if not self.labelled and isinstance(scoring.comparison, KullbackLeibler):
             soft_loss = compared + self.entropy / self.samples
-        kept = self._per_sample(divisor)
-        return Quality(self._correct, self.samples, loss, score, scoring.score, metrics, soft_loss, kept)
+        kept, error = self._per_sample(divisor), self._standard_error(score, divisor)
+        return Quality(self._correct, self.samples, loss, score, scoring.score, metrics, soft_loss, kept, error)
+
+    def _standard_error(self, score: float, divisor: float) -> float | None:
+        if self._squares is None:
+            return None
+        variance = self._squares / divisor**2 - self.samples * score**2
+        return math.sqrt(max(0.0, variance) / max(1, self.samples - 1) / self.samples)
 
     def _per_sample(self, divisor: float) -> dict[str, npt.NDArray[np.float32]]:
         kept = {name: torch.cat(values).float().numpy() for name, values in self._values.items()}

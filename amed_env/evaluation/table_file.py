@@ -171,7 +171,7 @@ class QualityTable:
         if score == DIVERGENCE and self.divergence is not None:
             value = 0.0 if row is None else float(self.divergence[split][row])
         assert value is not None  # samples of tables have labels
-        return replace(quality, score=value, scored_by=score)
+        return replace(quality, score=value, scored_by=score, standard_error=None)
 
     @cached_property
     def digest(self) -> str:

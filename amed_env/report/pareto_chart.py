@@ -1,4 +1,4 @@
-"""Score against cost: every trial, the front, the uniform widths, the best allocation and the budget."""
+"""Score against cost: every trial, the front, the uniform widths, the answer and the budget; and the test beside it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import METRIC_UNITS
 from amed_env.report.score_axis import ScoreAxis
 from amed_env.report.style import ACCENT, DARK, DOTS, MIDDLE, metric_title, new_figure, tidy
+from amed_env.report.unseen_chart import draw_unseen, unseen_values
 
 _REACH_FOR_UNIFORM = 5.0  # points below the top within which a uniform width is worth a taller picture
 _NEAR = np.asarray([0.05, 0.04])  # shares of width and height within which two points get one label
@@ -37,6 +38,11 @@ class _Scale:
         points = [(self.cost(t.costs[self.metric]), self.score.height(t.quality)) for t in trials]
         return np.asarray(points, dtype=np.float64).reshape(-1, 2)
 
+    def bars(self, trials: list[Trial]) -> npt.NDArray[np.float64]:
+        """Lengths of one standard error below and above each trial: float64 (2, trials), 0 where it is not known."""
+        lengths = [self.score.error_lengths(trial.quality) for trial in trials]
+        return np.asarray(lengths, dtype=np.float64).reshape(-1, 2).T
+
     @property
     def label(self) -> str:
         if self.reference is None:
@@ -50,8 +56,13 @@ def draw_pareto(result: SearchResult) -> Figure:
     Args:
         result: The result, with or without its report.
     """
-    figure = new_figure(8.5, 5.6)
-    axes = figure.add_subplot()
+    unseen = unseen_values(result)
+    figure = new_figure(11.0 if unseen else 8.5, 5.6)
+    if unseen:
+        axes, beside = figure.subplots(1, 2, width_ratios=(8.5, 2.5))
+        draw_unseen(beside, result, unseen)
+    else:
+        axes = figure.add_subplot()
     task, metric = result.task, result.pareto_metric
     reference = None if task.reference_cost is None else task.reference_cost.metrics.get(metric)
     float_quality = None if task.score.against_float else task.float_quality  # perfect by definition
@@ -64,7 +75,7 @@ def draw_pareto(result: SearchResult) -> Figure:
     axes.set_ylim(low, high)
     axes.margins(x=0.09)
     below = f"below {low:.1f} %" if task.score.unit == "%" else "lower"
-    _draw_trials(axes, trials, front, low, below)
+    _draw_trials(axes, trials, front, scale.bars(result.pareto), low, below)
     if float_height is not None:
         axes.axhline(float_height, color=DARK, linewidth=0.9, linestyle=(0, (1, 2)), label="float network")
     _draw_budgets(axes, result, scale)
@@ -95,7 +106,12 @@ def _range(
 
 
 def _draw_trials(
-    axes: Axes, trials: npt.NDArray[np.float64], front: npt.NDArray[np.float64], low: float, below_text: str
+    axes: Axes,
+    trials: npt.NDArray[np.float64],
+    front: npt.NDArray[np.float64],
+    bars: npt.NDArray[np.float64],
+    low: float,
+    below_text: str,
 ) -> None:
     shown = trials[trials[:, 1] >= low]
     below = trials[trials[:, 1] < low]
@@ -106,8 +122,26 @@ def _draw_trials(
         axes.scatter(below[:, 0], edge, s=26, marker="v", color=DOTS, clip_on=False, label=label, zorder=2)
     if len(front):
         axes.step(*front.T, where="post", color=MIDDLE, linewidth=1.8, label="Pareto front", zorder=3)
-        visible = front[front[:, 1] >= low]
-        axes.scatter(visible[:, 0], visible[:, 1], s=20, color=MIDDLE, zorder=3)
+        seen = front[:, 1] >= low
+        axes.scatter(front[seen, 0], front[seen, 1], s=20, color=MIDDLE, zorder=3)
+        if bars.any():
+            _draw_bars(axes, front[seen], bars[:, seen], MIDDLE, "± one standard error")
+
+
+def _draw_bars(
+    axes: Axes, points: npt.NDArray[np.float64], bars: npt.NDArray[np.float64], color: str, label: str | None = None
+) -> None:
+    axes.errorbar(
+        points[:, 0],
+        points[:, 1],
+        yerr=bars,
+        fmt="none",
+        ecolor=color,
+        elinewidth=0.9,
+        capsize=2,
+        zorder=3,
+        label=label,
+    )
 
 
 def _draw_budgets(axes: Axes, result: SearchResult, scale: _Scale) -> None:
@@ -131,6 +165,7 @@ def _draw_uniform(axes: Axes, result: SearchResult, scale: _Scale, low: float, h
         "linestyle": "none",
     }
     axes.plot(*points[~hidden].T, marker="s", markersize=8, zorder=4, label="uniform widths", **marks)
+    _draw_bars(axes, points[~hidden], scale.bars(list(result.baselines.values()))[:, ~hidden], DARK)
     if hidden.any():  # an empty series would have its place at the corner of the figure, and squeeze the axes
         edge = np.full(int(hidden.sum()), low)
         axes.plot(points[hidden, 0], edge, marker="v", markersize=8, zorder=4, clip_on=False, **marks)
@@ -176,7 +211,12 @@ def _groups(shares: npt.NDArray[np.float64]) -> list[list[int]]:
 def _draw_best(axes: Axes, result: SearchResult, scale: _Scale) -> None:
     if result.best is None:
         return
-    cost, height = scale.positions([result.best])[0]
+    points = scale.positions([result.best])
+    cost, height = points[0]
+    _draw_bars(axes, points, scale.bars([result.best]), ACCENT)
+    # What was chosen on more samples, and perhaps tuned, stands here with the score that the search saw.
+    title = "best within budget" if result.finalists is None else "chosen"
+    before = "" if result.tuned_weights is None else " before tuning"
     axes.plot(
         cost,
         height,
@@ -186,7 +226,7 @@ def _draw_best(axes: Axes, result: SearchResult, scale: _Scale) -> None:
         markeredgecolor="white",
         linestyle="none",
         zorder=5,
-        label=f"best within budget, {result.task.score.text(result.best.quality.score)}",
+        label=f"{title}, {result.task.score.text(result.best.quality.score)}{before}",
     )
 
 

@@ -41,9 +41,18 @@ class ScoreAxis:
 
     def height(self, quality: Quality) -> float:
         """Where a quality is drawn: percent, minus the decimal logarithm of a divergence or a loss, or the value."""
+        return self._height(quality.score)
+
+    def _height(self, value: float) -> float:
         if self.score.scale == "log":
-            return -math.log10(max(quality.score, _SMALLEST))
-        return self.score.shown(-self.score.order(quality.score))
+            return -math.log10(max(value, _SMALLEST))
+        return self.score.shown(-self.score.order(value))
+
+    def error_lengths(self, quality: Quality) -> tuple[float, float]:
+        """How far one standard error reaches below and above the height of a quality; 0 where it is not known."""
+        height, error = self.height(quality), quality.standard_error or 0.0
+        ends = sorted((self._height(quality.score - error), self._height(quality.score + error)))
+        return height - ends[0], ends[1] - height
 
     def limits(
         self, heights: Iterable[float], worth_seeing: Iterable[float], shown: float | None

@@ -301,6 +301,25 @@ def test_a_network_that_returns_nan_is_named_whatever_the_score():
         task.quality(task.workload.uniform(32))
 
 
+@pytest.mark.parametrize(
+    ("kind", "score"), [(Classes, "divergence"), (Values, "divergence"), (Classes, "loss"), (Classes, "top-1")]
+)
+def test_the_standard_error_of_a_score_is_that_of_a_mean(kind, score):
+    labels = None if kind is Values else LABELS
+    task = task_of(kind, labels, score=score)
+    quality = task.quality(task.workload.uniform(2))
+    values = quality.per_sample[quality.scored_by.name]
+    assert quality.standard_error == pytest.approx(values.std(ddof=1, dtype=np.float64) / math.sqrt(SAMPLES), rel=1e-4)
+    assert Quality.from_json(quality.to_json()).standard_error == quality.standard_error
+    (many,) = task.evaluator.evaluate_many([task.workload.uniform(2)])
+    assert many.standard_error == quality.standard_error  # which keeps no values of single samples
+
+
+def test_a_score_that_is_no_mean_has_no_standard_error():
+    task = task_of(Classes, LABELS, score="macro-f1")
+    assert task.quality(task.workload.uniform(2)).standard_error is None
+
+
 @pytest.mark.parametrize("labels", [None, LABELS])
 def test_qualities_come_back_from_json(labels):
     task = task_of(Classes, labels)

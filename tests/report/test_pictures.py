@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.image import imread
 from small_task import BitProportional, SharedBuffer, formula_task
 
@@ -96,3 +97,27 @@ def test_a_perfect_network():
     result.task.__dict__["float_quality"] = Quality(1000, 1000, 0.0)
     low, high = draw_pareto(result).axes[0].get_ylim()
     assert low < 100 <= high
+
+
+def test_the_test_result_stands_beside_the_search():
+    result = searched(budget={"latency": 0.6})
+    written = texts(draw_pareto(result))
+    assert f"on {result.test['best'].samples:,} unseen samples" in written
+    assert f"{100 * result.test['best'].accuracy:.2f}" in written and "answer" in written
+    assert "unseen" not in texts(draw_pareto(searched(report=False, budget={"latency": 0.6})))
+
+
+def test_points_have_bars_of_one_standard_error():
+    result = searched(budget={"latency": 0.6})
+    best = result.best.quality
+    expected = 100 * np.sqrt(best.accuracy * (1 - best.accuracy) / (best.samples - 1))
+    segments = [
+        path.vertices[:, 1]
+        for collection in draw_pareto(result).axes[0].collections
+        if isinstance(collection, LineCollection)
+        for path in collection.get_paths()
+    ]
+    lengths = [
+        heights.max() - heights.min() for heights in segments if heights.mean() == pytest.approx(100 * best.accuracy)
+    ]
+    assert lengths and lengths[0] == pytest.approx(2 * expected)
