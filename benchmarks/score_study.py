@@ -118,7 +118,7 @@ def main() -> None:
     for count in UNLABELLED:
         images = unlabelled_images(given.task, count)
         splits = Splits(evaluator.samples("calibration"), images, None, allow_duplicates=True)
-        others[count] = PostTrainingEvaluator(evaluator.traced, splits, evaluator.recipe, threads=1)
+        others[count] = PostTrainingEvaluator(evaluator.traced, splits, evaluator.recipe, threads=1, of_package=True)
         others[count].prepare()
     rows: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out.exists() else []
     done = {row["allocation"] for row in rows}

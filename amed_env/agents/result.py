@@ -19,6 +19,29 @@ from amed_env.tasks.task import Task
 FORMAT = "amed-result/1"
 
 
+@dataclass(frozen=True)
+class FirstAnswer:
+    """An allocation within the budgets that nothing was evaluated for.
+
+    Attributes:
+        allocation: The allocation.
+        costs: Its cost by metric.
+        seconds: How long it took.
+    """
+
+    allocation: BitAllocation
+    costs: Mapping[str, float]
+    seconds: float
+
+    def to_json(self, network: str) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "allocation": self.allocation.to_json(network),
+            "costs": dict(self.costs),
+            "seconds": self.seconds,
+        }
+
+
 @dataclass
 class SearchResult:
     """The outcome of a search.
@@ -42,11 +65,12 @@ class SearchResult:
         device_retries: Calls of the device that failed and were made again.
         baselines: Uniform allocations (but for pinned layers) by width, with search quality and costs; see
             `add_report`.
-        test: Quality on the test split by name: `best` (tuned, if it was), `float`, and `uniform-8` and so on; of the
-            best uniform width within the budget also `uniform-4-tuned`, if the finalists were tuned; see `add_report`.
+        test: Quality on the test split by name: `best` (tuned, if it was), `float`, and `uniform-4`, the best uniform
+            width within the budget, or `uniform-4-tuned`, if the finalists were tuned; see `add_report`.
         verdict: What is known of the best allocation from the test split, if it has values of single samples; see
             `add_report`.
         finalists: What `best` was chosen from on more samples, or None if nothing was scored again.
+        first_answer: What the search began with, before anything was evaluated, or None.
     """
 
     task: Task
@@ -68,6 +92,7 @@ class SearchResult:
     device_retries: int = 0
     verdict: Verdict | None = None
     finalists: Finalists | None = None
+    first_answer: FirstAnswer | None = None
 
     @property
     def tuned_weights(self) -> TrainedWeights | None:
@@ -88,25 +113,22 @@ class SearchResult:
     def add_report(self) -> None:
         """Evaluate what the final report compares with, and read the test split, if there is one.
 
-        It is read for the best allocation, the uniform ones and the float network; what the best is compared with in
-        the verdict was chosen on the search split. If the finalists were tuned, that is compared after the same tuning.
+        It is read for the best allocation, the best uniform width within the budget and the float network: for what
+        the verdict compares, chosen on the search split. If the finalists were tuned, so is that uniform width.
         """
-        task = self.task
         self.add_baselines()
-        if "test" not in task.evaluator.splits:
+        if "test" not in self.task.evaluator.splits:
             return
-        self.test["float"] = task.quality(task.workload.uniform(32), "test")
-        for name, trial in self.baselines.items():
-            self.test[name] = task.quality(trial.allocation, "test")
-        if self.best is None:
-            return
-        self.test["best"] = self._tuned_test_quality(self.best)
+        self.test["float"] = self.task.quality(self.task.workload.uniform(32), "test")
         uniform = self.best_uniform()
-        if uniform is not None and self._weights_of(self.baselines[uniform]) is not None:
-            self.test[f"{uniform}-tuned"] = self._tuned_test_quality(self.baselines[uniform])
-        self.verdict = self._judge()
+        if uniform is not None:
+            tuned = self._weights_of(self.baselines[uniform]) is not None
+            self.test[f"{uniform}-tuned" if tuned else uniform] = self._test_quality(self.baselines[uniform])
+        if self.best is not None:
+            self.test["best"] = self._test_quality(self.best)
+            self.verdict = self._judge()
 
-    def _tuned_test_quality(self, trial: Trial) -> Quality:
+    def _test_quality(self, trial: Trial) -> Quality:
         """Quality on the test split, with the weights that tuning made if there are any."""
         weights = self._weights_of(trial)
         if weights is None:
@@ -121,8 +143,7 @@ class SearchResult:
         uniform = self.best_uniform()
         values = {name: self.test[name].per_sample for name in ("best", "float")}
         if uniform is not None:
-            of_uniform = self.test.get(f"{uniform}-tuned", self.test[uniform])
-            values[uniform] = of_uniform.per_sample
+            values[uniform] = self.of_uniform(uniform).per_sample
         score = compared_score(self.task.score, self.task.evaluator.metrics, values)
         if score is None:
             return None
@@ -133,6 +154,14 @@ class SearchResult:
             None if uniform is None else int(uniform.removeprefix("uniform-")),
             values["float"][score.name],
         )
+
+    def of_uniform(self, name: str) -> Quality:
+        """Quality of the best uniform width within the budget on the test split, after tuning if the answer was tuned.
+
+        Args:
+            name: What `best_uniform` returns.
+        """
+        return self.test[f"{name}-tuned"] if f"{name}-tuned" in self.test else self.test[name]
 
     def best_uniform(self) -> str | None:
         """Name of the feasible uniform baseline of the best score on the search split, or None."""
@@ -180,6 +209,7 @@ class SearchResult:
             "best": None if self.best is None else self._trial_json(self.best, "best"),
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "finalists": None if self.finalists is None else self.finalists.to_json(task.network),
+            "first_answer": None if self.first_answer is None else self.first_answer.to_json(task.network),
             "pareto_metric": self.pareto_metric,
             "pareto": [self._trial_json(trial) for trial in self.pareto],
             "baselines": {name: self._trial_json(trial, name) for name, trial in self.baselines.items()},

@@ -81,7 +81,8 @@ class SearchSession:
         self._consecutive_faults = 0
         self._consecutive_repeats = 0
         self._store = TrialStore() if store is None else store
-        self._store.bind({"network, data or quantization": task.evaluator.fingerprint, "score": task.score.name})
+        if store is not None:  # to tell what a network is takes its preparation, which a first answer does without
+            store.bind({"network, data or quantization": task.evaluator.fingerprint, "score": task.score.name})
         self._on_change = on_change
 
     @property

@@ -14,6 +14,7 @@ import filelock
 
 from amed_env.errors import RunFolderError
 from amed_env.evaluation.store import TrialStore
+from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.score import TOP_1
 from amed_env.support.files import DISK_ERRORS, json_text, write_atomically
 from amed_env.support.machine import versions
@@ -108,6 +109,8 @@ class RunFolder:
             return
         # Hidden files are our own lock and unfinished writes, or a file manager's.
         found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        if self.resume and found == [_ALLOCATION]:  # the first answer of a search that was stopped before it began
+            return
         if found:
             raise RunFolderError(
                 f"{self.path} holds {', '.join(found[:3])}{' …' if len(found) > 3 else ''} but no search of amed; "
@@ -216,13 +219,17 @@ class RunFolder:
         """Write `result.json` and, if there is a best allocation, `allocation.json`; returns what was written."""
         written = [self.path / _RESULT]
         write_atomically(written[0], json_text(result.to_json()))
-        allocation = self.path / _ALLOCATION
-        if result.best is None:
-            allocation.unlink(missing_ok=True)
-        else:
-            write_atomically(allocation, json_text(result.best.allocation.to_json(result.task.network)))
-            written.append(allocation)
+        if result.best is not None:
+            written.append(self.write_allocation(result.best.allocation, result.task.network))
+        elif result.first_answer is None:
+            (self.path / _ALLOCATION).unlink(missing_ok=True)
         return [*written, *self._write_tuned(result)]
+
+    def write_allocation(self, allocation: BitAllocation, network: str) -> Path:
+        """Write `allocation.json`, the best answer that there is; returns its path."""
+        path = self.path / _ALLOCATION
+        write_atomically(path, json_text(allocation.to_json(network)))
+        return path
 
     def _write_tuned(self, result: SearchResult) -> list[Path]:
         """Write the weights of a tuned allocation, as `amed finetune` does; those of an earlier answer go."""

@@ -39,7 +39,10 @@ from amed_env.problem.pins import pins_text
 from amed_env.tasks.make import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from amed_env.agents import Agent, SearchResult, SearchSession
+    from amed_env.agents.result import FirstAnswer
     from amed_env.commands.run_folder import RunFolder
     from amed_env.evaluation.store import TrialStore
     from amed_env.tasks.task import Task
@@ -206,8 +209,13 @@ def search(options: SearchOptions) -> int:
                     score=options.score,
                     metrics=options.metric or None,
                 )
-                prepare(task, say)
                 check_finalists(task, options.finalists, options.tune_steps)
+                first = _first_answer(output, folder, task, say)
+                try:
+                    prepare(task, say)
+                except KeyboardInterrupt:
+                    output.note("interrupted while the network was prepared; continue with --resume.")
+                    raise
             for kept in task.evaluator.kept_float:
                 output.note(f"kept in float: {kept}")
             for remark in (*task.evaluator.score_remarks(), *task.evaluator.float_remarks()):
@@ -223,7 +231,25 @@ def search(options: SearchOptions) -> int:
             }
             store = folder.start(settings, sys.argv, {"threads": threads}, agent.libraries)
             backend.keep_answers(store)
-            return _run(output, options, folder, store, task, agent)
+            return _run(output, options, folder, store, task, agent, first)
+
+
+def _first_answer(output: Output, folder: RunFolder, task: Task, say: Callable[[str], None]) -> FirstAnswer | None:
+    """Answer before anything is learned or evaluated, and write that."""
+    from amed_env.agents.first_answer import first_answer
+
+    say(f"first answer for {task.network}")
+    try:
+        answer = first_answer(task)
+    except AmedError as error:  # the search itself says more about it, or does without
+        output.note(f"no first answer: {error}")
+        return None
+    if answer is not None:
+        path = folder.write_allocation(answer.allocation, task.network)
+        used = [answer.costs[metric] / limit for metric, limit in task.limits.items()]
+        within = f", {max(used):.0%} of the budget" if used else ""
+        output.note(f"first answer after {answer.seconds:.1f} s, from gradients alone{within}: {path}")
+    return answer
 
 
 def _chosen_agent(options: SearchOptions) -> str:
@@ -255,9 +281,18 @@ def _agent_options(options: SearchOptions) -> dict[str, Any]:
     return given
 
 
-def _run(output: Output, options: SearchOptions, folder: RunFolder, store: TrialStore, task: Task, agent: Agent) -> int:
+def _run(
+    output: Output,
+    options: SearchOptions,
+    folder: RunFolder,
+    store: TrialStore,
+    task: Task,
+    agent: Agent,
+    first: FirstAnswer | None,
+) -> int:
     with Interrupts() as interrupts:
         result = _explore(output, options, folder, store, task, agent, interrupts)
+        result.first_answer = first
         if not result.trials and result.faults:
             raise AmedError(f"all {len(result.faults)} evaluations failed; the first one: {result.faults[0]}.")
         with interrupts.held():
@@ -299,8 +334,14 @@ def _explore(
     from amed_env.commands.progress import SearchProgress
 
     with SearchProgress(output.stderr, output.live, options.evaluations) as progress:
+        written = None
 
         def on_change(session: SearchSession) -> None:
+            nonlocal written
+            best = session.best()
+            if best is not None and best is not written:  # whatever ends the search, the best so far is there
+                folder.write_allocation(best.allocation, task.network)
+                written = best
             progress.update(session)
             interrupts.check()
 

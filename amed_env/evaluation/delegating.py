@@ -39,6 +39,10 @@ class DelegatingEvaluator(Evaluator):
         """See `Evaluator.predicted_loss`."""
         return self._inner.predicted_loss(precisions)
 
+    def first_losses(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64] | None:
+        """See `Evaluator.first_losses`."""
+        return self._inner.first_losses(precisions)
+
     def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """See `Evaluator.sensitivity`."""
         return self._inner.sensitivity(measure, precisions)

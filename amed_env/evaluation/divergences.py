@@ -13,14 +13,14 @@ from amed_env.errors import NonFiniteError
 from amed_env.evaluation.comparisons import Comparison, counted
 from amed_env.evaluation.outputs import RunningSpread
 from amed_env.evaluation.quality import Progress
-from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.problem.workload import Workload
 from amed_env.quantization.network import QuantizedNetwork
 
 # Not float: the whole sweep then runs on integers, and it is what narrowing the layer does to the network that a search
 # starts from.
 SENSITIVITY_BITS = 8
-"""Width of all other layers meanwhile."""
+"""Width of all other layers meanwhile, unless activations stay in float."""
 AT_ONCE = 1_024
 """Allocations of one sweep, whose plans are kept in memory together."""
 
@@ -35,7 +35,10 @@ def measure_divergences(
     batch_size: int,
     progress: Progress | None = None,
 ) -> FloatArray:
-    """Mean divergence from the 8-bit network when one layer is changed: float64 (L, P), not negative.
+    """Mean divergence from a wide network when one layer is changed: float64 (L, P), not negative.
+
+    That network has 8 bits, or where no precision rounds activations the weights of the float network: nothing runs on
+    integers then, and rounding the activations of all other layers would take time and answer another question.
 
     Args:
         network: The network.
@@ -48,7 +51,7 @@ def measure_divergences(
     Raises:
         NonFiniteError: If the network returns NaN or infinity.
     """
-    names, base = network.workload.layer_names, network.workload.uniform(SENSITIVITY_BITS)
+    names, base = network.workload.layer_names, network.workload.uniform(base_bits(precisions))
     # From the last layer to the first, so that each shares all layers before its own with the one before.
     cells = [(row, column) for row in reversed(range(len(names))) for column in range(len(precisions))]
     allocations = [base.replace({names[row]: precisions[column]}) for row, column in cells]
@@ -59,9 +62,16 @@ def measure_divergences(
     return divergences
 
 
+def base_bits(precisions: Sequence[Precision]) -> int:
+    """Width of the layers that are not changed."""
+    in_float = all(precision.activation_bits == FLOAT_BITS for precision in precisions)
+    return FLOAT_BITS if in_float else SENSITIVITY_BITS
+
+
 def pair_cells(layers: int, precisions: Sequence[Precision], reach: int) -> list[tuple[int, int, int, int]]:
     """(layer, precision, later layer, precision) of every pair that is measured: none at the width of all others."""
-    changed = [c for c, precision in enumerate(precisions) if precision != (SENSITIVITY_BITS, SENSITIVITY_BITS)]
+    base = base_bits(precisions)
+    changed = [c for c, precision in enumerate(precisions) if precision != (base, base)]
     return [
         (first, m, second, n)
         for first in reversed(range(layers))
@@ -73,8 +83,9 @@ def pair_cells(layers: int, precisions: Sequence[Precision], reach: int) -> list
 
 def pair_allocations(workload: Workload, precisions: Sequence[Precision], reach: int) -> list[BitAllocation]:
     """The allocations that `measure_pairs` runs, besides the 8-bit one."""
-    names, base = workload.layer_names, workload.uniform(SENSITIVITY_BITS)
-    changed = [precision for precision in precisions if precision != (SENSITIVITY_BITS, SENSITIVITY_BITS)]
+    bits = base_bits(precisions)
+    names, base = workload.layer_names, workload.uniform(bits)
+    changed = [precision for precision in precisions if precision != (bits, bits)]
     single = [base.replace({name: precision}) for name in reversed(names) for precision in changed]
     pairs = [
         base.replace({names[i]: precisions[m], names[j]: precisions[n]})
@@ -111,7 +122,7 @@ def measure_pairs(
     """
     names = network.workload.layer_names
     layers, count = len(names), len(precisions)
-    base = network.workload.uniform(SENSITIVITY_BITS)
+    base = network.workload.uniform(base_bits(precisions))
     allocations = pair_allocations(network.workload, precisions, reach)
     values = _divergences(network, comparison, base, allocations, samples, batch_size, progress)
     known = dict(zip(allocations, values, strict=True))

@@ -244,6 +244,16 @@ class Evaluator(abc.ABC):
         """
         raise InputError(f"this task's quality gives no {measure!r} sensitivities; use the proxy 'kl'.")
 
+    def first_losses(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64] | None:
+        """A quick estimate of `predicted_loss`, for the first answer of a search: one pass over few samples.
+
+        It needs nothing that is learned first.
+
+        Returns:
+            float64 of shape (layers, P), not negative; None if this evaluator has no quicker one.
+        """
+        return None
+
     def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
         """What quantizing two layers does to the output beyond the sum of both alone, on calibration samples.
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,9 @@ from amed_env.quantization.products import QuantizedProduct
 
 _Layer = QuantizedLayer | QuantizedProduct
 
+GRADIENT_BATCH = 32
+"""Samples of one pass of `gradient`: the square of a sum of gradients is in the mean the sum of their squares, as each
+label is drawn by itself, and a pass of one sample would cost much more."""
 HUTCHINSON_PROBES = 16
 """Random vectors a batch of the trace estimate; its error falls with their root, and batches average it further."""
 _SEED = 20_220_530  # of the probes and of the labels that are drawn, so that the same network gives the same numbers
@@ -35,7 +40,7 @@ def measure_sensitivity(
     network: QuantizedNetwork,
     samples: Samples,
     precisions: Sequence[Precision],
-    measure: GradientMeasure,
+    measure: GradientMeasure | Literal["gradient"],
     batch: int,
     class_axis: int | None = 1,
 ) -> npt.NDArray[np.float64]:
@@ -46,6 +51,8 @@ def measure_sensitivity(
       second-order term of the Kullback-Leibler divergence, in nats.
     - `hessian`: ½ (mean diagonal of the Hessian) · |Δ|² for weights and for what is read, in nats; diagonals by
       Hutchinson's estimate, labels drawn as for `fisher`. HAWQ-V2 (arXiv 1911.03852) has the weights' part.
+    - `gradient`: ½ Σ E[g²] Δw² + ½ E[Σ g² Δx²] with gradients g of the same loss: the diagonal of the Fisher matrix
+      instead of its product with the change, in nats. One pass forward and backward.
 
     Outputs that are no class scores are taken for means of normal distributions of the outputs' own variance, from
     which targets are drawn: the divergence of these is half the squared error over that variance.
@@ -292,4 +299,41 @@ def _hessian(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precisi
     return sensitivities
 
 
-_MEASURES = {"squared-error": _relative_errors, "fisher": _fisher, "hessian": _hessian}
+def _gradient(passes: _Passes, inputs: torch.Tensor, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
+    totals = np.zeros((len(passes.layers), len(precisions)))
+    for part in inputs.split(passes.network.fixed_batch or GRADIENT_BATCH):
+        with passes.recorded(part) as (scores, records):
+            loss = passes.loss(scores) * passes.positions(scores) ** 0.5  # as for `fisher`
+            leaves = [tensor for record in records for tensor in (*record.seconds, *record.read_values)]
+            slopes = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+        for row, (layer, record) in enumerate(zip(passes.layers, records, strict=True)):
+            of_seconds = [next(slopes) for _ in record.seconds]
+            of_inputs = [next(slopes) for _ in record.read_values]
+            by_weight = {
+                bits: _second_order(record.seconds, of_seconds, partial(_rounded_second, layer, bits=bits))
+                for bits in {precision.weight_bits for precision in precisions}
+            }
+            by_input = {
+                bits: _second_order(record.read_values, of_inputs, partial(_rounded_inputs, layer, bits=bits))
+                for bits in {precision.activation_bits for precision in precisions}
+            }
+            totals[row] += [by_weight[p.weight_bits] + by_input[p.activation_bits] for p in precisions]
+    return np.asarray(totals / len(inputs))
+
+
+@torch.no_grad()
+def _second_order(
+    tensors: Sequence[torch.Tensor],
+    slopes: Sequence[torch.Tensor | None],
+    rounded: Callable[[torch.Tensor], torch.Tensor],
+) -> float:
+    """½ Σ g² Δ² over tensors, of which those without a gradient do not reach the outputs."""
+    total = 0.0
+    for tensor, slope in zip(tensors, slopes, strict=True):
+        if slope is not None:
+            values = tensor.detach()
+            total += 0.5 * _energy((rounded(values) - values) * slope)
+    return total
+
+
+_MEASURES = {"squared-error": _relative_errors, "fisher": _fisher, "hessian": _hessian, "gradient": _gradient}

@@ -277,12 +277,14 @@ class QuantizedNetwork:
         for number, batch in enumerate(batches):
             count, inputs = len(batch), self.filled(batch)
             for position, (allocation, plan) in enumerate(zip(allocations, plans, strict=True)):
+                memory.start_pass()
                 if plan is not None:
-                    memory.start_pass()
-                    yield number, position, self._engine()((inputs,), plan, memory, "batch")[:count]
+                    outputs = self._engine()((inputs,), plan, memory, "batch")
                 else:
                     self.select(allocation)
-                    yield number, position, self._run_module(inputs, None)[:count]
+                    with self._reuse.within(memory):
+                        outputs = self._run_module(inputs, "batch")
+                yield number, position, outputs[:count]
             memory.clear()
 
     def _sweep_together(

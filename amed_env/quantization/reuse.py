@@ -7,7 +7,8 @@ bit. A captured program changes nothing in place (`tracing.capture`), so results
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -103,6 +104,15 @@ class PrefixReuse:
         self.memory = memory
         self._batch: Hashable | None = None
         self._path: tuple[Step, ...] = ()
+
+    @contextmanager
+    def within(self, memory: ResultMemory) -> Iterator[None]:
+        """Results are kept in another memory while this lasts."""
+        before, self.memory = self.memory, memory
+        try:
+            yield
+        finally:
+            self.memory = before
 
     def start_batch(self, batch: Hashable | None) -> None:
         """A batch enters the network; None is a batch that will not come again, whose outputs are not kept."""

@@ -50,7 +50,7 @@ def unseen_values(result: SearchResult) -> list[UnseenValue]:
         bits = uniform.removeprefix("uniform-")
         after_tuning = f"{uniform}-tuned" in result.test
         title = f"uniform\n{bits} bit, tuned" if after_tuning else f"uniform\n{bits} bit"
-        found.append(_value(title, "s", result.test[f"{uniform}-tuned" if after_tuning else uniform], score))
+        found.append(_value(title, "s", result.of_uniform(uniform), score))
     if not score.against_float:
         found.append(_value("float\nnetwork", "D", result.test["float"], score))
     return found

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,12 @@ def cache_dir() -> Path:
 
 
 def cached_array(
-    kind: str, fingerprint: str, shape: tuple[int, ...], compute: Callable[[], npt.NDArray[np.float64]]
-) -> npt.NDArray[np.float64]:
+    kind: str,
+    fingerprint: str,
+    shape: tuple[int | None, ...],
+    compute: Callable[[], npt.NDArray[Any]],
+    dtype: npt.DTypeLike = np.float64,
+) -> npt.NDArray[Any]:
     """Return an array from the cache, or compute and keep it.
 
     A file that is damaged or has another shape is computed again; a cache that cannot be written is only logged.
@@ -34,20 +39,21 @@ def cached_array(
     Args:
         kind: What it is: the folder's name.
         fingerprint: Text that changes with everything that the array depends on.
-        shape: The array's shape.
-        compute: Makes the float64 array.
+        shape: The array's shape; None for a length that is not known beforehand.
+        compute: Makes the array.
+        dtype: Its type.
     """
     path = cache_dir() / kind / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}.npy"
     try:
         kept = np.load(path, allow_pickle=False)
-        if _holds(kept, shape):
+        if _holds(kept, shape, np.dtype(dtype)):
             return np.asarray(kept)
         logger.warning("%s does not hold what it should; it is computed again", path)
     except FileNotFoundError:
         pass
     except Exception as error:  # whatever a damaged file makes numpy raise: ValueError, BadZipFile, MemoryError ...
         logger.warning("cannot read %s (%s); it is computed again", path, error)
-    array = np.asarray(compute(), dtype=np.float64)
+    array = np.asarray(compute(), dtype=dtype)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
@@ -58,10 +64,11 @@ def cached_array(
     return array
 
 
-def _holds(kept: object, shape: tuple[int, ...]) -> bool:
+def _holds(kept: object, shape: tuple[int | None, ...], dtype: np.dtype[Any]) -> bool:
     return (
         isinstance(kept, np.ndarray)
-        and kept.shape == shape
-        and kept.dtype == np.float64
+        and kept.ndim == len(shape)
+        and all(expected in (None, length) for expected, length in zip(shape, kept.shape, strict=True))
+        and kept.dtype == dtype
         and bool(np.isfinite(kept).all())
     )

@@ -236,9 +236,8 @@ def _task_of_name(
     from amed_env.datasets.further import FurtherSamples  # here, as data bring torch
 
     further = FurtherSamples(load_training=entry.training)
-    evaluator = _evaluator(
-        entry.trained(), None, None, entry.splits(), name, recipe, {**evaluation, "further": further}
-    )
+    options = {**evaluation, "further": further, "of_package": True}
+    evaluator = _evaluator(entry.trained(), None, None, entry.splits(), name, recipe, options)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
 
