@@ -24,11 +24,13 @@ class FirstAnswer:
     """An allocation within the budgets that nothing was evaluated for.
 
     Attributes:
+        stage: What it follows from: `gradients`, or `divergences` of single layers.
         allocation: The allocation.
         costs: Its cost by metric.
         seconds: How long it took.
     """
 
+    stage: str
     allocation: BitAllocation
     costs: Mapping[str, float]
     seconds: float
@@ -36,9 +38,9 @@ class FirstAnswer:
     def to_json(self, network: str) -> dict[str, Any]:
         """As a JSON object."""
         return {
+            "stage": self.stage,
             "allocation": self.allocation.to_json(network),
             "costs": dict(self.costs),
-            "seconds": self.seconds,
         }
 
 
@@ -70,7 +72,7 @@ class SearchResult:
         verdict: What is known of the best allocation from the test split, if it has values of single samples; see
             `add_report`.
         finalists: What `best` was chosen from on more samples, or None if nothing was scored again.
-        first_answer: What the search began with, before anything was evaluated, or None.
+        first_answers: What the search began with, before anything was evaluated.
     """
 
     task: Task
@@ -92,7 +94,7 @@ class SearchResult:
     device_retries: int = 0
     verdict: Verdict | None = None
     finalists: Finalists | None = None
-    first_answer: FirstAnswer | None = None
+    first_answers: list[FirstAnswer] = field(default_factory=list)
 
     @property
     def tuned_weights(self) -> TrainedWeights | None:
@@ -209,7 +211,7 @@ class SearchResult:
             "best": None if self.best is None else self._trial_json(self.best, "best"),
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "finalists": None if self.finalists is None else self.finalists.to_json(task.network),
-            "first_answer": None if self.first_answer is None else self.first_answer.to_json(task.network),
+            "first_answers": [answer.to_json(task.network) for answer in self.first_answers],
             "pareto_metric": self.pareto_metric,
             "pareto": [self._trial_json(trial) for trial in self.pareto],
             "baselines": {name: self._trial_json(trial, name) for name, trial in self.baselines.items()},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from amed_env.commands.options import (
+    PREPARE_SECONDS,
     PROBLEM,
     ActivationBitsOption,
     AllocationOption,
@@ -18,6 +19,7 @@ from amed_env.commands.options import (
     NetworkOption,
     OptionalTaskArgument,
     PinOption,
+    PrepareTimeOption,
     RecipeOption,
     ScoreOption,
     ThreadsOption,
@@ -60,6 +62,7 @@ class EvaluateOptions:
         ),
     ] = None
     recipe: RecipeOption = None
+    prepare_time: PrepareTimeOption = PREPARE_SECONDS
     score: ScoreOption = None
     metric: MetricOption = field(default_factory=list)
     split: Annotated[
@@ -102,7 +105,7 @@ def evaluate(options: EvaluateOptions) -> None:
                 chosen = chosen_allocation(
                     task.workload, options.allocation, options.bits, options.activation_bits, options.pin
                 )
-            prepare(task, say)
+            prepare(task, output, say, options.prepare_time)
             if options.finetuned is not None:
                 chosen = _trained(task, options)
         with output.status(f"evaluating {task.network} on the {split} split"):

@@ -13,6 +13,7 @@ from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.options import (
     MACHINE,
     OUTPUT,
+    PREPARE_SECONDS,
     PROBLEM,
     ActivationBitsOption,
     AllocationOption,
@@ -21,6 +22,7 @@ from amed_env.commands.options import (
     NetworkOption,
     OptionalTaskArgument,
     PinOption,
+    PrepareTimeOption,
     ThreadsOption,
     cli_option,
 )
@@ -86,6 +88,7 @@ class FinetuneOptions:
         str | None,
         cli_option(PROBLEM, "Where training starts; as in [b]amed evaluate[/b].", "--recipe", metavar="NAME"),
     ] = None
+    prepare_time: PrepareTimeOption = PREPARE_SECONDS
     epochs: Annotated[
         int,
         cli_option(TRAINING, "Passes over the training images, the walk among them.", "--epochs", min=1, metavar="N"),
@@ -220,7 +223,7 @@ def finetune(options: FinetuneOptions) -> int:
                         "--walk needs a --budget, for example latency=0.5; without one it would stay at 8 bits."
                     )
                 target = _allocation(options, task) if walk is None else walk
-                prepare(task, say)
+                prepare(task, output, say, options.prepare_time)
             with torch_threads(task.evaluator.network_evaluator().threads):
                 folder.record(_settings(options, task, settings, target, walk_options), sys.argv)
                 return run_training(output, folder.path, task, settings, target, interrupts)

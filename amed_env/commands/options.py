@@ -86,6 +86,19 @@ RecipeOption = Annotated[
         metavar="NAME",
     ),
 ]
+PrepareTimeOption = Annotated[
+    float,
+    cli_option(
+        PROBLEM,
+        "Time to learn how a network is rounded, once: as many steps as fit into it. More time, better narrow widths; "
+        "0 for the fewest steps.",
+        "--prepare-time",
+        min=0,
+        metavar="SECONDS",
+    ),
+]
+PREPARE_SECONDS = 120.0
+"""Default of it: two minutes on two cores are within half a point of the full recipe on networks of twenty layers."""
 ScoreOption = Annotated[
     str | None,
     cli_option(

@@ -133,12 +133,14 @@ class TrainingProgress:
         self._shown = len(finetuning.history)
 
 
-def prepare(task: Task, say: Callable[[str], None]) -> None:
+def prepare(task: Task, output: Output, say: Callable[[str], None], seconds: float | None) -> None:
     """Prepare the network by its recipe, or take what was prepared before.
 
     Args:
         task: The task.
-        say: Shows a text.
+        output: Where it is said if there was no time for the whole recipe.
+        say: Shows a text while it is prepared.
+        seconds: Time for learning; None for all steps of the recipe.
     """
     started, first = monotonic(), -1
 
@@ -149,4 +151,11 @@ def prepare(task: Task, say: Callable[[str], None]) -> None:
         left = (monotonic() - started) / (done - first) * (total - done)
         say(f"learning the rounding of {task.network}, once: {100 * done // total} %, {left:.0f} s left")
 
-    task.evaluator.prepare(report)
+    before = getattr(task.evaluator, "recipe", None)
+    task.evaluator.prepare(report, seconds)
+    after = getattr(task.evaluator, "recipe", None)
+    if before is not None and after is not None and after != before:
+        output.note(
+            f"rounding learned in {after.steps:,} of {before.steps:,} steps; a longer --prepare-time makes narrow "
+            "widths better."
+        )

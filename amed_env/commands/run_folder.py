@@ -117,6 +117,11 @@ class RunFolder:
                 "choose an empty or a new folder with --out."
             )
 
+    def known_settings(self) -> Mapping[str, Any]:
+        """The settings of the search that is to be continued; empty if there is none."""
+        known = self._read_config() if self.resume else None
+        return {} if known is None else known["settings"]
+
     def open_known_store(self) -> TrialStore | None:
         """The trials of the search that is to be continued, or None if there are none; `start` opens them too."""
         if self.store is None and self.resume and (self.path / _STORE).exists():
@@ -221,7 +226,7 @@ class RunFolder:
         write_atomically(written[0], json_text(result.to_json()))
         if result.best is not None:
             written.append(self.write_allocation(result.best.allocation, result.task.network))
-        elif result.first_answer is None:
+        elif not result.first_answers:
             (self.path / _ALLOCATION).unlink(missing_ok=True)
         return [*written, *self._write_tuned(result)]
 

@@ -11,6 +11,7 @@ from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.options import (
     DEVICE,
     OUTPUT,
+    PREPARE_SECONDS,
     PROBLEM,
     DeviceOption,
     JsonOption,
@@ -18,6 +19,7 @@ from amed_env.commands.options import (
     NetworkOption,
     OptionalTaskArgument,
     PinOption,
+    PrepareTimeOption,
     RecipeOption,
     ScoreOption,
     ThreadsOption,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from amed_env.agents.result import FirstAnswer
     from amed_env.commands.run_folder import RunFolder
     from amed_env.evaluation.store import TrialStore
+    from amed_env.quantization.recipe import Recipe
     from amed_env.tasks.task import Task
 
 POLICY_AGENT, AGENT_WITHOUT_BUDGET = "policy", "maskable-ppo"
@@ -84,6 +87,7 @@ class SearchOptions:
     ] = None
     pin: PinOption = field(default_factory=list)
     recipe: RecipeOption = None
+    prepare_time: PrepareTimeOption = PREPARE_SECONDS
     score: ScoreOption = None
     metric: MetricOption = field(default_factory=list)
     device: DeviceOption = DEFAULT_DEVICE
@@ -195,6 +199,7 @@ def search(options: SearchOptions) -> int:
             backend.keep_answers(folder.open_known_store())
             with output.status(f"preparing {options.task or options.network}") as say:
                 threads = options.threads or default_threads()
+                recipe, prepare_time = _recipe(options, folder)
                 task = load_task(
                     options.task,
                     options.network,
@@ -205,14 +210,14 @@ def search(options: SearchOptions) -> int:
                     budget=options.budget,
                     pin=options.pin,
                     threads=threads,
-                    recipe=options.recipe,
+                    recipe=recipe,
                     score=options.score,
                     metrics=options.metric or None,
                 )
                 check_finalists(task, options.finalists, options.tune_steps)
-                first = _first_answer(output, folder, task, say)
+                first = _first_answers(output, options, folder, task, say)
                 try:
-                    prepare(task, say)
+                    prepare(task, output, say, prepare_time)
                 except KeyboardInterrupt:
                     output.note("interrupted while the network was prepared; continue with --resume.")
                     raise
@@ -234,22 +239,41 @@ def search(options: SearchOptions) -> int:
             return _run(output, options, folder, store, task, agent, first)
 
 
-def _first_answer(output: Output, folder: RunFolder, task: Task, say: Callable[[str], None]) -> FirstAnswer | None:
-    """Answer before anything is learned or evaluated, and write that."""
-    from amed_env.agents.first_answer import first_answer
+def _recipe(options: SearchOptions, folder: RunFolder) -> tuple[str | Recipe | None, float | None]:
+    """The recipe, and the time for its learning; a search that goes on keeps the steps that there was time for."""
+    from amed_env.quantization.recipe import Recipe, make_recipe
 
+    known = folder.known_settings().get("recipe")
+    if known is not None:
+        asked = make_recipe(options.recipe)
+        if asked.with_changes(steps=known["steps"], batch_size=known["batch_size"]) == Recipe(**known):
+            return Recipe(**known), None
+    return options.recipe, options.prepare_time
+
+
+def _first_answers(
+    output: Output, options: SearchOptions, folder: RunFolder, task: Task, say: Callable[[str], None]
+) -> list[FirstAnswer]:
+    """Answer before anything is learned or evaluated, and write that, but for a search that has gone further."""
+    from amed_env.agents.first_answers import first_answers
+
+    if task.evaluator.prepares_at_once:
+        task.evaluator.prepare()
     say(f"first answer for {task.network}")
+    answers = []
     try:
-        answer = first_answer(task)
+        for answer in first_answers(task):
+            answers.append(answer)
+            if folder.known_settings():
+                continue
+            path = folder.write_allocation(answer.allocation, task.network)
+            used = [answer.costs[metric] / limit for metric, limit in task.limits.items()]
+            within = f", {max(used):.0%} of the budget" if used else ""
+            if not options.as_json:
+                output.note(f"first answer from {answer.stage}, after {answer.seconds:.1f} s{within}: {path}")
     except AmedError as error:  # the search itself says more about it, or does without
         output.note(f"no first answer: {error}")
-        return None
-    if answer is not None:
-        path = folder.write_allocation(answer.allocation, task.network)
-        used = [answer.costs[metric] / limit for metric, limit in task.limits.items()]
-        within = f", {max(used):.0%} of the budget" if used else ""
-        output.note(f"first answer after {answer.seconds:.1f} s, from gradients alone{within}: {path}")
-    return answer
+    return answers
 
 
 def _chosen_agent(options: SearchOptions) -> str:
@@ -288,11 +312,11 @@ def _run(
     store: TrialStore,
     task: Task,
     agent: Agent,
-    first: FirstAnswer | None,
+    first: list[FirstAnswer],
 ) -> int:
     with Interrupts() as interrupts:
         result = _explore(output, options, folder, store, task, agent, interrupts)
-        result.first_answer = first
+        result.first_answers = first
         if not result.trials and result.faults:
             raise AmedError(f"all {len(result.faults)} evaluations failed; the first one: {result.faults[0]}.")
         with interrupts.held():

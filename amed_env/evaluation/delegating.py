@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,17 @@ class DelegatingEvaluator(Evaluator):
         """See `Evaluator.first_losses`."""
         return self._inner.first_losses(precisions)
 
+    def first_divergences(
+        self, precisions: Sequence[Precision], cells: Iterable[tuple[int, int]]
+    ) -> npt.NDArray[np.float64]:
+        """See `Evaluator.first_divergences`."""
+        return self._inner.first_divergences(precisions, cells)
+
+    @property
+    def prepares_at_once(self) -> bool:
+        """See `Evaluator.prepares_at_once`."""
+        return self._inner.prepares_at_once
+
     def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
         """See `Evaluator.sensitivity`."""
         return self._inner.sensitivity(measure, precisions)
@@ -51,9 +62,9 @@ class DelegatingEvaluator(Evaluator):
         """See `Evaluator.pair_divergences`."""
         return self._inner.pair_divergences(precisions, reach)
 
-    def prepare(self, progress: Progress | None = None) -> None:
+    def prepare(self, progress: Progress | None = None, seconds: float | None = None) -> None:
         """See `Evaluator.prepare`."""
-        self._inner.prepare(progress)
+        self._inner.prepare(progress, seconds)
 
     def float_remarks(self) -> list[str]:
         """See `Evaluator.float_remarks`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ AT_ONCE = 1_024
 """Allocations of one sweep, whose plans are kept in memory together."""
 
 FloatArray = npt.NDArray[np.float64]
+Cell = tuple[int, int]
+"""Number of a layer, and of a precision."""
 
 
 def measure_divergences(
@@ -34,6 +37,7 @@ def measure_divergences(
     precisions: Sequence[Precision],
     batch_size: int,
     progress: Progress | None = None,
+    cells: Iterable[Cell] | None = None,
 ) -> FloatArray:
     """Mean divergence from a wide network when one layer is changed: float64 (L, P), not negative.
 
@@ -47,17 +51,19 @@ def measure_divergences(
         precisions: P precisions.
         batch_size: Samples of one forward pass.
         progress: Called with the steps done and all steps.
+        cells: Numbers of the layers and precisions to measure; all by default. Others are 0.
 
     Raises:
         NonFiniteError: If the network returns NaN or infinity.
     """
     names, base = network.workload.layer_names, network.workload.uniform(base_bits(precisions))
+    every = product(range(len(names)), range(len(precisions)))
     # From the last layer to the first, so that each shares all layers before its own with the one before.
-    cells = [(row, column) for row in reversed(range(len(names))) for column in range(len(precisions))]
-    allocations = [base.replace({names[row]: precisions[column]}) for row, column in cells]
+    ordered = sorted(every if cells is None else cells, key=lambda cell: (-cell[0], cell[1]))
+    allocations = [base.replace({names[row]: precisions[column]}) for row, column in ordered]
     divergences = np.zeros((len(names), len(precisions)))
     values = _divergences(network, comparison, base, allocations, samples, batch_size, progress)
-    for cell, value in zip(cells, values, strict=True):
+    for cell, value in zip(ordered, values, strict=True):
         divergences[cell] = value
     return divergences
 

@@ -21,7 +21,7 @@ from amed_env.evaluation.comparisons import KullbackLeibler
 from amed_env.evaluation.divergences import AT_ONCE, base_bits, measure_divergences, measure_pairs
 from amed_env.evaluation.fitting import fit_scoring
 from amed_env.evaluation.float_outputs import FloatOutputs, measure_float_outputs
-from amed_env.evaluation.preparation import prepare_network, prepared_digest
+from amed_env.evaluation.preparation import is_prepared, prepare_network, prepared_digest, recipe_within
 from amed_env.evaluation.quality import SPLITS, Evaluator, GradientMeasure, Progress, Quality, Split, check_split
 from amed_env.evaluation.scoring import ScoreSpec, Tally
 from amed_env.evaluation.sensitivities import measure_sensitivity
@@ -43,11 +43,12 @@ REUSE_MIB = 2048
 # All three are part of what results depend on: other numbers give other ranges, proxies and fingerprints.
 RANGE_SAMPLES = 1_024
 """Calibration samples that set the ranges; learning uses all of them."""
-SENSITIVITY_SAMPLES = 1_024
-"""Calibration samples on which single-layer sensitivities are measured."""
-FIRST_SAMPLES = 128
-"""Calibration samples of the first estimate. On ResNet-20 its allocations are as accurate as those of divergences on
-twice as many, at a quarter of the time (docs/evaluation.md)."""
+SENSITIVITY_SAMPLES = 512
+"""Calibration samples on which single-layer sensitivities are measured: on ResNet-20 what 1,024 choose is not better
+(docs/evaluation.md)."""
+FIRST_SAMPLES = 125
+"""Calibration samples of the first estimates: a batch. The allocations of divergences on it are within the noise of
+those on 1,024, while 32 samples lose up to three points on ResNet-20 (docs/evaluation.md)."""
 PAIR_SAMPLES = 256
 """Calibration samples on which pairs of layers are measured; fewer, as pairs are many."""
 LEAST_LEARNING_BATCH = 8
@@ -152,14 +153,20 @@ class PostTrainingEvaluator(Evaluator):
         self._prepared: str | None = None
         self._workers: ProcessPool[PostTrainingEvaluator] | None = None
 
-    def prepare(self, progress: Progress | None = None) -> None:
+    def prepare(self, progress: Progress | None = None, seconds: float | None = None) -> None:
         """Prepare the network by the recipe, or take what was prepared before; a second call does nothing.
 
         Args:
             progress: Called with the steps done and all steps, if something has to be learned.
+            seconds: Time for learning: `recipe` then has as many steps as fit into it (`preparation.recipe_within`);
+                None for all of the recipe's.
         """
         if self._prepared is None:
             inputs = self._splits.calibration.inputs
+            if seconds is not None:
+                self.recipe = recipe_within(
+                    self.network, self.recipe, inputs, self.made_of, seconds, self.threads, self._class_axis
+                )
             self._prepared = prepare_network(
                 self.network, self.recipe, inputs, self.made_of, self.threads, progress, self._class_axis
             )
@@ -457,6 +464,21 @@ class PostTrainingEvaluator(Evaluator):
         samples = self._whole_calibration(FIRST_SAMPLES)
         with torch_threads(self.threads):
             return measure_sensitivity(self.network, samples, precisions, "gradient", self.batch_size, self._class_axis)
+
+    def first_divergences(
+        self, precisions: Sequence[Precision], cells: Iterable[tuple[int, int]]
+    ) -> npt.NDArray[np.float64]:
+        """See `Evaluator.first_divergences`; at the weights that the network has now."""
+        samples = self._first_calibration(FIRST_SAMPLES)
+        with torch_threads(self.threads):
+            return measure_divergences(
+                self.network, self.scoring.divergence, samples, precisions, self.batch_size, cells=cells
+            )
+
+    @property
+    def prepares_at_once(self) -> bool:
+        """See `Evaluator.prepares_at_once`."""
+        return self._prepared is not None or is_prepared(self.recipe, self.made_of, self._class_axis)
 
     def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
         """See `Evaluator.pair_divergences`; forward passes only, kept in the user's cache."""

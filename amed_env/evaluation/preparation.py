@@ -37,6 +37,14 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 20.0
 SMALL_STEP_MACS = 5e8
 """A step of less work than this is fastest on one thread; with more of them it was up to 14 times slower."""
+BRIEF_STEPS = (2_000, 1_500, 1_000, 700, 500, 300, 200, 150, 100, 70, 50, 30)
+"""Steps of learning that must end within a time. A few fixed numbers, so that two machines of about the same speed, or
+one at two times, learn the same."""
+BRIEF_BATCH = 32
+"""Samples of a step of these: in the same time twice as many steps, which are worth more."""
+KEPT_SHARE = 0.6
+"""A kept preparation of at least this part of the steps that there is time for is taken, and nothing learned anew."""
+_TIMED_STEPS = 3
 NARROW_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 """Widths whose biases are corrected; at 16 bits there is nothing to correct."""
 
@@ -69,8 +77,7 @@ def prepare_network(
     """
     if not recipe.learns and not recipe.bias_correction:
         return hashlib.sha256(recipe.fingerprint().encode()).hexdigest()
-    # Nothing is added for classes on axis 1, so that what earlier versions prepared is found.
-    name = preparation_name(recipe, fingerprint if class_axis == 1 else f"{fingerprint} classes on {class_axis}")
+    name = preparation_name(recipe, _fingerprint_with(fingerprint, class_axis))
     prepared = _shipped(network, name) or _cached(network, name)
     if prepared is None:
         prepared = _make(network, recipe, calibration, name, threads, progress, class_axis)
@@ -80,6 +87,67 @@ def prepare_network(
     for (layer, bits), width in prepared.items():
         network.use(layer, bits, width)
     return prepared_digest(prepared)
+
+
+def recipe_within(
+    network: QuantizedNetwork,
+    recipe: Recipe,
+    calibration: torch.Tensor,
+    fingerprint: str,
+    seconds: float,
+    threads: int | None = None,
+    class_axis: int | None = 1,
+) -> Recipe:
+    """The recipe with as many steps of learning as there is time for, or that of a preparation that is kept.
+
+    Args:
+        network: The network, calibrated.
+        recipe: The recipe.
+        calibration: See `prepare_network`, as for the others.
+        fingerprint: See there.
+        seconds: Time for learning.
+        threads: See there.
+        class_axis: See there.
+    """
+    if not recipe.learns:
+        return recipe
+    shorter = [steps for steps in BRIEF_STEPS if steps < recipe.steps]
+    brief = [recipe.with_changes(steps=n, batch_size=min(recipe.batch_size, BRIEF_BATCH)) for n in shorter]
+    names = [preparation_name(made, _fingerprint_with(fingerprint, class_axis)) for made in (recipe, *brief)]
+    begun = [made for made, name in zip((recipe, *brief), names, strict=True) if _is_begun(name)]
+    if recipe in begun or not brief:
+        return recipe
+    with torch_threads(_threads_of(network, recipe, threads)):
+        learner = RoundingLearner(network, brief[-1], calibration[: 2 * BRIEF_BATCH], class_axis=class_axis)
+        a_step = learner.seconds_of_a_step(_TIMED_STEPS)
+    of_full = a_step * recipe.batch_size / brief[-1].batch_size
+    affordable = [made for made in brief if made.steps * a_step <= seconds] or brief[-1:]
+    wanted = recipe if recipe.steps * of_full <= seconds else affordable[0]
+    return next((made for made in begun if made.steps >= KEPT_SHARE * wanted.steps), wanted)
+
+
+def is_prepared(recipe: Recipe, fingerprint: str, class_axis: int | None = 1) -> bool:
+    """Whether `prepare_network` has nothing to learn: the recipe does not, or a preparation is shipped or kept."""
+    return not recipe.learns or _is_kept(preparation_name(recipe, _fingerprint_with(fingerprint, class_axis)))
+
+
+def _is_kept(name: str) -> bool:
+    shipped = files("amed_env.networks") / "prepared" / f"{name}.safetensors"
+    return shipped.is_file() or kept_path(name).exists()
+
+
+def _is_begun(name: str) -> bool:
+    """Whether a preparation is there, or was interrupted."""
+    return _is_kept(name) or _checkpoint_path(name).exists()
+
+
+def _fingerprint_with(fingerprint: str, class_axis: int | None) -> str:
+    # Nothing is added for classes on axis 1, so that what earlier versions prepared is found.
+    return fingerprint if class_axis == 1 else f"{fingerprint} classes on {class_axis}"
+
+
+def _threads_of(network: QuantizedNetwork, recipe: Recipe, threads: int | None) -> int | None:
+    return 1 if network.workload.macs * recipe.batch_size < SMALL_STEP_MACS else threads
 
 
 def _make(
@@ -92,9 +160,7 @@ def _make(
     class_axis: int | None,
 ) -> dict[tuple[str, int], PreparedWidth]:
     prepared: dict[tuple[str, int], PreparedWidth] = {}
-    if network.workload.macs * recipe.batch_size < SMALL_STEP_MACS:
-        threads = 1
-    with torch_threads(threads):
+    with torch_threads(_threads_of(network, recipe, threads)):
         if recipe.learns:
             learner = RoundingLearner(network, recipe, calibration, class_axis=class_axis)
             prepared = _learn(learner, name, progress)
@@ -109,7 +175,7 @@ def _make(
 
 def _learn(learner: RoundingLearner, name: str, progress: Progress | None) -> dict[tuple[str, int], PreparedWidth]:
     network, recipe = learner.network, learner.recipe
-    checkpoint = _Checkpoint(cache_dir() / "prepared" / f"{name}.checkpoint")
+    checkpoint = _Checkpoint(_checkpoint_path(name))
     checkpoint.restore(learner)
     if learner.step == 0:
         logger.info("learning the rounding of %s: %d steps", network.workload.name, recipe.steps)
@@ -163,6 +229,10 @@ def preparation_name(recipe: Recipe, fingerprint: str) -> str:
 def kept_path(name: str) -> Path:
     """Where a preparation is kept in the user's cache."""
     return cache_dir() / "prepared" / f"{name}.safetensors"
+
+
+def _checkpoint_path(name: str) -> Path:
+    return cache_dir() / "prepared" / f"{name}.checkpoint"
 
 
 def _shipped(network: QuantizedNetwork, name: str) -> dict[tuple[str, int], PreparedWidth] | None:

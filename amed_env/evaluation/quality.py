@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -254,6 +254,28 @@ class Evaluator(abc.ABC):
         """
         return None
 
+    def first_divergences(
+        self, precisions: Sequence[Precision], cells: Iterable[tuple[int, int]]
+    ) -> npt.NDArray[np.float64]:
+        """What `predicted_loss` measures, on few samples and for some layers and precisions only.
+
+        Args:
+            precisions: P precisions.
+            cells: Numbers of layers and precisions.
+
+        Returns:
+            float64 of shape (layers, P), not negative; 0 where nothing was measured.
+
+        Raises:
+            InputError: If this evaluator has no `first_losses` either.
+        """
+        raise InputError("this task's quality has no first estimates.")
+
+    @property
+    def prepares_at_once(self) -> bool:
+        """Whether `prepare` has nothing to learn: first answers can wait for it, and are better then."""
+        return True
+
     def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
         """What quantizing two layers does to the output beyond the sum of both alone, on calibration samples.
 
@@ -273,11 +295,13 @@ class Evaluator(abc.ABC):
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """Per layer the largest magnitude over the standard deviation of its weights: float64 of shape (layers,)."""
 
-    def prepare(self, progress: Progress | None = None) -> None:
+    def prepare(self, progress: Progress | None = None, seconds: float | None = None) -> None:
         """Do what an evaluation needs and takes long, once; a second call does nothing.
 
         Args:
             progress: Called with the steps done and all steps, if there is something to do.
+            seconds: About how long it may take, where less time gives a worse result instead of none; None for as long
+                as it takes.
         """
         return
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -188,7 +189,8 @@ class RoundingLearner:
         seed: int = 0,
         class_axis: int | None = 1,
     ) -> None:
-        self.network, self.recipe, self.inputs, self._class_axis = network, recipe, inputs, class_axis
+        self.network, self.recipe, self._class_axis = network, recipe, class_axis
+        self.inputs = inputs[: recipe.steps * recipe.batch_size]  # of others the float outputs would be for nothing
         self.step = 0
         # Shared weights are stored once, so what one of their layers would learn the other could not have.
         learning = [layer for name, layer in network.weighted.items() if name not in network.workload.sharing]
@@ -237,6 +239,16 @@ class RoundingLearner:
                 self.step += 1
                 if on_step is not None:
                     on_step(self.step, self.recipe.steps)
+
+    def seconds_of_a_step(self, steps: int) -> float:
+        """How long a step takes: the quickest of some, after one that is not counted; they are part of no learning."""
+        durations = []
+        with self._attached():
+            for _ in range(steps + 1):
+                started = perf_counter()
+                self._learn_once()
+                durations.append(perf_counter() - started)
+        return min(durations[1:])
 
     def _attached(self) -> _Attached:
         return _Attached(self._layers, self._blocks)

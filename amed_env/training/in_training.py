@@ -129,13 +129,13 @@ class InTrainingEvaluator(DelegatingEvaluator):
         assert self._trainer is not None
         return self._trainer
 
-    def prepare(self, progress: Progress | None = None) -> None:
+    def prepare(self, progress: Progress | None = None, seconds: float | None = None) -> None:
         """See `Evaluator.prepare`; reads the checkpoint, if there is one.
 
         Raises:
             InputError: If the checkpoint is damaged or of another training.
         """
-        self._evaluator.prepare(progress)
+        self._evaluator.prepare(progress, seconds)
         if self._trainer is not None:
             return
         network, settings = self._evaluator.network, self.settings
