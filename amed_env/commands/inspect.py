@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from amed_env.problem.workload import Layer
     from amed_env.tracing.packing import Inputs
-    from amed_env.tracing.trace import TracedNetwork
+    from amed_env.tracing.traced_network import TracedNetwork
 
 SAMPLES = 128
 """Calibration samples that signs are taken from."""
