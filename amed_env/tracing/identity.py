@@ -39,7 +39,14 @@ _STATIC_CODE = 1 << 9
 _DESCRIBING = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__annotate_func__"),
     *("__annotations_cache__", "__firstlineno__", "__static_attributes__", "__orig_bases__", "__parameters__"),
-    *("__type_params__", "__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__"),
+    *(
+        "__type_params__",
+        "__abstractmethods__",
+        "_abc_impl",
+        "__slotnames__",
+        "__dataclass_fields__",
+        "__dataclass_params__",
+    ),
 }
 """Members of a class that tell about it and do nothing."""
 _HOOKS = {name for name in vars(nn.Module()) if "hook" in name} | {"_non_persistent_buffers_set"}
