@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.fx.passes.shape_prop import ShapeProp
 
 from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
@@ -29,7 +28,7 @@ from amed_env.tracing.norms import fold_batch_norms
 from amed_env.tracing.original import Call, Outputs, answer, suited_to
 from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
 from amed_env.tracing.programs import Given, given_network
-from amed_env.tracing.shapes import LayerCall, layer_of_calls
+from amed_env.tracing.shapes import LayerCall, known_shape, layer_of_calls, record_shapes, shape_of
 from amed_env.tracing.traced_network import KeptFloat, TracedNetwork
 
 logger = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ def trace(
         raise NetworkError(
             f"network {name!r} has no layer to quantize: no convolution, linear layer, embedding or product runs."
         )
-    ShapeProp(module).propagate(example)
+    record_shapes(module, example)
     workload = Workload(name, tuple(_observed(module, lowered, len(example))), _edges(module, set(layers)))
     unquantized = (*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers))
     traced = TracedNetwork(module, workload, unquantized, program.batch_size, program.remarks)
@@ -301,8 +300,8 @@ def _observed(module: fx.GraphModule, lowered: Lowered, batch: int) -> Iterator[
     calls: dict[str, list[LayerCall]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":
-            reads = tuple(source.meta["tensor_meta"].shape for source in node.args)
-            calls.setdefault(str(node.target), []).append(LayerCall(reads, node.meta["tensor_meta"].shape))
+            reads = tuple(known_shape(source) for source in node.args)
+            calls.setdefault(str(node.target), []).append(LayerCall(reads, known_shape(node)))
     for name, of_layer in calls.items():
         layer = layer_of_calls(name, lowered.layers[name], of_layer, batch)
         owner = lowered.shared.get(name, "")
@@ -366,22 +365,22 @@ def _has_weights(module: fx.GraphModule, node: fx.Node, parameters: set[str]) ->
 
 def _macs(node: fx.Node, batch: int) -> int:
     """Multiply-accumulate operations a sample of a product that is in no layer; 0 for another operation."""
-    written = getattr(node.meta.get("tensor_meta"), "shape", None)
+    written = shape_of(node)
     if written is None:
         return 0
     name = str(node.target)
     if node.target in _PRODUCTS:
         left: Any = node.args[-2] if node.target is aten.baddbmm.default else node.args[0]
-        return int(written.numel() * left.meta["tensor_meta"].shape[-1] // batch)
+        return int(written.numel() * known_shape(left)[-1] // batch)
     if node.target in (aten.mv.default, aten.cdist.default, aten.bilinear.default):
         # The weight of a bilinear form is (outputs, left, right).
         bilinear = node.target is aten.bilinear.default
         source: Any = node.args[2] if bilinear else node.args[0]
-        sizes = source.meta["tensor_meta"].shape
+        sizes = known_shape(source)
         terms = sizes[1:].numel() if bilinear else sizes[-1]
         return int(written.numel() * terms // batch)
     if name.startswith(("aten.conv", "aten.linear", "aten.addmm")):
-        weights = [source.meta["tensor_meta"].shape for source in node.all_input_nodes[1:2]]
+        weights = [known_shape(source) for source in node.all_input_nodes[1:2]]
         return int(written.numel() * weights[0][1:].numel() // batch) if weights else 0
     return 0
 
