@@ -100,7 +100,7 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     if entry.table is not None:
         entry = named_network(name.removeprefix(TABULAR_PREFIX))
     if entry.missing() is not None:
-        return trace(entry.architecture(), entry.zeros(), name), _packed(entry.zeros()), False
+        return trace(entry.untrained(), entry.zeros(), name), _packed(entry.zeros()), False
     calibration = entry.splits().calibration
     return trace(entry.trained(), calibration.example(), name), calibration.inputs[:SAMPLES], True
 

@@ -55,6 +55,8 @@ _UNKNOWABLE_GLOBALS = {"globals", "locals", "eval", "exec", "__import__", "open"
 _UNKNOWABLE_NAMES = {"environ", "getenv", "import_module"}
 LARGEST_BYTES = 2**29
 """Of the tensors that are looked at, all together."""
+LARGEST_COUNT = 1_000_000
+"""Of the values that are looked at: about a second."""
 _LIBRARIES = tuple(
     os.path.realpath(path) + os.sep
     for path in {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -90,7 +92,7 @@ def _settings() -> list[Any]:
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         raise UnknowableError("a mode of torch that is on")
     hooks = [value for name, value in vars(torch_module).items() if re.fullmatch(r"_global_\w*hooks\w*", name)]
-    autocast = [torch.is_autocast_enabled(), torch.is_autocast_cpu_enabled(), torch.get_autocast_dtype("cpu")]
+    autocast = [torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")]
     capability = torch.backends.cpu.get_cpu_capability()  # constants may differ in their last bits
     return [sys.version, str(torch.__version__), capability, torch.get_default_dtype(), autocast, hooks]
 
@@ -147,7 +149,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
-        self._bytes = 0
+        self._bytes = self._count = 0
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []  # so that no number is given to two objects
 
@@ -161,6 +163,9 @@ class _Walk:
             self.digest.update(f"{text!r};".encode(errors="surrogatepass"))
 
     def _add(self, value: Any) -> None:
+        self._count += 1
+        if self._count > LARGEST_COUNT:
+            raise UnknowableError(f"more than {LARGEST_COUNT} values")
         if type(value) in _SCALARS:
             self._write(type(value).__name__, value)
             return
@@ -183,7 +188,7 @@ class _Walk:
         plain = type(tensor) in _TENSORS and tensor.layout is torch.strided and not tensor.is_quantized
         if not plain or tensor.device.type == "meta":
             raise UnknowableError(f"a tensor of type {type(tensor).__name__}")
-        self._count(tensor.numel() * tensor.element_size())
+        self._add_size(tensor.numel() * tensor.element_size())
         self._write(tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device, tensor.requires_grad)
         values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
         self.digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
@@ -192,11 +197,11 @@ class _Walk:
     def _array(self, array: np.ndarray | np.generic) -> None:
         if array.dtype.hasobject:
             raise UnknowableError("an array of objects")
-        self._count(array.nbytes)
+        self._add_size(array.nbytes)
         self._write(array.dtype.str, array.shape)
         self.digest.update(array.tobytes())
 
-    def _count(self, size: int) -> None:
+    def _add_size(self, size: int) -> None:
         self._bytes += size
         if self._bytes > LARGEST_BYTES:
             raise UnknowableError(f"more than {LARGEST_BYTES} bytes of tensors")

@@ -16,7 +16,7 @@ from torch import nn
 
 from amed_env.support.cache import cache_dir
 from amed_env.support.files import write_atomically
-from amed_env.tracing.identity import UnknowableError, identity
+from amed_env.tracing.identity import identity
 from amed_env.tracing.original import Call
 from amed_env.tracing.program_file import content_of, read_content
 from amed_env.tracing.traced_network import TracedNetwork
@@ -50,7 +50,7 @@ def place_of(network: nn.Module, example: torch.Tensor, call: Call, name: str) -
     try:
         code = _this_code()
         key = identity(network, call, name, tuple(example.shape), example.dtype, example.device, code)
-    except (UnknowableError, OSError) as error:
+    except Exception as error:  # also of whatever type objects of a user raise when they are looked at
         logger.info("the program of network %r is not kept (%s)", name, error)
         return None
     return cache_dir() / "programs" / f"{key[:32]}{SUFFIX}"
