@@ -138,8 +138,7 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 
 
 def test_what_agents_are_written_with_imports_nothing_heavy():
-    program = f"import sys; from amed_env import trace
-from amed_env.agents import Agent, make_agent; print(set({HEAVY}) & set(sys.modules))"
+    program = f"import sys; from amed_env.agents import Agent, make_agent; print(set({HEAVY}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
