@@ -339,12 +339,17 @@ class _Walk:
         """
         for name in sorted(names & values.keys()):
             value = values[name]
+            put_in = isinstance(value, functools.partial | types.MethodType)
+            if isinstance(value, types.FunctionType):
+                put_in = not _is_of_library(value)
             if isinstance(value, types.ModuleType):
                 if value.__dict__ is not values and not inner:
                     self._patches(vars(value), names - {name}, inner=True)
-            elif isinstance(value, types.FunctionType) and not _is_of_library(value):
+            elif put_in:
                 self._write(name)
                 self.add(value)
+            elif isinstance(value, types.FunctionType | types.BuiltinFunctionType) and value.__name__ != name:
+                self._write(name, value.__module__, value.__qualname__)
             elif type(value) in _SCALARS and not inner:
                 self._write(name, value)
 

@@ -146,7 +146,7 @@ def test_what_agents_are_written_with_imports_nothing_heavy():
 def test_a_search_of_a_network_that_was_captured_before_imports_no_compiler(tmp_path):
     network = named_network("digits-cnn")
     trace(network.trained(), network.splits().calibration.example(), "digits-cnn", outputs=class_scores)
-    heavy = ("torch.export._trace", "torch._dynamo", "sympy", "sklearn", "scipy.stats", "scipy.optimize", "matplotlib")
+    heavy = ("torch.export._trace", "torch._dynamo", "sympy", "sklearn", "scipy.stats", "matplotlib")
     program = f"""
 import sys, amed_env
 task = amed_env.make_task("digits-cnn", budget=["latency=0.5"])
