@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from amed_env.problem.workload import Layer
     from amed_env.tracing.packing import Inputs
-    from amed_env.tracing.trace import TracedNetwork
+    from amed_env.tracing.traced_network import TracedNetwork
 
 SAMPLES = 128
 """Calibration samples that signs are taken from."""
@@ -100,7 +100,7 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
     if entry.table is not None:
         entry = named_network(name.removeprefix(TABULAR_PREFIX))
     if entry.missing() is not None:
-        return trace(entry.architecture(), entry.zeros(), name), _packed(entry.zeros()), False
+        return trace(entry.untrained(), entry.zeros(), name), _packed(entry.zeros()), False
     calibration = entry.splits().calibration
     return trace(entry.trained(), calibration.example(), name), calibration.inputs[:SAMPLES], True
 

@@ -34,7 +34,7 @@ from amed_env.support.processes import ProcessPool
 from amed_env.support.threads import torch_threads
 from amed_env.tracing.digest import program_digest
 from amed_env.tracing.finite import first_non_finite_operation
-from amed_env.tracing.trace import TracedNetwork
+from amed_env.tracing.traced_network import TracedNetwork
 
 logger = logging.getLogger(__name__)
 

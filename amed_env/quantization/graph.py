@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from amed_env.quantization.layers import StoredTensor
+from amed_env.tracing.shapes import record_shapes, shape_of
 
 aten = torch.ops.aten
 
@@ -99,7 +99,7 @@ def find_graph(module: fx.GraphModule, layers: dict[str, nn.Module], example: to
         example: Tensor (N, …) that the network accepts.
     """
     with torch.no_grad():
-        ShapeProp(module).propagate(example)
+        record_shapes(module, example)
     groups = _find_groups(module, set(layers))
     _store_shared_results(module, groups)
     return NetworkGraph(module, groups)
@@ -147,12 +147,7 @@ def _adds_equal_shapes(node: fx.Node) -> bool:
     if node.op != "call_function" or node.target is not _ADDITION or node.kwargs:
         return False
     operands = node.all_input_nodes
-    return len(operands) == len(node.args) == 2 and _shape(operands[0]) == _shape(operands[1]) is not None
-
-
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
-    return None if shape is None else tuple(shape)
+    return len(operands) == len(node.args) == 2 and shape_of(operands[0]) == shape_of(operands[1]) is not None
 
 
 def clamp_limits(node: fx.Node) -> tuple[float, float] | None:
@@ -175,7 +170,7 @@ def clamp_limits(node: fx.Node) -> tuple[float, float] | None:
 
 def passes_values(node: fx.Node) -> bool:
     """Whether an operation only moves or drops values (or takes the largest), so that rounding may come before it."""
-    if node.op != "call_function" or _shape(node) is None:
+    if node.op != "call_function" or shape_of(node) is None:
         return False
     if is_padding(node):
         return zero_padding(node)

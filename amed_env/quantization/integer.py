@@ -34,6 +34,7 @@ from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Re
 from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.products import QuantizedProduct
 from amed_env.quantization.reuse import ResultMemory
+from amed_env.tracing.shapes import shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -169,13 +170,9 @@ class IntegerEngine:
         if step.group is not None:
             return self._written_format(step.group, plan.allocation)
         if step.passes:
-            read = {plan.formats[need] for need in step.needs if need in plan.formats and self._is_tensor(need)}
+            read = {plan.formats[need] for need in step.needs if need in plan.formats and shape_of(need) is not None}
             return read.pop() if len(read) == 1 else None
         return None
-
-    @staticmethod
-    def _is_tensor(node: fx.Node) -> bool:
-        return getattr(node.meta.get("tensor_meta"), "shape", None) is not None
 
     def _written_format(self, group: Group, allocation: BitAllocation) -> Format | None:
         for user in group.output.users:

@@ -28,7 +28,7 @@ from amed_env.quantization.products import QuantizedProduct
 from amed_env.quantization.reuse import PrefixReuse, ResultMemory
 from amed_env.quantization.together import run_together, stacked_settings
 from amed_env.tracing.lowering import EmbeddingTable, Product, QuantizableModule
-from amed_env.tracing.trace import TracedNetwork
+from amed_env.tracing.traced_network import TracedNetwork
 
 logger = logging.getLogger(__name__)
 

@@ -61,9 +61,17 @@ class NamedNetwork:
     table: Callable[[], TableEvaluator] | None = None
     training: Callable[[], TrainingData] | None = None
 
+    def untrained(self) -> nn.Module:
+        """The untrained network, with the same random weights every time: its captured program is then found again."""
+        import torch  # here, as a listing of tasks must not wait for it
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return self.architecture()
+
     def zeros(self) -> Inputs:
         """A sample of zeros, enough for tracing."""
-        import torch  # here, as a listing of tasks must not wait for it
+        import torch
 
         single = tuple(size for size in self.input_shape if isinstance(size, int))
         several = tuple(shape for shape in self.input_shape if not isinstance(shape, int))
@@ -112,7 +120,7 @@ def named_workload(name: str) -> Workload:
 def _traced_workload(entry: NamedNetwork, name: str) -> Workload:
     from amed_env.tracing.trace import trace  # brings torch, which tables do without
 
-    return trace(entry.architecture(), entry.zeros(), name).workload
+    return trace(entry.untrained(), entry.zeros(), name).workload
 
 
 def _add(

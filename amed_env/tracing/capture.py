@@ -353,3 +353,8 @@ def module_path(node: fx.Node) -> str:
     paths = [str(entry[0]) for entry in stack.values()]
     path = paths[-1] if paths else ""
     return "" if path == _ROOT_PREFIX else path.removeprefix(f"{_ROOT_PREFIX}.")
+
+
+def set_module_path(node: fx.Node, path: str) -> None:
+    """Let `module_path` say so of a node."""
+    node.meta["nn_module_stack"] = {"": (f"{_ROOT_PREFIX}.{path}" if path else "", None)}

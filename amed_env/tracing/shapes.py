@@ -1,16 +1,46 @@
-"""The shapes of layers: what a call of a module is as a matrix product, for one sample."""
+"""Shapes of results in a program, and of layers: what a call of a module is as a matrix product, for one sample."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from amed_env.errors import NetworkError
 from amed_env.problem.workload import Layer, LayerKind
 from amed_env.tracing.lowering import EmbeddingTable, Product, TransposedConvolution
+
+_SHAPE = "recorded shape"  # key of a node's meta
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a program, and notes the shape of every tensor."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            n.meta[_SHAPE] = result.shape
+        return result
+
+
+def record_shapes(program: fx.GraphModule, example: torch.Tensor) -> None:
+    """Run a program once, so that `shape_of` knows the shapes of its results; torch's own way imports its compiler."""
+    _Recorder(program).run(example)
+
+
+def shape_of(node: fx.Node) -> torch.Size | None:
+    """The shape of a node's result, or None if it is no tensor or was not recorded."""
+    shape: torch.Size | None = node.meta.get(_SHAPE)
+    return shape
+
+
+def known_shape(node: fx.Node) -> torch.Size:
+    """The shape of a node's result, which is a tensor."""
+    shape = shape_of(node)
+    assert shape is not None
+    return shape
 
 
 class LayerCall(NamedTuple):

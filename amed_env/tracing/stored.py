@@ -13,30 +13,33 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from amed_env.tracing.capture import module_path, set_module_path
+
 
 @dataclass(frozen=True)
-class _Result:
+class Result:
     """Stands for the result of the node of this name."""
 
     node: str
 
 
 @dataclass(frozen=True)
-class _Operation:
+class Operation:
     """Stands for an operation of torch, which cannot be pickled itself."""
 
     path: str
 
 
 @dataclass(frozen=True)
-class _StoredNode:
-    """A node of a program, with other nodes and operations by their names."""
+class StoredNode:
+    """A node of a program, with other nodes and operations by their names; `path` is that of its module."""
 
     name: str
     op: str
     target: Any
     args: Any
     kwargs: Any
+    path: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class StoredProgram:
         buffers: Its constants by name.
     """
 
-    nodes: tuple[_StoredNode, ...]
+    nodes: tuple[StoredNode, ...]
     modules: dict[str, nn.Module | None]
     buffers: dict[str, torch.Tensor | None]
 
@@ -63,25 +66,25 @@ class StoredProgram:
         graph, made = fx.Graph(), dict[str, fx.Node]()
 
         def restored(value: Any) -> Any:
-            return made[value.node] if isinstance(value, _Result) else value
+            return made[value.node] if isinstance(value, Result) else value
 
         for node in self.nodes:
             target = node.target
-            if isinstance(target, _Operation):
+            if isinstance(target, Operation):
                 target = operator.attrgetter(target.path)(torch.ops)
             args, kwargs = (fx.node.map_aggregate(values, restored) for values in (node.args, node.kwargs))
             made[node.name] = graph.create_node(node.op, target, args, kwargs, node.name)
+            set_module_path(made[node.name], node.path)
         root = nn.Module()
         root._modules.update(self.modules)
         root._buffers.update(self.buffers)
         return fx.GraphModule(root, graph).eval()
 
 
-def _stored(node: fx.Node) -> _StoredNode:
+def _stored(node: fx.Node) -> StoredNode:
     def named(other: fx.Node) -> Any:
-        return _Result(other.name)
+        return Result(other.name)
 
-    target = _Operation(str(node.target)) if isinstance(node.target, torch._ops.OpOverload) else node.target
-    return _StoredNode(
-        node.name, node.op, target, fx.node.map_arg(node.args, named), fx.node.map_arg(node.kwargs, named)
-    )
+    target = Operation(str(node.target)) if isinstance(node.target, torch._ops.OpOverload) else node.target
+    args, kwargs = fx.node.map_arg(node.args, named), fx.node.map_arg(node.kwargs, named)
+    return StoredNode(node.name, node.op, target, args, kwargs, module_path(node))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.fx.passes.shape_prop import ShapeProp
 
 from amed_env.errors import AmedError, NetworkError
 from amed_env.problem.workload import Layer, Workload
@@ -23,13 +22,14 @@ from amed_env.support.text import first_few
 from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path, quiet
 from amed_env.tracing.comparison import compare, difference_in_float64
 from amed_env.tracing.finite import check_finite_weights
+from amed_env.tracing.kept_programs import drop, find, keep, place_of
 from amed_env.tracing.lowering import PATH, QUANTIZABLE, Lowered, lower
 from amed_env.tracing.norms import fold_batch_norms
 from amed_env.tracing.original import Call, Outputs, answer, suited_to
 from amed_env.tracing.packing import InputForm, Inputs, of_size, packed_inputs
 from amed_env.tracing.programs import Given, given_network
-from amed_env.tracing.shapes import LayerCall, layer_of_calls
-from amed_env.tracing.stored import StoredProgram
+from amed_env.tracing.shapes import LayerCall, known_shape, layer_of_calls, record_shapes, shape_of
+from amed_env.tracing.traced_network import KeptFloat, TracedNetwork
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -45,51 +45,6 @@ where their inputs have more elements than that together, as memory must hold al
 _HALF_TOLERANCE = 3e-2
 """The same where the untouched network computes in half precision, which rounds to 8 or 11 bits."""
 _PRODUCTS: tuple[Any, ...] = (aten.mm.default, aten.bmm.default, aten.matmul.default, aten.baddbmm.default)
-
-
-@dataclass(frozen=True)
-class KeptFloat:
-    """An operation that is computed in float, and why.
-
-    Attributes:
-        name: Path of the module in which it runs; `forward` for the network itself.
-        type: Name of the operation.
-        reason: Why it is not quantized.
-        macs: Multiply-accumulate operations a sample.
-    """
-
-    name: str
-    type: str
-    reason: str
-    macs: int = 0
-
-
-@dataclass(frozen=True)
-class TracedNetwork:
-    """A network that is ready to be quantized.
-
-    Attributes:
-        module: What the network computes, as a graph whose layers are modules of torch by their names; batch norms are
-            folded, everything is float32, and nothing is changed in place.
-        workload: Its quantizable layers in the order in which they first run.
-        kept_float: Operations with weights, and products, that stay in float.
-        batch_size: The only batch size that it takes, or None if it takes any.
-        remarks: What a user should know, a line each.
-        difference: Largest difference from the untouched network that was found, as a part of its largest output.
-    """
-
-    module: fx.GraphModule
-    workload: Workload
-    kept_float: tuple[KeptFloat, ...]
-    batch_size: int | None = None
-    remarks: tuple[str, ...] = ()
-    difference: float = 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "module": StoredProgram.of(self.module)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({**state, "module": state["module"].program()})
 
 
 @torch.no_grad()
@@ -123,6 +78,10 @@ def trace(
     call = Call(suited_to(network, form), outputs)
     check_finite_weights(network, name)
     expected = answer(network, call, example, name)
+    place = place_of(network, example, call, name)
+    kept = None if place is None else _kept_program(place, network, call, example, expected, samples)
+    if kept is not None:
+        return kept
     program = capture(network, example, call, name, any_batch=given.batch_size is None)
     tolerance = _HALF_TOLERANCE if program.has_half or _uses_half(network) else RELATIVE_TOLERANCE
     plain = _flat_outputs(program.module)
@@ -150,11 +109,72 @@ def trace(
         raise NetworkError(
             f"network {name!r} has no layer to quantize: no convolution, linear layer, embedding or product runs."
         )
-    ShapeProp(module).propagate(example)
+    record_shapes(module, example)
     workload = Workload(name, tuple(_observed(module, lowered, len(example))), _edges(module, set(layers)))
+    unquantized = (*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers))
+    traced = TracedNetwork(module, workload, unquantized, program.batch_size, program.remarks)
+    traced = _compared(traced, network, call, (example, expected), samples, tolerance, plain)
+    if place is not None:
+        keep(place, traced, {"tolerance": tolerance}, example)
+    return traced
+
+
+def _kept_program(
+    place: Path,
+    network: nn.Module,
+    call: Call,
+    example: torch.Tensor,
+    expected: list[torch.Tensor],
+    samples: torch.Tensor | None,
+) -> TracedNetwork | None:
+    """The network as it was captured before, if there is such a file and it computes what the network does."""
+    found = find(place)
+    if found is None:
+        return None
+    traced, facts = found
+    try:
+        if traced.batch_size not in (None, len(example)):
+            example = of_size(example, traced.batch_size)
+            expected = answer(network, call, example, traced.workload.name)
+        return _compared(traced, network, call, (example, expected), samples, facts["tolerance"], None)
+    except Exception as error:  # of whatever type, from an operation in the program
+        logger.warning("%s is no longer what the network computes (%s); it is captured again", place, error)
+        drop(place)
+        return None
+
+
+def _compared(
+    traced: TracedNetwork,
+    network: nn.Module,
+    call: Call,
+    known: tuple[torch.Tensor, list[torch.Tensor]],
+    samples: torch.Tensor | None,
+    tolerance: float,
+    plain: fx.GraphModule | None,
+) -> TracedNetwork:
+    """The traced network with its largest difference from the untouched one.
+
+    Args:
+        traced: The traced network.
+        network: The untouched network.
+        call: How it is called.
+        known: An example, and what the network returns for it.
+        samples: Further inputs.
+        tolerance: The largest difference that rounding explains.
+        plain: The program before anything was folded, to find the first operation that differs.
+
+    Raises:
+        NetworkError: If they differ.
+    """
+    module, name = traced.module, traced.workload.name
+    example, expected = known
+
+    def run(inputs: torch.Tensor) -> tuple[fx.GraphModule, fx.GraphModule, torch.Tensor] | None:
+        return None if plain is None else (plain, module, inputs)
+
     folded = f"network {name!r} with its batch norms folded"
     try:
-        differences = [compare(module(example), expected, tolerance, folded, (plain, module, example))]
+        differences = [compare(module(example), expected, tolerance, folded, run(example))]
     except NetworkError:
         # Deep networks amplify float32's rounding beyond the limit; in float64 only a real difference is left.
         difference = difference_in_float64(network, module, call, example)
@@ -162,13 +182,11 @@ def trace(
             raise
         differences, tolerance = [difference], 10 * tolerance  # of further samples, in float32
     if samples is not None:
-        batch = program.batch_size or len(samples)
+        batch = traced.batch_size or len(samples)
         for part in (of_size(part, batch) for part in samples.split(batch)):
             wanted = answer(network, call, part, name)
-            what = f"network {name!r} as captured"
-            differences.append(compare(module(part), wanted, tolerance, what, (plain, module, part)))
-    kept = [*_kept(module, network, norms, len(example)), *_idle(network, program.module, layers)]
-    return TracedNetwork(module, workload, tuple(kept), program.batch_size, program.remarks, max(differences))
+            differences.append(compare(module(part), wanted, tolerance, f"network {name!r} as captured", run(part)))
+    return replace(traced, difference=max(differences))
 
 
 def _padding_hint(network: nn.Module) -> str:
@@ -282,8 +300,8 @@ def _observed(module: fx.GraphModule, lowered: Lowered, batch: int) -> Iterator[
     calls: dict[str, list[LayerCall]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":
-            reads = tuple(source.meta["tensor_meta"].shape for source in node.args)
-            calls.setdefault(str(node.target), []).append(LayerCall(reads, node.meta["tensor_meta"].shape))
+            reads = tuple(known_shape(source) for source in node.args)
+            calls.setdefault(str(node.target), []).append(LayerCall(reads, known_shape(node)))
     for name, of_layer in calls.items():
         layer = layer_of_calls(name, lowered.layers[name], of_layer, batch)
         owner = lowered.shared.get(name, "")
@@ -347,22 +365,22 @@ def _has_weights(module: fx.GraphModule, node: fx.Node, parameters: set[str]) ->
 
 def _macs(node: fx.Node, batch: int) -> int:
     """Multiply-accumulate operations a sample of a product that is in no layer; 0 for another operation."""
-    written = getattr(node.meta.get("tensor_meta"), "shape", None)
+    written = shape_of(node)
     if written is None:
         return 0
     name = str(node.target)
     if node.target in _PRODUCTS:
         left: Any = node.args[-2] if node.target is aten.baddbmm.default else node.args[0]
-        return int(written.numel() * left.meta["tensor_meta"].shape[-1] // batch)
+        return int(written.numel() * known_shape(left)[-1] // batch)
     if node.target in (aten.mv.default, aten.cdist.default, aten.bilinear.default):
         # The weight of a bilinear form is (outputs, left, right).
         bilinear = node.target is aten.bilinear.default
         source: Any = node.args[2] if bilinear else node.args[0]
-        sizes = source.meta["tensor_meta"].shape
+        sizes = known_shape(source)
         terms = sizes[1:].numel() if bilinear else sizes[-1]
         return int(written.numel() * terms // batch)
     if name.startswith(("aten.conv", "aten.linear", "aten.addmm")):
-        weights = [source.meta["tensor_meta"].shape for source in node.all_input_nodes[1:2]]
+        weights = [known_shape(source) for source in node.all_input_nodes[1:2]]
         return int(written.numel() * weights[0][1:].numel() // batch) if weights else 0
     return 0
 

@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from amed_env import trace
 from amed_env.agents import Agent, make_agent, register_agent
 from amed_env.agents.built_in import AGENTS, BUILT_IN
 from amed_env.agents.measured import MeasuredRegret
@@ -13,7 +15,8 @@ from amed_env.commands.agents import agent_rows
 from amed_env.commands.listing import Listing
 from amed_env.hardware import HardwareBackend
 from amed_env.hardware.names import DEVICES
-from amed_env.tasks.catalogue import TASKS
+from amed_env.tasks.catalogue import TASKS, named_network
+from amed_env.tracing.original import class_scores
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +141,23 @@ def test_what_agents_are_written_with_imports_nothing_heavy():
     program = f"import sys; from amed_env.agents import Agent, make_agent; print(set({HEAVY}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_search_of_a_network_that_was_captured_before_imports_no_compiler(tmp_path):
+    network = named_network("digits-cnn")
+    trace(network.trained(), network.splits().calibration.example(), "digits-cnn", outputs=class_scores)
+    heavy = ("torch.export._trace", "torch._dynamo", "sympy", "sklearn", "scipy.stats", "matplotlib")
+    program = f"""
+import sys, amed_env
+task = amed_env.make_task("digits-cnn", budget=["latency=0.5"])
+result = amed_env.make_agent("policy").search(task, 1)
+print(len(result.trials), set({heavy}) & set(sys.modules))
+"""
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1 set()\n"
 
 
 def test_typing_errors_exit_with_2(amed):

@@ -1,3 +1,6 @@
+import gzip
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -75,3 +78,17 @@ def test_training_data_share_nothing_with_other_parts():
     assert len(data) == 597 and len(data.validation) == 200
     for part in (data.validation, splits.search, splits.test):
         assert not trained & {image.numpy().tobytes() for image in part.inputs}
+
+
+@pytest.mark.parametrize("found", ["nothing", "another file", "no archive", "no library"])
+def test_images_are_the_same_where_the_library_keeps_them_elsewhere(found, tmp_path, monkeypatch):
+    expected = digits_train()
+    path = tmp_path / "datasets" / "data" / "digits.csv.gz"
+    path.parent.mkdir(parents=True)
+    if found == "another file":
+        path.write_bytes(gzip.compress(b"0,1\n"))
+    elif found == "no archive":
+        path.write_bytes(b"0,1\n")
+    spec = None if found == "no library" else SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("amed_env.datasets.digits.find_spec", lambda name: spec)
+    assert digits_train().fingerprint() == expected.fingerprint()

@@ -36,6 +36,43 @@ def _quiet():
         yield
 
 
+NOT_KEPT = {"complex numbers"}
+
+
+def kept_again(odd, monkeypatch):
+    """The network as the cache has it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("amed_env.tracing.trace.capture", None)
+        return trace(odd.make(), odd.inputs)
+
+
+def listed(outputs):
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - NOT_KEPT))
+def test_what_is_kept_is_what_was_captured(name, monkeypatch):
+    odd, inputs = NETWORKS[name], packed_inputs(NETWORKS[name].inputs)[0]
+    first = trace(odd.make(), odd.inputs)
+    kept = kept_again(odd, monkeypatch)
+    facts = [
+        (traced.workload, traced.kept_float, traced.batch_size, traced.remarks, traced.difference, traced.module.code)
+        for traced in (first, kept, pickle.loads(pickle.dumps(kept)))
+    ]
+    assert facts[0] == facts[1] == facts[2]
+    for one, other in zip(listed(first.module(inputs)), listed(kept.module(inputs)), strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
+    state = first.module.state_dict()
+    assert state.keys() == kept.module.state_dict().keys()
+    for key, tensor in kept.module.state_dict().items():
+        assert torch.equal(tensor, state[key]) and tensor.stride() == state[key].stride()
+    networks = [QuantizedNetwork(traced, inputs) for traced in (first, kept)]
+    for bits in (32, 8, 3):
+        for network in networks:
+            network.select(network.workload.uniform(bits))
+        assert torch.equal(*(network(inputs) for network in networks))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_runs_is_captured_and_quantized(name):
     odd = NETWORKS[name]

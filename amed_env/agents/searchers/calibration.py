@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+import scipy  # imports its linalg when that is first used, which no first trial does
 
 from amed_env.agents.session import SearchSession
 from amed_env.evaluation.quality import Quality
@@ -83,7 +83,7 @@ class Calibration:
             self._variances, self._chosen_at = self._likeliest(residual), len(choices)
         single_variance, pair_variance, _ = self._variances
         self._factor = self._cholesky(self._variances)
-        weights = np.asarray(cho_solve((self._factor, True), residual, check_finite=False))
+        weights = np.asarray(scipy.linalg.cho_solve((self._factor, True), residual, check_finite=False))
         slope = _SLOPE + _SLOPE_VARIANCE * float(self._at_trials @ weights)
         single = slope * mean.single + single_variance / self.layers * (self._hot.T @ weights).reshape(
             mean.single.shape
@@ -105,7 +105,7 @@ class Calibration:
         hot = self._one_hot(choices)
         prior = self._prior(self._mean_prior(), hot) - self._centre
         cross = self._covariance(hot, prior, self._hot, self._at_trials, self._variances)
-        solved = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        solved = scipy.linalg.solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
         single_variance, pair_variance, _ = self._variances
         own = _OFFSET_VARIANCE + _SLOPE_VARIANCE * prior**2 + single_variance + pair_variance
         return np.asarray(np.sqrt(np.maximum(own - (solved**2).sum(axis=0), 1e-12)))
@@ -146,7 +146,7 @@ class Calibration:
     def _cholesky(self, variances: tuple[float, float, float]) -> FloatArray:
         covariance = self._covariance(self._hot, self._at_trials, self._hot, self._at_trials, variances)
         covariance[np.diag_indices_from(covariance)] += variances[2]
-        return np.asarray(cholesky(covariance, lower=True, check_finite=False))
+        return np.asarray(scipy.linalg.cholesky(covariance, lower=True, check_finite=False))
 
     def _likeliest(self, residual: FloatArray) -> tuple[float, float, float]:
         pair_variances = _PAIR_VARIANCES if self.pairwise else (0.0,)
@@ -154,7 +154,7 @@ class Calibration:
 
         def likelihood(variances: tuple[float, float, float]) -> float:
             factor = self._cholesky(variances)
-            whitened = solve_triangular(factor, residual, lower=True, check_finite=False)
+            whitened = scipy.linalg.solve_triangular(factor, residual, lower=True, check_finite=False)
             return float(-0.5 * whitened @ whitened - np.log(np.diag(factor)).sum())
 
         return max(grid, key=likelihood)
