@@ -56,7 +56,9 @@ def batch_of(source: Any, name: str, labelled: bool | None, one_input: bool = Fa
     return Batch(inputs, made, name)
 
 
-def batch_of_items(items: Sequence[Any], numbers: Sequence[int], part: str, labelled: bool | None) -> Batch:
+def batch_of_items(
+    items: Sequence[Any], numbers: Sequence[int], part: str, labelled: bool | None, one_input: bool = False
+) -> Batch:
     """The items of a data set, which have no axis of samples, as a batch.
 
     Args:
@@ -64,11 +66,12 @@ def batch_of_items(items: Sequence[Any], numbers: Sequence[int], part: str, labe
         numbers: The number of each in the data set, for messages.
         part: What they are for, for messages.
         labelled: As for `batch_of`.
+        one_input: As for `batch_of`.
 
     Raises:
         DataError: If they are in no such form, or differ from each other.
     """
-    read = [_of_item(item, number, part, labelled) for item, number in zip(items, numbers, strict=True)]
+    read = [_of_item(item, number, part, labelled, one_input) for item, number in zip(items, numbers, strict=True)]
     name = f"items {numbers[0]} to {numbers[-1]} of the {part} data set"
     what = f"a label of the {part} data set"
     single = [(_item_tensors(inputs, part), None if label is None else _tensor(label, what)) for inputs, label in read]
@@ -118,7 +121,7 @@ def split_labels(source: Any, labelled: bool | None, one_input: bool = False) ->
     return source, None
 
 
-def _of_item(item: Any, number: int, part: str, labelled: bool | None) -> tuple[Any, Any]:
+def _of_item(item: Any, number: int, part: str, labelled: bool | None, one_input: bool) -> tuple[Any, Any]:
     """Input and label of one item of a data set; None where there is none, or none is wanted."""
     what = f"item {number} of the {part} data set"
     is_pair = isinstance(item, tuple | list) and len(item) == 2
@@ -132,8 +135,9 @@ def _of_item(item: Any, number: int, part: str, labelled: bool | None) -> tuple[
             "with labels either."
         )
     else:
-        # Where no labels are needed, a second entry is an input if it has axes of its own.
-        inputs, label = item if is_pair and (labelled or np.ndim(item[1]) == 0) else (item, None)
+        # Where no labels are needed, a second entry is an input if it has axes of its own, as masks do too: unless it is
+        # known that the network takes no second input.
+        inputs, label = item if is_pair and (labelled or one_input or np.ndim(item[1]) == 0) else (item, None)
     if labelled is False or label is None:
         return inputs, None
     if isinstance(label, float) or hasattr(label, "__array__"):

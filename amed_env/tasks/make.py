@@ -283,13 +283,10 @@ def _task_of_module(
     from amed_env.datasets.streaming import with_one_length
     from amed_env.evaluation.fitting import scoring_remarks
 
-    takes_one = example_input is not None and not isinstance(example_input, tuple | list | Mapping)
     transform = samples["transform"]
     if transform is not None and not callable(transform):
         raise InputError(f"transform is {transform!r}; give a function of a batch of inputs.")
-    calibration = as_samples(
-        samples["calibration"], "calibration", labelled=False, one_input=takes_one, transform=transform
-    )
+    calibration = calibration_of({"network": network, "example_input": example_input, **samples})
     read = partial(as_samples, labelled=None, one_input=calibration.form is None, transform=transform, in_memory=False)
     others = {part: read(samples[part], part) for part in ("search", "test") if samples[part] is not None}
     parts = with_one_length({"calibration": calibration, **others})
@@ -369,16 +366,28 @@ def example_of(parts: Mapping[str, Any], path: str) -> Inputs:
     if parts.get("example_input") is not None:
         return parts["example_input"]
     if parts.get("calibration") is not None:
-        from amed_env.datasets.forms import as_samples
-
-        transform = parts.get("transform")
-        return as_samples(parts["calibration"], "calibration", labelled=False, transform=transform).example()
+        return calibration_of(parts).example()
     from amed_env.tracing.programs import given_network
 
     example = given_network(parts["network"]).example
     if example is None:
         raise InputError(f"{path!r} returned neither example_input nor calibration; shapes need one of them.")
     return example
+
+
+def calibration_of(parts: Mapping[str, Any]) -> Samples:
+    """The calibration samples among the parts of a network.
+
+    Raises:
+        DataError: If they are in no form that fits, or malformed.
+        NetworkError: If the network is none, or its file cannot be read.
+    """
+    from amed_env.datasets.forms import as_samples
+    from amed_env.tracing.programs import takes_one_input
+
+    one_input = takes_one_input(parts["network"], parts.get("example_input"))
+    transform = parts.get("transform")
+    return as_samples(parts["calibration"], "calibration", labelled=False, one_input=one_input, transform=transform)
 
 
 def imported_parts(path: str) -> Mapping[str, Any]:
