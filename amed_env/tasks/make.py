@@ -42,6 +42,8 @@ COMPARED_SAMPLES = 64
 SEARCH_SAMPLES = 5_000
 """Search samples of one's own network that score allocations; 5,000 rank them at .82, as far as any number was seen to
 (docs/scores.md). The others are kept for the finalists."""
+DEFAULT_SCORES = (None, "divergence")
+"""Scores that follow from the form of the outputs."""
 _SEARCH_SALT = "amed/search/1"  # another text would deal the search samples of users' tasks anew
 
 
@@ -80,7 +82,7 @@ def make_task(
         example_input: Inputs (N, …) for tracing; the first calibration sample by default. A tensor, a tuple of
             arguments, a dict of keyword arguments, or a nested tree of these, as everywhere below.
         outputs: Picks the tensor that counts, (N, …), of what the network returns; by default its only floating-point
-            tensor, or `logits`.
+            tensor, or `logits`. Several, in any tree, are put side by side and compared as values.
         calibration: Samples that set the quantization ranges: inputs (N, …), an `(inputs, labels)` pair, a dict of
             inputs and `labels`, `Samples`, a torch dataset of pairs or dicts (map-style or iterable), or a
             `DataLoader`. They are kept in memory; of other samples what does not fit is read whenever it is needed.
@@ -306,7 +308,7 @@ def _task_of_module(
     evaluation = {**evaluation, "further": FurtherSamples(left_out, load_training)}
     evaluator = _evaluator(network, example_input, outputs, splits, name, recipe, evaluation)
     name = evaluator.workload.name
-    for remark in scoring_remarks(evaluator.scoring, splits):
+    for remark in scoring_remarks(evaluator.scoring, splits, by_form=evaluation["score"] in DEFAULT_SCORES):
         logger.warning("%s: %s", name, remark)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
@@ -433,14 +435,17 @@ def _evaluator(
     options: Mapping[str, Any],
 ) -> PostTrainingEvaluator:
     from amed_env.evaluation.post_training import PostTrainingEvaluator
-    from amed_env.tracing.original import class_scores
+    from amed_env.tracing.original import OneTensor, class_scores
     from amed_env.tracing.trace import trace
 
     example = splits.calibration.example()
     if example_input is not None:
         _check_same_form(example_input, example)
         example = example_input
-    traced = trace(network, example, name, splits.calibration.inputs[:COMPARED_SAMPLES], outputs or class_scores)
+    picked = class_scores if outputs is None else OneTensor(outputs)
+    traced = trace(network, example, name, splits.calibration.inputs[:COMPARED_SAMPLES], picked)
+    if isinstance(picked, OneTensor) and picked.several and options["score"] in DEFAULT_SCORES:
+        options = {**options, "score": "squared-error"}
     return PostTrainingEvaluator(traced, splits, recipe, **options)
 
 

@@ -1,8 +1,8 @@
 """A detector's raw heads: boxes and classes of garments at two scales, without labels; divergence.
 
 Garments of Fashion-MNIST in two sizes lie on a canvas of 64 x 64. The network is trained with boxes; the search reads
-canvases alone, one by one from a dataset that holds none of them. From the repository's root, with AMED_DATA_DIR set
-(`amed fetch fashion-cnn` brings the images; training takes a minute, once):
+canvases alone, one by one from an iterable dataset, and compares what a function makes of the heads. From the
+repository's root, with AMED_DATA_DIR set (`amed fetch fashion-cnn` brings the images; training takes 2 minutes, once):
 
     amed search --network docs.examples.detector:build --agent evolution --budget latency=0.4 -n 40 --out runs/detector
 """
@@ -51,7 +51,9 @@ class Canvases(IterableDataset):
             shown, stride = self.images[garment][:: 2 - scale, :: 2 - scale], STRIDES[scale]
             side = len(shown)
             top, left = random.integers(SIZE - side + 1, size=2)
-            canvas[top : top + side, left : left + side] = np.maximum(canvas[top : top + side, left : left + side], shown)
+            canvas[top : top + side, left : left + side] = np.maximum(
+                canvas[top : top + side, left : left + side], shown
+            )
             rows, columns = np.nonzero(shown)
             low, high = np.array([rows.min(), columns.min()]), np.array([rows.max(), columns.max()]) + 1
             middle, extent = ((low + high) / 2 + (top, left)) / stride, (high - low) / side
@@ -61,12 +63,13 @@ class Canvases(IterableDataset):
 
 
 def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A convolution with its norm."""
     convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class Detector(nn.Module):
-    """Images (N, 1, 64, 64) to a list of two dicts: `objectness` (N, 1, H, W), `classes` (N, 10, H, W), `boxes` (N, 4, H, W)."""
+    """Images (N, 1, 64, 64) to dicts of `objectness` (N, 1, H, W), `classes` (N, 10, H, W), `boxes` (N, 4, H, W)."""
 
     def __init__(self):
         super().__init__()
@@ -75,6 +78,7 @@ class Detector(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(width, 1 + CLASSES + 4, 1) for width in (32, 48))
 
     def forward(self, images):
+        """See the class."""
         shared = self.stem(images)
         answers = []
         for branch, head in zip((self.fine, self.coarse), self.heads, strict=True):
@@ -83,12 +87,17 @@ class Detector(nn.Module):
         return answers
 
 
-def raw_heads(answers: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """What the search compares: all that the heads return, a row a canvas."""
-    return torch.cat([part.flatten(1) for scale in answers for part in scale.values()], dim=1)
+def what_counts(answers: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """What the search compares: confidence and boxes of both scales, as far as a cell says that something is there."""
+    compared = []
+    for scale in answers:
+        there = scale["objectness"].sigmoid()
+        compared += [there * scale["classes"].softmax(1), there * scale["boxes"]]
+    return compared
 
 
 def loss_of(answers: list[dict[str, torch.Tensor]], cells: list[torch.Tensor]) -> torch.Tensor:
+    """Losses of objectness everywhere, and of classes and boxes where something is."""
     total = torch.zeros(())
     for answer, target in zip(answers, cells, strict=True):
         there = target[:, 0] > 0
@@ -99,6 +108,7 @@ def loss_of(answers: list[dict[str, torch.Tensor]], cells: list[torch.Tensor]) -
 
 
 def trained(steps: int) -> Detector:
+    """The network, trained; its weights are kept in runs/."""
     torch.manual_seed(0)
     network, weights = Detector(), Path(f"runs/detector-{steps}.pt")
     if weights.exists():
@@ -121,7 +131,7 @@ def build(steps: int = 800) -> dict:
     """What `amed search --network` asks for."""
     return {
         "network": trained(steps),
-        "outputs": raw_heads,
+        "outputs": what_counts,
         "calibration": Canvases("train", range(50_000, 52_000), 512),
         "search": DataLoader(Canvases("train", range(52_000, 60_000), 3_000), batch_size=64),
         "test": DataLoader(Canvases("t10k", range(10_000), 2_000), batch_size=64),

@@ -3,9 +3,9 @@
 MLPerf Tiny's 1,000 keyword samples, 49 frames of 10 features each; silence at the end of a recording is cut off, so
 that each has its own length. Items are dicts with an attention mask and a label, of which a DataLoader makes batches;
 they are padded to the longest. From the repository's root, with AMED_DATA_DIR set to the folder that has
-kws_mlperf_tiny_1000.npz (docs/tasks.md says how to make it; training takes half a minute, once):
+kws_mlperf_tiny_1000.npz (docs/tasks.md says how to make it; training takes a minute, once):
 
-    amed search --network docs.examples.keyword_spotter:build --budget memory=0.4 -n 40 --tune-steps 50 --out runs/keyword
+    amed search --network docs.examples.keyword_spotter:build --budget memory=0.4 -n 40 --tune-steps 50 --out runs/gru
 
 The network of the benchmark itself is a task of the package:
 
@@ -59,19 +59,23 @@ class Spotter(nn.Module):
         self.recurrent, self.classes = nn.GRU(48, 64, batch_first=True), nn.Linear(64, CLASSES)
 
     def forward(self, frames, attention_mask):
+        """Class scores."""
         counting = attention_mask[:, :, None].to(frames.dtype)
         states, _ = self.recurrent(F.relu(self.front((frames * counting).mT)).mT)
         return self.classes((states * counting).sum(1) / counting.sum(1))
 
 
 def trained(steps: int) -> Spotter:
+    """The network, trained; its weights are kept in runs/."""
     torch.manual_seed(0)
     network, weights = Spotter(), Path(f"runs/keyword-{steps}.pt")
     if weights.exists():
         network.load_state_dict(torch.load(weights, weights_only=True))
         return network
     items = [Recordings(0, 550)[index] for index in range(550)]
-    frames = torch.stack([F.pad(torch.from_numpy(item["frames"]), (0, 0, 0, FRAMES - len(item["frames"]))) for item in items])
+    frames = torch.stack(
+        [F.pad(torch.from_numpy(item["frames"]), (0, 0, 0, FRAMES - len(item["frames"]))) for item in items]
+    )
     masks = (torch.arange(FRAMES) < torch.tensor([len(item["frames"]) for item in items])[:, None]).long()
     labels = torch.tensor([item["labels"] for item in items])
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)

@@ -20,12 +20,19 @@ LENGTH, WIDTH, HEADS = 96, 64, 4
 
 
 def paragraphs(*digits: int) -> list[torch.Tensor]:
-    """The paragraphs of all topics whose number ends in one of the digits: a tensor of up to 97 bytes each."""
-    found = []
+    """The paragraphs of all topics whose number ends in one of the digits: a tensor of up to 97 bytes each.
+
+    Some paragraphs are in several topics; only the first of such copies is taken, so that none is in two parts.
+    """
+    found, known = [], set()
     for number, name in enumerate(sorted(topics)):
-        if number % 10 in digits:
-            found += [torch.tensor(list(text.encode()))[: LENGTH + 1] for text in topics[name].split("\n\n") if text]
-    return [text for text in found if len(text) > 20]
+        for paragraph in topics[name].split("\n\n"):
+            text = paragraph.encode()[: LENGTH + 1]
+            if len(text) > 20 and text[:-1] not in known:
+                known.add(text[:-1])
+                if number % 10 in digits:
+                    found.append(torch.tensor(list(text)))
+    return found
 
 
 def batch(texts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -47,6 +54,7 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x, visible):
+        """States (N, T, 64) to the same."""
         q, k, v = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=2))
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         x = x + self.out(heads.transpose(1, 2).flatten(2))
@@ -63,6 +71,7 @@ class LanguageModel(nn.Module):
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256)
 
     def forward(self, input_ids, attention_mask):
+        """Scores of the byte after each."""
         length = input_ids.shape[1]
         earlier = torch.ones(length, length, dtype=torch.bool).tril()
         visible = earlier & (attention_mask[:, None, None, :] > 0)
@@ -73,6 +82,7 @@ class LanguageModel(nn.Module):
 
 
 def trained(steps: int) -> LanguageModel:
+    """The network, trained; its weights are kept in runs/."""
     torch.manual_seed(0)
     network, weights = LanguageModel(), Path(f"runs/language-{steps}.pt")
     if weights.exists():
@@ -95,6 +105,7 @@ def trained(steps: int) -> LanguageModel:
 
 
 def loader(*digits: int) -> DataLoader:
+    """Batches of `paragraphs`."""
     return DataLoader(paragraphs(*digits), batch_size=32, collate_fn=batch)
 
 

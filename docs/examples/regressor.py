@@ -1,7 +1,7 @@
 """A regressor: by how many degrees a handwritten digit is turned; mean absolute error.
 
 Scikit-learn's digits, each turned at random by up to 60 degrees; numpy arrays with float labels. No digit is in two
-parts. From the repository's root (needs no data; training takes half a minute, once):
+parts. From the repository's root (needs no data; training takes a minute, once):
 
     amed search --network docs.examples.regressor:build --agent evolution --budget memory=0.4 -n 50 --out runs/regressor
 """
@@ -47,10 +47,12 @@ class Angle(nn.Module):
         self.hidden, self.angle = nn.Linear(64 * 16, 32), nn.Linear(32, 1)
 
     def forward(self, images):
+        """See the class."""
         return DEGREES * self.angle(F.relu(self.hidden(self.layers(images))))
 
 
 def trained(steps: int) -> Angle:
+    """The network, trained; its weights are kept in runs/."""
     torch.manual_seed(0)
     network, weights = Angle(), Path(f"runs/regressor-{steps}.pt")
     if weights.exists():

@@ -50,6 +50,7 @@ class Garments(Dataset):
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
+    """Two convolutions with their norms."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
@@ -70,6 +71,7 @@ class UNet(nn.Module):
         self.up2, self.up1, self.head = block(32, 16), block(16, 8), nn.Conv2d(8, CLASSES, 1)
 
     def forward(self, images):
+        """See the class."""
         fine = self.down1(images)
         middle = self.down2(F.max_pool2d(fine, 2))
         coarse = self.bottom(F.max_pool2d(middle, 2))
@@ -78,10 +80,12 @@ class UNet(nn.Module):
 
 
 def scaled(images: torch.Tensor) -> torch.Tensor:
+    """Bytes to 0..1."""
     return images.float() / 255
 
 
 def trained(steps: int) -> UNet:
+    """The network, trained; its weights are kept in runs/."""
     torch.manual_seed(0)
     network, weights = UNet(), Path(f"runs/segmenter-{steps}.pt")
     if weights.exists():
