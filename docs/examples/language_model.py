@@ -1,6 +1,6 @@
 """A language model: a small transformer over the bytes of Python's own manual; perplexity.
 
-Paragraphs of `pydoc_data.topics` (what `help("for")` shows) of up to 96 bytes; batches are dicts with an attention
+Paragraphs of `pydoc_data.topics` (what `help("for")` shows) of up to 64 bytes; batches are dicts with an attention
 mask, as tokenizers return them, and labels that are the next tokens, -100 at padding. No topic is in two parts. From
 the repository's root (needs no data; training takes a minute, once):
 
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-LENGTH, WIDTH, HEADS = 96, 64, 4
+LENGTH, WIDTH, HEADS = 64, 48, 4
 
 
 def paragraphs(*digits: int) -> list[torch.Tensor]:
-    """The paragraphs of all topics whose number ends in one of the digits: a tensor of up to 97 bytes each.
+    """The paragraphs of all topics whose number ends in one of the digits: a tensor of up to 65 bytes each.
 
     Some paragraphs are in several topics; only the first of such copies is taken, so that none is in two parts.
     """
@@ -54,7 +54,7 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x, visible):
-        """States (N, T, 64) to the same."""
+        """States (N, T, 48) to the same."""
         q, k, v = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=2))
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         x = x + self.out(heads.transpose(1, 2).flatten(2))
@@ -62,12 +62,12 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Three blocks; scores (N, T, 256) of the next byte."""
+    """Two blocks; scores (N, T, 256) of the next byte."""
 
     def __init__(self):
         super().__init__()
         self.bytes, self.places = nn.Embedding(256, WIDTH), nn.Embedding(LENGTH, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256)
 
     def forward(self, input_ids, attention_mask):
@@ -109,6 +109,6 @@ def loader(*digits: int) -> DataLoader:
     return DataLoader(paragraphs(*digits), batch_size=32, collate_fn=batch)
 
 
-def build(steps: int = 600) -> dict:
+def build(steps: int = 1_200) -> dict:
     """What `amed search --network` asks for."""
     return {"network": trained(steps), "calibration": loader(5), "search": loader(0, 4, 7), "test": loader(8, 9)}
