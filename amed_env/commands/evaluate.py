@@ -102,7 +102,7 @@ def evaluate(options: EvaluateOptions) -> None:
                 chosen = chosen_allocation(
                     task.workload, options.allocation, options.bits, options.activation_bits, options.pin
                 )
-            prepare(task, say)
+            prepare(task, output, say)
             if options.finetuned is not None:
                 chosen = _trained(task, options)
         with output.status(f"evaluating {task.network} on the {split} split"):

@@ -220,7 +220,7 @@ def finetune(options: FinetuneOptions) -> int:
                         "--walk needs a --budget, for example latency=0.5; without one it would stay at 8 bits."
                     )
                 target = _allocation(options, task) if walk is None else walk
-                prepare(task, say)
+                prepare(task, output, say)
             with torch_threads(task.evaluator.network_evaluator().threads):
                 folder.record(_settings(options, task, settings, target, walk_options), sys.argv)
                 return run_training(output, folder.path, task, settings, target, interrupts)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from amed_env.tasks.task import Task
     from amed_env.training.finetuning import Finetuning
 
+_NOTE_SECONDS = 60.0
+
 
 def progress_bars(console: Console, shown: bool, *more: ProgressColumn) -> Progress:
     """What is done, how much of it, and the time that it took and is left, with more columns before the times.
@@ -133,20 +135,28 @@ class TrainingProgress:
         self._shown = len(finetuning.history)
 
 
-def prepare(task: Task, say: Callable[[str], None]) -> None:
+def prepare(task: Task, output: Output, say: Callable[[str], None]) -> None:
     """Prepare the network by its recipe, or take what was prepared before.
+
+    It may take many minutes, so without a terminal a line every minute says how far it is.
 
     Args:
         task: The task.
+        output: Where that line is written.
         say: Shows a text.
     """
-    started, first = monotonic(), -1
+    started, first, noted = monotonic(), -1, -_NOTE_SECONDS
 
     def report(done: int, total: int) -> None:
-        nonlocal first
+        nonlocal first, noted
         if first < 0:  # learning that goes on from a checkpoint does not begin at zero
             first = done - 1
-        left = (monotonic() - started) / (done - first) * (total - done)
-        say(f"learning the rounding of {task.network}, once: {100 * done // total} %, {left:.0f} s left")
+        seconds = monotonic() - started
+        left = seconds / (done - first) * (total - done)
+        text = f"learning the rounding of {task.network}, once: {100 * done // total} %, {left:.0f} s left"
+        say(text)
+        if not output.live and not output.as_json and seconds - noted >= _NOTE_SECONDS:
+            output.note(text)
+            noted = seconds
 
     task.evaluator.prepare(report)

@@ -206,7 +206,7 @@ def search(options: SearchOptions) -> int:
                     score=options.score,
                     metrics=options.metric or None,
                 )
-                prepare(task, say)
+                prepare(task, output, say)
                 check_finalists(task, options.finalists, options.tune_steps)
             for kept in task.evaluator.kept_float:
                 output.note(f"kept in float: {kept}")
