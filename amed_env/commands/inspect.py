@@ -106,12 +106,14 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
 
 
 def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
-    from amed_env.tracing.original import as_rows
+    from amed_env.tracing.original import OneTensor, as_rows
     from amed_env.tracing.trace import trace
 
     parts = imported_parts(path)
     example = example_of(parts, path)
-    traced = trace(parts["network"], example, parts["name"], outputs=parts.get("outputs") or as_rows)
+    outputs = parts.get("outputs")
+    picked = as_rows if outputs is None else OneTensor(outputs)
+    traced = trace(parts["network"], example, parts["name"], outputs=picked)
     if parts.get("calibration") is not None:
         return traced, calibration_of(parts).inputs[:SAMPLES], True
     return traced, _packed(example), False
