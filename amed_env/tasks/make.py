@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amed_env.quantization.network import Engine
     from amed_env.quantization.recipe import Recipe
     from amed_env.tasks.task import Task
-    from amed_env.tracing.original import Outputs
+    from amed_env.tracing.original import OneTensor, Outputs
     from amed_env.tracing.packing import Inputs
     from amed_env.tracing.trace import Network
     from amed_env.training.in_training import InTraining
@@ -284,6 +284,7 @@ def _task_of_module(
     from amed_env.datasets.samples import drawn_order
     from amed_env.datasets.streaming import with_one_length
     from amed_env.evaluation.fitting import scoring_remarks
+    from amed_env.tracing.original import OneTensor
 
     transform = samples["transform"]
     if transform is not None and not callable(transform):
@@ -306,9 +307,11 @@ def _task_of_module(
             left_out = splits.search.subset(order[SEARCH_SAMPLES:])
         splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
     evaluation = {**evaluation, "further": FurtherSamples(left_out, load_training)}
-    evaluator = _evaluator(network, example_input, outputs, splits, name, recipe, evaluation)
+    picked = None if outputs is None else OneTensor(outputs)
+    evaluator = _evaluator(network, example_input, picked, splits, name, recipe, evaluation)
     name = evaluator.workload.name
-    for remark in scoring_remarks(evaluator.scoring, splits, by_form=evaluation["score"] in DEFAULT_SCORES):
+    by_form = evaluation["score"] in DEFAULT_SCORES and not (picked is not None and picked.several)
+    for remark in scoring_remarks(evaluator.scoring, splits, by_form):
         logger.warning("%s: %s", name, remark)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
@@ -428,23 +431,22 @@ def imported_parts(path: str) -> Mapping[str, Any]:
 def _evaluator(
     network: Network,
     example_input: Inputs | None,
-    outputs: Outputs | None,
+    outputs: OneTensor | None,
     splits: Splits,
     name: str | None,
     recipe: str | Recipe | None,
     options: Mapping[str, Any],
 ) -> PostTrainingEvaluator:
     from amed_env.evaluation.post_training import PostTrainingEvaluator
-    from amed_env.tracing.original import OneTensor, class_scores
+    from amed_env.tracing.original import class_scores
     from amed_env.tracing.trace import trace
 
     example = splits.calibration.example()
     if example_input is not None:
         _check_same_form(example_input, example)
         example = example_input
-    picked = class_scores if outputs is None else OneTensor(outputs)
-    traced = trace(network, example, name, splits.calibration.inputs[:COMPARED_SAMPLES], picked)
-    if isinstance(picked, OneTensor) and picked.several and options["score"] in DEFAULT_SCORES:
+    traced = trace(network, example, name, splits.calibration.inputs[:COMPARED_SAMPLES], outputs or class_scores)
+    if outputs is not None and outputs.several and options["score"] in DEFAULT_SCORES:
         options = {**options, "score": "squared-error"}
     return PostTrainingEvaluator(traced, splits, recipe, **options)
 
