@@ -9,7 +9,7 @@ kws_mlperf_tiny_1000.npz (docs/tasks.md says how to make it; training takes a mi
 
 The network of the benchmark itself is a task of the package:
 
-    amed search kws-dscnn --metric macro-f1 --budget latency=0.35 -n 40 --out runs/kws
+    amed search kws-dscnn --metric macro-f1 --budget memory=0.4 -n 40 --out runs/kws
 """
 
 import os
@@ -73,7 +73,8 @@ def trained(steps: int) -> Spotter:
     if weights.exists():
         network.load_state_dict(torch.load(weights, weights_only=True))
         return network
-    items = [Recordings(0, 550)[index] for index in range(550)]
+    recordings = Recordings(0, 550)
+    items = [recordings[index] for index in range(550)]
     frames = torch.stack(
         [F.pad(torch.from_numpy(item["frames"]), (0, 0, 0, FRAMES - len(item["frames"]))) for item in items]
     )

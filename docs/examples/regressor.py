@@ -26,11 +26,12 @@ def turned(digits: range, times: int) -> tuple[np.ndarray, np.ndarray]:
         times: How often each of them is turned.
     """
     order = np.random.default_rng(0).permutation(1_797)
-    upright = np.repeat(load_digits().images[order[digits]] / 16, times, axis=0)
+    enlarged = [zoom(image / 16, 2, order=1) for image in load_digits().images[order[digits]]]
+    upright = np.repeat(enlarged, times, axis=0)
     angles = np.random.default_rng(digits.start).uniform(-DEGREES, DEGREES, len(upright)).astype(np.float32)
     images = []
     for image, angle in zip(upright, angles, strict=True):
-        images.append(rotate(zoom(image, 2, order=1), angle, reshape=False, order=1))
+        images.append(rotate(image, angle, reshape=False, order=1))
     return np.stack(images).astype(np.float32)[:, None], angles
 
 
