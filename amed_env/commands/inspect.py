@@ -15,7 +15,7 @@ from amed_env.commands.parsing import check_task_or_network, parse_bits
 from amed_env.commands.tables import MISSING, number, table_of
 from amed_env.problem.allocation import FLOAT_BITS
 from amed_env.tasks.catalogue import TABULAR_PREFIX, named_network
-from amed_env.tasks.make import example_of, imported_parts
+from amed_env.tasks.make import calibration_of, example_of, imported_parts
 
 if TYPE_CHECKING:
     import torch
@@ -106,16 +106,16 @@ def _trace_task(name: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
 
 
 def _trace_own(path: str) -> tuple[TracedNetwork, torch.Tensor, bool]:
-    from amed_env.datasets.forms import as_samples
-    from amed_env.tracing.original import as_rows
+    from amed_env.tracing.original import OneTensor, as_rows
     from amed_env.tracing.trace import trace
 
     parts = imported_parts(path)
     example = example_of(parts, path)
-    traced = trace(parts["network"], example, parts["name"], outputs=parts.get("outputs") or as_rows)
+    outputs = parts.get("outputs")
+    picked = as_rows if outputs is None else OneTensor(outputs)
+    traced = trace(parts["network"], example, parts["name"], outputs=picked)
     if parts.get("calibration") is not None:
-        calibration = as_samples(parts["calibration"], "calibration", labelled=False, transform=parts.get("transform"))
-        return traced, calibration.inputs[:SAMPLES], True
+        return traced, calibration_of(parts).inputs[:SAMPLES], True
     return traced, _packed(example), False
 
 

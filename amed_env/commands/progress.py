@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from amed_env.tasks.task import Task
     from amed_env.training.finetuning import Finetuning
 
+_NOTE_SECONDS = 60.0
+
 
 def progress_bars(console: Console, shown: bool, *more: ProgressColumn) -> Progress:
     """What is done, how much of it, and the time that it took and is left, with more columns before the times.
@@ -136,20 +138,27 @@ class TrainingProgress:
 def prepare(task: Task, output: Output, say: Callable[[str], None], seconds: float | None) -> None:
     """Prepare the network by its recipe, or take what was prepared before.
 
+    It may take many minutes, so without a terminal a line every minute says how far it is.
+
     Args:
         task: The task.
-        output: Where it is said if there was no time for the whole recipe.
+        output: Where that line is written, and whether there was no time for the whole recipe.
         say: Shows a text while it is prepared.
         seconds: Time for learning; None for all steps of the recipe.
     """
-    started, first = monotonic(), -1
+    started, first, noted = monotonic(), -1, -_NOTE_SECONDS
 
     def report(done: int, total: int) -> None:
-        nonlocal first
+        nonlocal first, noted
         if first < 0:  # learning that goes on from a checkpoint does not begin at zero
             first = done - 1
-        left = (monotonic() - started) / (done - first) * (total - done)
-        say(f"learning the rounding of {task.network}, once: {100 * done // total} %, {left:.0f} s left")
+        passed = monotonic() - started
+        left = passed / (done - first) * (total - done)
+        text = f"learning the rounding of {task.network}, once: {100 * done // total} %, {left:.0f} s left"
+        say(text)
+        if not output.live and not output.as_json and passed - noted >= _NOTE_SECONDS:
+            output.note(text)
+            noted = passed
 
     before = getattr(task.evaluator, "recipe", None)
     task.evaluator.prepare(report, seconds)

@@ -209,7 +209,7 @@ def comparison_table(result: SearchResult) -> Table:
             return [f"{factors[name]:.3f}" if name in factors else MISSING for name, _ in metrics]
         return [number(costs[metric]) if metric in costs else MISSING for _, metric in metrics]
 
-    def quality_cells(search: Quality, test: Quality | None) -> list[str]:
+    def quality_cells(search: Quality | None, test: Quality | None) -> list[str]:
         return [_metric_cell(quality, score) for score in scores for quality in (search, test)]
 
     trials = {**({} if result.best is None else {"best": result.best}), **result.baselines}
@@ -222,6 +222,10 @@ def comparison_table(result: SearchResult) -> Table:
             style="bold" if name == "best" else None,
             end_section=name == "best",
         )
+        tuned = result.test.get(f"{name}-tuned")
+        if tuned is not None:  # what the verdict compares with
+            title = f"{name.replace('uniform-', 'uniform ')}, tuned"
+            table.add_row(title, *quality_cells(None, tuned), *(MISSING for _ in metrics), MISSING)
     of_float = quality_cells(task.float_quality, result.test.get("float"))
     table.add_row("float", *of_float, *(MISSING for _ in metrics), MISSING)
     return table

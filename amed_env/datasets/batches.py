@@ -11,12 +11,18 @@ import torch
 
 from amed_env.datasets.padding import HOW_TO_PAD, pad_items
 from amed_env.errors import DataError
+from amed_env.support.text import shortened
 
 LABEL_KEYS = ("labels", "label")
 """Where a dict has its labels, as the data sets of Hugging Face do."""
 WHAT_FITS = (
     "give (inputs, labels), a dict of inputs with labels, Samples, a torch data set of (input, label) pairs or of such "
     "dicts, or a DataLoader"
+)
+
+WHAT_LABELS_ARE = (
+    "give a class number, a value or an array of each sample, or inputs alone: to compare with the float network, as a "
+    "search does by default, takes no labels"
 )
 
 
@@ -47,6 +53,10 @@ def batch_of(source: Any, name: str, labelled: bool | None, one_input: bool = Fa
         DataError: If they are no tensors, or have no labels where these are needed.
     """
     inputs, labels = split_labels(source, labelled, one_input)
+    if one_input and _are_collected(inputs, labels):
+        inputs = _stacked(list(inputs), name, "")
+    if labelled is False and isinstance(labels, tuple | list) and not is_numbers(labels):
+        labels = None  # boxes, texts …: no one asks for them
     inputs = _tensors(inputs, f"the inputs of the {name}")
     if labelled and labels is None:
         raise DataError(f"the {name} have no labels; {WHAT_FITS}.")
@@ -56,7 +66,16 @@ def batch_of(source: Any, name: str, labelled: bool | None, one_input: bool = Fa
     return Batch(inputs, made, name)
 
 
-def batch_of_items(items: Sequence[Any], numbers: Sequence[int], part: str, labelled: bool | None) -> Batch:
+def _are_collected(inputs: Any, labels: Any) -> bool:
+    """Whether these are single samples and as many labels, as `collate_fn=lambda batch: tuple(zip(*batch))` gives."""
+    if not isinstance(inputs, tuple | list) or not isinstance(labels, tuple | list) or len(inputs) != len(labels):
+        return False
+    return all(isinstance(entry, torch.Tensor) for entry in inputs)
+
+
+def batch_of_items(
+    items: Sequence[Any], numbers: Sequence[int], part: str, labelled: bool | None, one_input: bool = False
+) -> Batch:
     """The items of a data set, which have no axis of samples, as a batch.
 
     Args:
@@ -64,11 +83,12 @@ def batch_of_items(items: Sequence[Any], numbers: Sequence[int], part: str, labe
         numbers: The number of each in the data set, for messages.
         part: What they are for, for messages.
         labelled: As for `batch_of`.
+        one_input: As for `batch_of`.
 
     Raises:
         DataError: If they are in no such form, or differ from each other.
     """
-    read = [_of_item(item, number, part, labelled) for item, number in zip(items, numbers, strict=True)]
+    read = [_of_item(item, number, part, labelled, one_input) for item, number in zip(items, numbers, strict=True)]
     name = f"items {numbers[0]} to {numbers[-1]} of the {part} data set"
     what = f"a label of the {part} data set"
     single = [(_item_tensors(inputs, part), None if label is None else _tensor(label, what)) for inputs, label in read]
@@ -118,7 +138,7 @@ def split_labels(source: Any, labelled: bool | None, one_input: bool = False) ->
     return source, None
 
 
-def _of_item(item: Any, number: int, part: str, labelled: bool | None) -> tuple[Any, Any]:
+def _of_item(item: Any, number: int, part: str, labelled: bool | None, one_input: bool) -> tuple[Any, Any]:
     """Input and label of one item of a data set; None where there is none, or none is wanted."""
     what = f"item {number} of the {part} data set"
     is_pair = isinstance(item, tuple | list) and len(item) == 2
@@ -132,8 +152,9 @@ def _of_item(item: Any, number: int, part: str, labelled: bool | None) -> tuple[
             "with labels either."
         )
     else:
-        # Where no labels are needed, a second entry is an input if it has axes of its own.
-        inputs, label = item if is_pair and (labelled or np.ndim(item[1]) == 0) else (item, None)
+        # Where no labels are needed, a second entry is an input if it has axes of its own. So have masks, which it is
+        # where the network is known to take one input.
+        inputs, label = item if is_pair and (labelled or one_input or np.ndim(item[1]) == 0) else (item, None)
     if labelled is False or label is None:
         return inputs, None
     if isinstance(label, float) or hasattr(label, "__array__"):
@@ -141,7 +162,7 @@ def _of_item(item: Any, number: int, part: str, labelled: bool | None) -> tuple[
     try:
         return inputs, operator.index(label)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{what} has the label {label!r}; give a class number, a value or an array.") from error
+        raise DataError(f"{what} has the label {shortened(label)}; {WHAT_LABELS_ARE}.") from error
 
 
 def _stacked(entries: list[Any], part: str, where: str) -> Any:
@@ -209,6 +230,8 @@ def as_labels(values: Any, what: str) -> torch.Tensor | None:
         return None
     if _are_texts(values):
         raise DataError(f"{what} cannot be made a tensor: they are texts; give the number of each class, from 0.")
+    if isinstance(values, Mapping) or (isinstance(values, tuple | list) and values and isinstance(values[0], Mapping)):
+        raise DataError(f"{what} are dicts; {WHAT_LABELS_ARE}.")
     labels = _tensor(values, what)
     return labels.float() if labels.is_floating_point() else labels.long()
 

@@ -63,7 +63,7 @@ def _reader_of(source: Any, part: str, labelled: bool | None, one_input: bool) -
     if isinstance(source, torch.Tensor | np.ndarray) or is_pair or are_inputs(source):
         return _of_batch(source, part, labelled, one_input)
     if isinstance(source, IterableDataset) or (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
-        return ItemReader(source, part, labelled)
+        return ItemReader(source, part, labelled, one_input)
     raise DataError(f"the {part} samples are {type(source).__name__}; {WHAT_FITS}.")
 
 

@@ -108,10 +108,11 @@ class ItemReader:
         source: The data set.
         part: What it is for, for messages.
         labelled: Whether labels are needed; None takes those that there are.
+        one_input: Whether the network takes one tensor.
     """
 
-    def __init__(self, source: Any, part: str, labelled: bool | None) -> None:
-        self.source, self.part, self.labelled = source, part, labelled
+    def __init__(self, source: Any, part: str, labelled: bool | None, one_input: bool) -> None:
+        self.source, self.part, self.labelled, self.one_input = source, part, labelled, one_input
         self.in_passes = isinstance(source, IterableDataset)
 
     def batches(self) -> Iterator[Batch]:
@@ -140,7 +141,7 @@ class ItemReader:
             yield self._batch(items, part)
 
     def _batch(self, items: Sequence[Any], numbers: Sequence[int]) -> Batch:
-        return batch_of_items(items, numbers, self.part, self.labelled)
+        return batch_of_items(items, numbers, self.part, self.labelled, self.one_input)
 
 
 class LoaderReader:

@@ -297,8 +297,8 @@ class Splits:
             if shared:
                 raise DataError(
                     f"{len(shared)} of the {len(second_hashes)} {second} samples are also in the {first} "
-                    f"samples ({second} index {first_few(shared)}), so scores would be too good; split without "
-                    "overlap, or pass allow_duplicates=True if the data set contains exact copies."
+                    f"samples ({second} index {first_few(shared)}), so scores would be too good; leave them "
+                    "out of one of the two, also where the data set itself contains copies."
                 )
 
 

@@ -406,4 +406,6 @@ def _count(inputs: Any) -> int | None:
 def _text(inputs: Any) -> str:
     if isinstance(inputs, torch.Tensor):
         return tensor_text(inputs)
+    if isinstance(inputs, tuple | list):
+        return f"a {type(inputs).__name__} of {', '.join(map(_text, inputs))}"
     return f"a dict of {', '.join(map(str, inputs))}" if isinstance(inputs, Mapping) else type(inputs).__name__

@@ -44,23 +44,35 @@ def flat_classes(outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
             "class numbers: let the network return a score for each class, (-x, x) for one sigmoid, or give the labels "
             "as floats of the outputs' shape, with which they are compared as values."
         )
+    if labels.is_floating_point() and axis is not None and not one_score:
+        raise DataError(
+            f"the labels are {tensor_text(labels)}, and class numbers are whole numbers: convert them with .long()."
+        )
     if axis is None or labels.is_floating_point():
         raise DataError(
             "class numbers are compared with class scores: labels (N,) with outputs (N, classes), masks (N, H, W) with "
             "(N, classes, H, W), tokens (N, T) with (N, T, classes). "
-            f"The labels are {tensor_text(labels)}, the outputs {tensor_text(outputs)}; of one-hot labels take "
-            ".argmax(1)."
+            f"The labels are {tensor_text(labels)}, the outputs {tensor_text(outputs)}; {_cure(outputs, labels)}."
         )
     if outputs.shape[axis] < 2:
         raise DataError(
             f"the outputs, {tensor_text(outputs)}, have one score for all classes; let the network return a score for "
-            "each class, (-x, x) for one sigmoid, or give float labels."
+            "each class, (-x, x) for one sigmoid, or give float labels if they are values."
         )
     if labels.dim() == 1:
         return outputs, labels
     scores, classes = outputs.movedim(axis, -1).reshape(-1, outputs.shape[axis]), labels.reshape(-1)
     counting = classes != IGNORED_LABEL
     return scores[counting], classes[counting]
+
+
+def _cure(outputs: torch.Tensor, labels: torch.Tensor) -> str:
+    """What to do about labels of another shape than the classes of some outputs."""
+    if labels.is_floating_point() and tuple(outputs.shape) in (tuple(labels.shape), (*labels.shape, 1)):
+        return "values are measured by mae or r2"
+    if labels.dim() > 1 and labels.shape[1] == 1 and class_axis(tuple(outputs.shape), tuple(labels[:, 0].shape)):
+        return "take labels.squeeze(1)"
+    return "of one-hot labels take .argmax(1)"
 
 
 def aligned_values(outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,6 +84,11 @@ def aligned_values(outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.T
     shapes = tuple(outputs.shape), tuple(labels.shape)
     fitting = shapes[0] == shapes[1] or shapes[0] == (*shapes[1], 1) or shapes[1] == (*shapes[0], 1)
     if not fitting:
+        if class_axis(*shapes) is not None and not labels.is_floating_point():
+            raise DataError(
+                f"values are compared with labels of their own shape, but the labels, {tensor_text(labels)}, are class "
+                f"numbers for the outputs, {tensor_text(outputs)}: take a metric of classes, such as top-1 or mean-iou."
+            )
         raise DataError(
             f"values are compared with labels of their own shape; the labels are {tensor_text(labels)}, the outputs "
             f"{tensor_text(outputs)}. Labels that are class numbers must be whole numbers: convert them with .long()."

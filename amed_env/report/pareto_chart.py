@@ -67,7 +67,8 @@ def draw_pareto(result: SearchResult) -> Figure:
     reference = None if task.reference_cost is None else task.reference_cost.metrics.get(metric)
     float_quality = None if task.score.against_float else task.float_quality  # perfect by definition
     some = [*(trial.quality for trial in result.trials), *([] if float_quality is None else [float_quality])]
-    score = ScoreAxis(task.score, some[-1].score if some else 1.0)
+    best = None if result.best is None else result.best.quality.score
+    score = ScoreAxis(task.score, some[-1].score if some else 1.0, best)
     scale = _Scale(metric, reference or None, score)
     trials, front = scale.positions(result.trials), scale.positions(result.pareto)
     float_height = None if float_quality is None else score.height(float_quality)
@@ -152,26 +153,30 @@ def _draw_budgets(axes: Axes, result: SearchResult, scale: _Scale) -> None:
 
 
 def _draw_uniform(axes: Axes, result: SearchResult, scale: _Scale, low: float, high: float) -> None:
-    """Squares for uniform widths; triangles at the lower edge for those that lie below it."""
+    """Squares for uniform widths; triangles for those that lie below or above what is shown, with their scores."""
     if not result.baselines:
         return
     points = scale.positions(list(result.baselines.values()))
     widths = [name.removeprefix("uniform-") for name in result.baselines]
     hidden = points[:, 1] < low
+    above = np.asarray([scale.score.above(trial.quality) for trial in result.baselines.values()])
+    shown = ~(hidden | above)
     marks: dict[str, Any] = {
         "markerfacecolor": "white",
         "markeredgecolor": DARK,
         "markeredgewidth": 1.4,
         "linestyle": "none",
     }
-    axes.plot(*points[~hidden].T, marker="s", markersize=8, zorder=4, label="uniform widths", **marks)
-    _draw_bars(axes, points[~hidden], scale.bars(list(result.baselines.values()))[:, ~hidden], DARK)
+    axes.plot(*points[shown].T, marker="s", markersize=8, zorder=4, label="uniform widths", **marks)
+    _draw_bars(axes, points[shown], scale.bars(list(result.baselines.values()))[:, shown], DARK)
+    if above.any():
+        axes.plot(*points[above].T, marker="^", markersize=8, zorder=4, **marks)
     if hidden.any():  # an empty series would have its place at the corner of the figure, and squeeze the axes
         edge = np.full(int(hidden.sum()), low)
         axes.plot(points[hidden, 0], edge, marker="v", markersize=8, zorder=4, clip_on=False, **marks)
     texts = []
-    for width, trial, is_hidden in zip(widths, result.baselines.values(), hidden, strict=True):
-        texts.append(f"{width} bit ({result.task.score.text(trial.quality.score)})" if is_hidden else f"{width} bit")
+    for width, trial, is_square in zip(widths, result.baselines.values(), shown, strict=True):
+        texts.append(f"{width} bit" if is_square else f"{width} bit ({result.task.score.text(trial.quality.score)})")
     left, right = axes.get_xlim()
     shares = np.column_stack([points[:, 0] / (right - left), np.maximum(points[:, 1], low) / (high - low)])
     for group in _groups(shares):

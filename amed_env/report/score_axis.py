@@ -13,7 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from amed_env.evaluation.quality import Quality
 from amed_env.problem.score import Score
 
-_SMALLEST = 5e-4  # of scores that are drawn as logarithms: below it nothing tells networks apart, and 8 bit often is
+_SMALLEST = 5e-4  # of scores that are drawn as logarithms: below it nothing tells networks apart, and 8 bit often is;
+# only an answer that is itself below it makes the picture reach further
 _TALLEST = 20.0  # points that a picture shows at most
 _FLATTEST = 1.0  # and at least
 _DECADES_A_POINT = 0.12  # so that a picture shows at most 2.4 decades
@@ -27,10 +28,12 @@ class ScoreAxis:
     Attributes:
         score: The score.
         reference: A typical value, which the size of a point is a hundredth of where the score has no known end.
+        best: The score of the answer, or None.
     """
 
     score: Score
     reference: float
+    best: float | None = None
 
     @property
     def point(self) -> float:
@@ -45,7 +48,7 @@ class ScoreAxis:
 
     def _height(self, value: float) -> float:
         if self.score.scale == "log":
-            return -math.log10(max(value, _SMALLEST))
+            return -math.log10(max(value, self._smallest))
         return self.score.shown(-self.score.order(value))
 
     def error_lengths(self, quality: Quality) -> tuple[float, float]:
@@ -53,6 +56,14 @@ class ScoreAxis:
         height, error = self.height(quality), quality.standard_error or 0.0
         ends = sorted((self._height(quality.score - error), self._height(quality.score + error)))
         return height - ends[0], ends[1] - height
+
+    def above(self, quality: Quality) -> bool:
+        """Whether a quality is better than what is drawn at its height."""
+        return self.score.scale == "log" and quality.score < self._smallest
+
+    @property
+    def _smallest(self) -> float:
+        return min(_SMALLEST, self.best) if self.best else _SMALLEST
 
     def limits(
         self, heights: Iterable[float], worth_seeing: Iterable[float], shown: float | None

@@ -109,6 +109,12 @@ def import_object(path: str, kind: str) -> Any:
     module_name, separator, attribute = path.partition(":")
     if not separator or not module_name or not attribute:
         raise InputError(f"{path!r} is no import path of a {kind}; write it as package.module:name.")
+    if module_name.endswith(".py"):
+        module = ".".join(Path(module_name).with_suffix("").parts)
+        raise InputError(
+            f"{path!r} names a file; write it as {module.strip('./')}:{attribute}, as Python imports it from the "
+            "current folder."
+        )
     # Programs that are installed as scripts do not have the current folder on the path.
     here = str(Path.cwd())
     if here not in sys.path:

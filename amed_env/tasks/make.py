@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amed_env.quantization.network import Engine
     from amed_env.quantization.recipe import Recipe
     from amed_env.tasks.task import Task
-    from amed_env.tracing.original import Outputs
+    from amed_env.tracing.original import OneTensor, Outputs
     from amed_env.tracing.packing import Inputs
     from amed_env.tracing.trace import Network
     from amed_env.training.in_training import InTraining
@@ -42,6 +42,8 @@ COMPARED_SAMPLES = 64
 SEARCH_SAMPLES = 5_000
 """Search samples of one's own network that score allocations; 5,000 rank them at .82, as far as any number was seen to
 (docs/scores.md). The others are kept for the finalists."""
+DEFAULT_SCORES = (None, "divergence")
+"""Scores that follow from the form of the outputs."""
 _SEARCH_SALT = "amed/search/1"  # another text would deal the search samples of users' tasks anew
 
 
@@ -80,7 +82,7 @@ def make_task(
         example_input: Inputs (N, …) for tracing; the first calibration sample by default. A tensor, a tuple of
             arguments, a dict of keyword arguments, or a nested tree of these, as everywhere below.
         outputs: Picks the tensor that counts, (N, …), of what the network returns; by default its only floating-point
-            tensor, or `logits`.
+            tensor, or `logits`. Several, in any tree, are put side by side and compared as values.
         calibration: Samples that set the quantization ranges: inputs (N, …), an `(inputs, labels)` pair, a dict of
             inputs and `labels`, `Samples`, a torch dataset of pairs or dicts (map-style or iterable), or a
             `DataLoader`. They are kept in memory; of other samples what does not fit is read whenever it is needed.
@@ -281,14 +283,12 @@ def _task_of_module(
     from amed_env.datasets.samples import drawn_order
     from amed_env.datasets.streaming import with_one_length
     from amed_env.evaluation.fitting import scoring_remarks
+    from amed_env.tracing.original import OneTensor
 
-    takes_one = example_input is not None and not isinstance(example_input, tuple | list | Mapping)
     transform = samples["transform"]
     if transform is not None and not callable(transform):
         raise InputError(f"transform is {transform!r}; give a function of a batch of inputs.")
-    calibration = as_samples(
-        samples["calibration"], "calibration", labelled=False, one_input=takes_one, transform=transform
-    )
+    calibration = calibration_of({"network": network, "example_input": example_input, **samples})
     read = partial(as_samples, labelled=None, one_input=calibration.form is None, transform=transform, in_memory=False)
     others = {part: read(samples[part], part) for part in ("search", "test") if samples[part] is not None}
     parts = with_one_length({"calibration": calibration, **others})
@@ -306,9 +306,11 @@ def _task_of_module(
             left_out = splits.search.subset(order[SEARCH_SAMPLES:])
         splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
     evaluation = {**evaluation, "further": FurtherSamples(left_out, load_training)}
-    evaluator = _evaluator(network, example_input, outputs, splits, name, recipe, evaluation)
+    picked = None if outputs is None else OneTensor(outputs)
+    evaluator = _evaluator(network, example_input, picked, splits, name, recipe, evaluation)
     name = evaluator.workload.name
-    for remark in scoring_remarks(evaluator.scoring, splits):
+    by_form = evaluation["score"] in DEFAULT_SCORES and not (picked is not None and picked.several)
+    for remark in scoring_remarks(evaluator.scoring, splits, by_form):
         logger.warning("%s: %s", name, remark)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
 
@@ -368,16 +370,28 @@ def example_of(parts: Mapping[str, Any], path: str) -> Inputs:
     if parts.get("example_input") is not None:
         return parts["example_input"]
     if parts.get("calibration") is not None:
-        from amed_env.datasets.forms import as_samples
-
-        transform = parts.get("transform")
-        return as_samples(parts["calibration"], "calibration", labelled=False, transform=transform).example()
+        return calibration_of(parts).example()
     from amed_env.tracing.programs import given_network
 
     example = given_network(parts["network"]).example
     if example is None:
         raise InputError(f"{path!r} returned neither example_input nor calibration; shapes need one of them.")
     return example
+
+
+def calibration_of(parts: Mapping[str, Any]) -> Samples:
+    """The calibration samples among the parts of a network.
+
+    Raises:
+        DataError: If they are in no form that fits, or malformed.
+        NetworkError: If the network is none, or its file cannot be read.
+    """
+    from amed_env.datasets.forms import as_samples
+    from amed_env.tracing.programs import takes_one_input
+
+    one_input = takes_one_input(parts["network"], parts.get("example_input"))
+    transform = parts.get("transform")
+    return as_samples(parts["calibration"], "calibration", labelled=False, one_input=one_input, transform=transform)
 
 
 def imported_parts(path: str) -> Mapping[str, Any]:
@@ -416,7 +430,7 @@ def imported_parts(path: str) -> Mapping[str, Any]:
 def _evaluator(
     network: Network,
     example_input: Inputs | None,
-    outputs: Outputs | None,
+    outputs: OneTensor | None,
     splits: Splits,
     name: str | None,
     recipe: str | Recipe | None,
@@ -431,6 +445,8 @@ def _evaluator(
         _check_same_form(example_input, example)
         example = example_input
     traced = trace(network, example, name, splits.calibration.inputs[:COMPARED_SAMPLES], outputs or class_scores)
+    if outputs is not None and outputs.several and options["score"] in DEFAULT_SCORES:
+        options = {**options, "score": "squared-error"}
     return PostTrainingEvaluator(traced, splits, recipe, **options)
 
 

@@ -132,14 +132,18 @@ def answer(network: nn.Module, call: Call, packed: torch.Tensor, name: str) -> l
 
 def _does_not_run(network: nn.Module, call: Call, packed: torch.Tensor, name: str, error: Exception) -> str:
     inputs = call.form.unpacked(packed)
-    text = f"network {name!r} does not run on {call.form.described(len(packed))}: {type(error).__name__}: {error}."
+    reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".:")  # torch adds pages of signatures
+    text = f"network {name!r} does not run on {call.form.described(len(packed))}: {type(error).__name__}: {reason}."
     if isinstance(inputs, torch.Tensor) and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 3:
         text += " These look like images (N, height, width, channels); .permute(0, 3, 1, 2) makes (N, channels, …)."
     if isinstance(inputs, Mapping) and not arguments_of(network, inputs)[1]:
         names = ", ".join(inspect.signature(network.forward).parameters)
         text += (
-            f" The dict is one argument, as forward has not these parameters but {names}; name its entries like those."
+            f" The dict is one argument, as forward has not these parameters but {names}; name its entries like those, "
+            "and labels 'labels'."
         )
+    if isinstance(inputs, tuple) and len(inputs) > 1 and len(inspect.signature(network.forward).parameters) == 1:
+        text += " These are several inputs, but forward takes one; join images to one tensor with torch.stack."
     return text
 
 
@@ -172,7 +176,8 @@ def class_scores(returned: Any) -> torch.Tensor:
         return floats[0]
     raise NetworkError(
         f"the network returns {_listed(returned)}, and which of it are class scores is not known; pass "
-        "outputs=function, which picks them (outputs=lambda returned: returned[0])."
+        "outputs=function, which picks them (outputs=lambda returned: returned[0]), or takes all as values "
+        "(outputs=lambda returned: returned)."
     )
 
 
@@ -182,6 +187,29 @@ def as_rows(returned: Any) -> Any:
     if len(floats) < 2:
         return floats[0] if floats else returned
     return torch.cat([tensor.reshape(tensor.shape[0], -1) for tensor in floats], dim=1)
+
+
+class OneTensor:
+    """Picks by a user's function what counts, and puts several floating-point tensors side by side, a row a sample.
+
+    Args:
+        outputs: The function.
+
+    Attributes:
+        several: Whether there were several tensors, so that the row is no row of class scores.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        self.outputs, self.several = outputs, False
+
+    def __call__(self, returned: Any) -> Any:
+        """See `Outputs`."""
+        picked = self.outputs(returned)
+        tensor = as_rows(picked)
+        if isinstance(tensor, torch.Tensor) and not tensor.dim():
+            raise NetworkError("outputs=function returns one number for a whole batch; return a row for each sample.")
+        self.several = isinstance(tensor, torch.Tensor) and tensor is not picked and len(tensors_of(picked)) > 1
+        return tensor
 
 
 def _listed(returned: Any) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -58,6 +59,24 @@ def given_network(network: Any) -> Given:
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{_WHAT_FITS}, not {type(network).__name__}.")
     return Given(network, None, None, type(network).__name__)
+
+
+def takes_one_input(network: Any, example: Inputs | None = None) -> bool:
+    """Whether a network is known to take one tensor, so that what comes beside it are labels.
+
+    Args:
+        network: As for `given_network`.
+        example: Inputs of one call, if there are any.
+
+    Raises:
+        NetworkError: As for `given_network`.
+    """
+    given = given_network(network)
+    example = given.example if example is None else example
+    if example is not None:
+        return not isinstance(example, tuple | list | Mapping)
+    kinds = [parameter.kind for parameter in inspect.signature(given.module.forward).parameters.values()]
+    return kinds in ([inspect.Parameter.POSITIONAL_OR_KEYWORD], [inspect.Parameter.POSITIONAL_ONLY])
 
 
 def load_program(path: Path) -> ExportedProgram:

@@ -28,6 +28,12 @@ def make():
     return {"network": Signed(), "calibration": torch.rand(20, 1, 9, 11)}
 
 
+def masked():
+    # Calibration samples with masks, and two outputs that count.
+    images, masks = torch.rand(20, 1, 9, 11), torch.zeros(20, 9, 11).long()
+    return {"network": Signed(), "calibration": (images, masks), "outputs": lambda scores: (scores, 2 * scores)}
+
+
 def bare():
     return {"network": Signed(), "example_input": torch.zeros(1, 1, 9, 11), "name": "bare"}
 
@@ -73,6 +79,12 @@ def test_layers_of_an_own_network_by_hand(amed, own):
     kept = {entry["name"]: (entry["type"], entry["reason"]) for entry in document["kept_float"]}
     assert kept["slope"][0] == "PReLU" and "not quantized" in kept["slope"][1]
     assert "does not run" in kept["unused"][1]
+
+
+def test_samples_with_masks_and_several_outputs(amed, own):
+    document = amed("inspect", "--network", f"{own}:masked", "--bits", "4", "--json").json
+    assert document["signs_from_samples"] == 20 and document["layers"][0]["input_shape"] == [1, 9, 11]
+    assert 0 < document["errors"]["4"] < 1
 
 
 def test_signs_are_unknown_without_samples(amed, own):

@@ -1,10 +1,11 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.image import imread
-from small_task import BitProportional, SharedBuffer, formula_task
+from small_task import BitProportional, SharedBuffer, UnlabelledEvaluator, formula_task
 
 from amed_env import Quality, SearchResult
 from amed_env.agents.searchers.baselines import RandomAgent, UniformAgent
@@ -63,6 +64,21 @@ def test_collapsed_networks_do_not_squash_the_picture():
     assert below > 0 and f"{below} of {len(result.trials)} lie below" in texts(figure)
     assert low < 100 * result.best.quality.accuracy < high
     assert low < 100 * task.float_quality.accuracy < high
+
+
+@pytest.mark.parametrize("best", [0.003, 0.00002])
+def test_what_is_drawn_at_its_height_has_that_score(best):
+    result = searched(evaluator=UnlabelledEvaluator, budget={"latency": 0.6})
+    scores = {"uniform-2": 0.01, "uniform-4": best, "uniform-8": 0.00001}
+    for name, score in scores.items():
+        trial = result.baselines[name]
+        result.baselines[name] = replace(trial, quality=replace(trial.quality, score=score))
+    result.best = result.baselines["uniform-4"]
+    result.trials, result.pareto = [result.best], [result.best]
+    figure = draw_pareto(result)
+    (squares,) = [line for line in figure.axes[0].lines if line.get_label() == "uniform widths"]
+    assert np.allclose(10.0 ** -squares.get_ydata(), best)
+    assert "8 bit (1e-05 nats)" in texts(figure) and "2 bit (0.0100 nats)" in texts(figure)
 
 
 def test_equal_accuracies_give_a_readable_axis():

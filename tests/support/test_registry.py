@@ -137,3 +137,8 @@ def test_an_attribute_that_fails_is_named_with_its_error(module):
     module("registry_sample_lazy", "def __getattr__(name):\n    raise ImportError('no torch')\n")
     with pytest.raises(InputError, match="cannot be got: ImportError: no torch"):
         import_object("registry_sample_lazy:Agent", "agent class")
+
+
+def test_a_file_is_told_how_python_imports_it():
+    with pytest.raises(InputError, match=r"names a file; write it as docs\.examples\.segmenter:build"):
+        import_object("./docs/examples/segmenter.py:build", "network function")

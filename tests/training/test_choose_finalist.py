@@ -1,11 +1,13 @@
 """The choice at the end of a search: more samples decide, tuning improves, and nothing else is changed."""
 
+import io
 import itertools
 import json
 import math
 
 import pytest
 import torch
+from rich.console import Console
 from small_task import formula_task
 from torch import nn
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from training_samples import float_network, make_data, samples
 import amed_env
 from amed_env import Task, TrialStore, choose_finalist, make_agent, make_task
 from amed_env.agents import Agent
+from amed_env.commands.tables import comparison_table
 from amed_env.datasets import Splits
 from amed_env.datasets.further import FurtherSamples
 from amed_env.errors import DataError, InputError
@@ -211,6 +214,9 @@ def test_the_verdict_compares_with_the_same_tuning():
     result.add_report()
     uniform = result.best_uniform()
     assert result.test[f"{uniform}-tuned"] != result.test[uniform]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(comparison_table(result))
+    assert f"{uniform.replace('-', ' ')}, tuned" in console.file.getvalue()
     name = result.verdict.score.name
     gains = result.test["best"].per_sample[name].astype(float)
     gains = gains - result.test[f"{uniform}-tuned"].per_sample[name]
