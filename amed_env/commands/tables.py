@@ -10,6 +10,7 @@ from rich.table import Table
 
 from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.problem.pins import pins_text
+from amed_env.problem.workload import weight_kib
 
 if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
@@ -154,8 +155,8 @@ def allocation_table(result: SearchResult) -> Table | None:
     for layer in task.workload:
         precision, metrics = allocation[layer.name], by_layer.get(layer.name, {})
         share = percent(metrics["latency_ms"] / total) if total and "latency_ms" in metrics else MISSING
-        size = layer.weight_elements * precision.weight_bits / 8 / 1024
-        table.add_row(layer.name, layer.kind, *map(str, precision), number(size), share)
+        size = number(weight_kib(layer, precision.weight_bits)) if layer.stored_weights else MISSING
+        table.add_row(layer.name, layer.kind, *map(str, precision), size, share)
     return table
 
 

@@ -127,9 +127,9 @@ def _document(task: Task, finetuning: Finetuning, walked: dict[str, int] | None)
 
 def _mean_weight_bits(task: Task, allocation: BitAllocation) -> float:
     """Bits of a weight in the mean over all weights."""
-    elements = {layer.name: layer.weight_elements for layer in task.workload}
-    total = sum(elements[name] * precision.weight_bits for name, precision in allocation.items())
-    return total / sum(elements.values())
+    stored = {layer.name: layer.stored_weights for layer in task.workload}
+    total = sum(stored[name] * precision.weight_bits for name, precision in allocation.items())
+    return total / max(1, sum(stored.values()))
 
 
 def _show(output: Output, task: Task, finetuning: Finetuning, document: dict[str, Any], written: list[Path]) -> None:
