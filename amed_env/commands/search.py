@@ -317,6 +317,8 @@ def _run(
     with Interrupts() as interrupts:
         result = _explore(output, options, folder, store, task, agent, interrupts)
         result.first_answers = first
+        # Calls for the first answers, before the search itself, count as well.
+        result.device_faults, result.device_retries = task.device_faults.count, task.device_faults.retried
         if not result.trials and result.faults:
             raise AmedError(f"all {len(result.faults)} evaluations failed; the first one: {result.faults[0]}.")
         with interrupts.held():
@@ -430,7 +432,7 @@ def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
     if result.best is None:
         output.warn(
             f"none of {result.evaluations} evaluated allocations is within the budget; try another agent, or more "
-            "evaluations."
+            f"evaluations{' (the first answer is, and stays in allocation.json)' if result.first_answers else ''}."
         )
     if result.faults:
         output.warn(f"{len(result.faults)} evaluations failed; result.json lists them. The first: {result.faults[0]}")

@@ -278,5 +278,6 @@ def test_qualities_of_disjoint_sets_add_up():
         "correct": 11,
         "samples": 40,
         "loss": both.loss,
+        "standard_error": pytest.approx((11 / 40 * 29 / 40 / 39) ** 0.5),
         "metrics": {"top-1": 11 / 40},
     }
