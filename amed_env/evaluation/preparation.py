@@ -44,7 +44,7 @@ BRIEF_BATCH = 32
 """Samples of a step of these: in the same time twice as many steps, which are worth more."""
 KEPT_SHARE = 0.6
 """A kept preparation of at least this part of the steps that there is time for is taken, and nothing learned anew."""
-_TIMED_STEPS = 3
+_TIMED_STEPS = 6  # allocations are drawn anew in each, and take different times
 NARROW_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 """Widths whose biases are corrected; at 16 bits there is nothing to correct."""
 
@@ -119,10 +119,13 @@ def recipe_within(
         return recipe
     with torch_threads(_threads_of(network, recipe, threads)):
         learner = RoundingLearner(network, brief[-1], calibration[: 2 * BRIEF_BATCH], class_axis=class_axis)
-        a_step = learner.seconds_of_a_step(_TIMED_STEPS)
-    of_full = a_step * recipe.batch_size / brief[-1].batch_size
-    affordable = [made for made in brief if made.steps * a_step <= seconds] or brief[-1:]
-    wanted = recipe if recipe.steps * of_full <= seconds else affordable[0]
+        a_step, a_sample = learner.seconds_of_a_step(_TIMED_STEPS), learner.seconds_of_a_sample()
+
+    def seconds_of(made: Recipe) -> float:
+        drawn = made.steps * made.batch_size
+        return drawn / brief[-1].batch_size * a_step + min(drawn, len(calibration)) * a_sample
+
+    wanted = next((made for made in (recipe, *brief) if seconds_of(made) <= seconds), brief[-1])
     return next((made for made in begun if made.steps >= KEPT_SHARE * wanted.steps), wanted)
 
 

@@ -241,14 +241,20 @@ class RoundingLearner:
                     on_step(self.step, self.recipe.steps)
 
     def seconds_of_a_step(self, steps: int) -> float:
-        """How long a step takes: the quickest of some, after one that is not counted; they are part of no learning."""
+        """How long a step takes: the mean of some, after one that is not counted; they are part of no learning."""
         durations = []
         with self._attached():
             for _ in range(steps + 1):
                 started = perf_counter()
                 self._learn_once()
                 durations.append(perf_counter() - started)
-        return min(durations[1:])
+        return sum(durations[1:]) / steps
+
+    def seconds_of_a_sample(self) -> float:
+        """How long the float network takes for one sample: each is run once before the first step."""
+        started = perf_counter()
+        self._float_outputs()
+        return (perf_counter() - started) / len(self.inputs)
 
     def _attached(self) -> _Attached:
         return _Attached(self._layers, self._blocks)
