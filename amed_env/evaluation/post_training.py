@@ -9,27 +9,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from amed_env.datasets import Samples, Splits
 from amed_env.datasets.further import FurtherSamples
 from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError, InputError, NonFiniteError
-from amed_env.evaluation.comparisons import KullbackLeibler
-from amed_env.evaluation.divergences import AT_ONCE, base_bits, measure_divergences, measure_pairs
+from amed_env.evaluation.divergences import AT_ONCE
+from amed_env.evaluation.estimates import NetworkEstimates
 from amed_env.evaluation.fitting import fit_scoring
 from amed_env.evaluation.float_outputs import FloatOutputs, measure_float_outputs
 from amed_env.evaluation.preparation import is_prepared, prepare_network, prepared_digest, recipe_within
-from amed_env.evaluation.quality import SPLITS, Evaluator, GradientMeasure, Progress, Quality, Split, check_split
+from amed_env.evaluation.quality import SPLITS, Progress, Quality, Split, check_split
 from amed_env.evaluation.scoring import ScoreSpec, Tally
-from amed_env.evaluation.sensitivities import measure_sensitivity
-from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
-from amed_env.support.cache import cached_array
 from amed_env.support.processes import ProcessPool
 from amed_env.support.threads import torch_threads
 from amed_env.tracing.digest import program_digest
@@ -40,27 +36,17 @@ logger = logging.getLogger(__name__)
 
 REUSE_MIB = 2048
 """Default memory for results of layers: more than one pass of ResNet-20 over 2,000 images."""
-# All three are part of what results depend on: other numbers give other ranges, proxies and fingerprints.
+# Part of what results depend on: another number gives other ranges and fingerprints.
 RANGE_SAMPLES = 1_024
 """Calibration samples that set the ranges; learning uses all of them."""
-SENSITIVITY_SAMPLES = 512
-"""Calibration samples on which single-layer sensitivities are measured: on ResNet-20 what 1,024 choose is not better
-(docs/evaluation.md)."""
-FIRST_SAMPLES = 125
-"""Calibration samples of the first estimates: a batch. The allocations of divergences on it are within the noise of
-those on 1,024, while 32 samples lose up to three points on ResNet-20 (docs/evaluation.md)."""
-PAIR_SAMPLES = 256
-"""Calibration samples on which pairs of layers are measured; fewer, as pairs are many."""
 LEAST_LEARNING_BATCH = 8
 """Samples of a step below which rounding is not learned: gradients of fewer mostly show their noise."""
 STREAMED_BATCH_MIB = 16
 """Inputs of one forward pass where samples are read anew in each: 27 images of 3 x 224 x 224, whose activations in a
 ResNet-18 are 90 MiB a layer."""
-MEASURES_VERSION = 2
-"""Changes when `sensitivities` does, so that what was kept is measured anew."""
 
 
-class PostTrainingEvaluator(Evaluator):
+class PostTrainingEvaluator(NetworkEstimates):
     """Runs a quantized network over the samples of a split: on integers where it can, in float otherwise.
 
     Args:
@@ -170,12 +156,6 @@ class PostTrainingEvaluator(Evaluator):
             self._prepared = prepare_network(
                 self.network, self.recipe, inputs, self.made_of, self.threads, progress, self._class_axis
             )
-
-    @property
-    def _class_axis(self) -> int | None:
-        """Axis of the classes among the outputs; None if these are no class scores."""
-        divergence = self.scoring.divergence
-        return divergence.axis if isinstance(divergence, KullbackLeibler) else None
 
     def adopt(self, widths: Mapping[tuple[str, int], PreparedWidth], stored_scales: Sequence[float]) -> None:
         """Evaluate with weights and scales that were found elsewhere, by training for example.
@@ -419,128 +399,10 @@ class PostTrainingEvaluator(Evaluator):
             met_by,
         )
 
-    def predicted_loss(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """Kullback-Leibler divergence when one layer alone is changed; see `Evaluator.predicted_loss`.
-
-        The result is kept in the user's cache, as it depends on no device and no budget.
-        """
-        shape = (len(self.workload), len(precisions))
-        compared = self._compared_with(precisions)
-        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {' '.join(map(str, precisions))}{compared}"
-        samples = self._first_calibration(SENSITIVITY_SAMPLES)
-
-        def compute() -> npt.NDArray[np.float64]:
-            with torch_threads(self.threads):
-                return measure_divergences(
-                    self.network, self.scoring.divergence, samples, precisions, self.batch_size, self.on_sensitivities
-                )
-
-        return cached_array("predicted-loss", key, shape, compute)
-
-    def sensitivity(self, measure: GradientMeasure, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """See `Evaluator.sensitivity` and `evaluation.sensitivities`; kept in the user's cache."""
-        if measure != "squared-error" and not isinstance(self.scoring.divergence, KullbackLeibler):
-            raise InputError(
-                f"the proxy {measure!r} is about class probabilities, which network {self.workload.name!r} does not "
-                "return; use the proxy 'kl' or 'squared-error'."
-            )
-        samples = self._whole_calibration(SENSITIVITY_SAMPLES)
-
-        def compute() -> npt.NDArray[np.float64]:
-            with torch_threads(self.threads):
-                return measure_sensitivity(
-                    self.network, samples, precisions, measure, self.batch_size, self._class_axis
-                )
-
-        shape = (len(self.workload), len(precisions))
-        key = f"{self.fingerprint} {SENSITIVITY_SAMPLES} {self.batch_size} {' '.join(map(str, precisions))}"
-        return cached_array(f"sensitivity-{measure}-{MEASURES_VERSION}", key, shape, compute)
-
-    def first_losses(self, precisions: Sequence[Precision]) -> npt.NDArray[np.float64]:
-        """See `Evaluator.first_losses`: squared gradients, at the weights that the network has now.
-
-        Nothing is learned for it; it is kept in no cache, as it takes about as long as loading the samples.
-        """
-        samples = self._whole_calibration(FIRST_SAMPLES)
-        with torch_threads(self.threads):
-            return measure_sensitivity(self.network, samples, precisions, "gradient", self.batch_size, self._class_axis)
-
-    def first_divergences(
-        self, precisions: Sequence[Precision], cells: Iterable[tuple[int, int]]
-    ) -> npt.NDArray[np.float64]:
-        """See `Evaluator.first_divergences`; at the weights that the network has now."""
-        samples = self._first_calibration(FIRST_SAMPLES)
-        with torch_threads(self.threads):
-            return measure_divergences(
-                self.network, self.scoring.divergence, samples, precisions, self.batch_size, cells=cells
-            )
-
     @property
     def prepares_at_once(self) -> bool:
         """See `Evaluator.prepares_at_once`."""
         return self._prepared is not None or is_prepared(self.recipe, self.made_of, self._class_axis)
-
-    def pair_divergences(self, precisions: Sequence[Precision], reach: int) -> npt.NDArray[np.float64]:
-        """See `Evaluator.pair_divergences`; forward passes only, kept in the user's cache."""
-        layers, count = len(self.workload), len(precisions)
-        samples = self._first_calibration(PAIR_SAMPLES)
-
-        def compute() -> npt.NDArray[np.float64]:
-            with torch_threads(self.threads):
-                return measure_pairs(
-                    self.network,
-                    self.scoring.divergence,
-                    samples,
-                    precisions,
-                    self.batch_size,
-                    reach,
-                    self.on_sensitivities,
-                )
-
-        compared = self._compared_with(precisions)
-        key = f"{self.fingerprint} {PAIR_SAMPLES} {reach} {' '.join(map(str, precisions))}{compared}"
-        return cached_array("pairs", key, (layers, count, layers, count), compute)
-
-    def _whole_calibration(self, most: int) -> Samples:
-        """The first calibration samples that make whole batches, for passes that cannot be padded."""
-        calibration = self._splits.calibration
-        count = len(self.network.whole_batches(calibration.inputs[:most]))
-        return calibration.subset([number % len(calibration) for number in range(count)])
-
-    def _first_calibration(self, most: int) -> Samples:
-        calibration = self._splits.calibration
-        return calibration.subset(range(min(most, len(calibration))))
-
-    @property
-    def _leaves_out_padding(self) -> bool:
-        """Whether outputs are those of tokens of which an attention mask says that some do not count."""
-        divergence, calibration = self.scoring.divergence, self._splits.calibration
-        of_samples = isinstance(divergence, KullbackLeibler) and divergence.axis == 1
-        return not of_samples and calibration.counting(calibration.inputs[:1]) is not None
-
-    def _compared_with(self, precisions: Sequence[Precision]) -> str:
-        """What else kept divergences depend on: the form of the outputs, and the network that is narrowed."""
-        return f"{self._compared}{' in float' if base_bits(precisions) == FLOAT_BITS else ''}"
-
-    @property
-    def _compared(self) -> str:
-        """What of the form of the outputs is part of the keys of kept divergences; nothing for scores (N, classes)."""
-        divergence = self.scoring.divergence
-        if isinstance(divergence, KullbackLeibler) and divergence.axis == 1:
-            return ""
-        if self._leaves_out_padding:
-            return f" {divergence.score.name} of tokens that count"
-        if isinstance(divergence, KullbackLeibler):
-            return f" classes on axis {divergence.axis}"
-        return f" {divergence.score.name}"
-
-    def weight_statistics(self) -> npt.NDArray[np.float64]:
-        """Largest magnitude over standard deviation of each layer's weights; see `Evaluator.weight_statistics`."""
-        ratios = []
-        for weight in self.network.float_weights():
-            deviation = float(weight.std(correction=0))
-            ratios.append(float(weight.abs().max()) / deviation if deviation > 0 else 1.0)
-        return np.asarray(ratios)
 
     def __getstate__(self) -> dict[str, object]:
         # Nothing is chosen or tuned in other processes, and training sets are large.

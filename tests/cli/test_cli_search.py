@@ -65,10 +65,10 @@ def test_proxies_that_a_network_has_to_be_asked_for(amed, tmp_path, option):
 
 
 def test_pairwise_measures_pairs(amed, monkeypatch):
-    from amed_env.evaluation import post_training
+    from amed_env.evaluation import estimates
 
-    asked, measure = [], post_training.measure_pairs
-    monkeypatch.setattr(post_training, "measure_pairs", lambda *given: asked.append(given) or measure(*given))
+    asked, measure = [], estimates.measure_pairs
+    monkeypatch.setattr(estimates, "measure_pairs", lambda *given: asked.append(given) or measure(*given))
     arguments = ["search", "digits-cnn", "--recipe", "nearest", "--bits", "2,8", "--budget", "latency=0.5", "-n", 2]
     answer = amed(*arguments, "--agent", "pairwise", "--out", "run", "--json")
     assert answer.code == 0 and len(asked) == 1 and answer.err == ""

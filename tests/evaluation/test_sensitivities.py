@@ -27,7 +27,7 @@ def test_sensitivities_fall_with_the_width_and_are_kept(task, measure, monkeypat
     table = task.evaluator.sensitivity(measure, PRECISIONS)
     assert table.shape == (len(task.workload), 3) and (table >= 0).all()
     assert table[:, 0].sum() > table[:, 1].sum() > table[:, 2].sum() > 0
-    monkeypatch.setattr("amed_env.evaluation.post_training.measure_sensitivity", None)
+    monkeypatch.setattr("amed_env.evaluation.estimates.measure_sensitivity", None)
     assert np.array_equal(task.evaluator.sensitivity(measure, PRECISIONS), table)
 
 
