@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from amed_env.agents.result import FirstAnswer
 from amed_env.agents.searchers.moves import good_starts
-from amed_env.agents.session import SearchSession
+from amed_env.agents.session import MAX_CONSECUTIVE_FAULTS, SearchSession
 from amed_env.errors import SearchEnded
 from amed_env.tasks.task import Task
 
@@ -27,11 +27,12 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-def first_answers(task: Task) -> Iterator[FirstAnswer]:
+def first_answers(task: Task, max_faults: int = MAX_CONSECUTIVE_FAULTS) -> Iterator[FirstAnswer]:
     """Allocations within the budgets, each from better estimates of the layers' losses than the one before.
 
     Args:
         task: The task with its budgets; its network is taken as it is, prepared or not.
+        max_faults: Failures of the device in a row after which there is no answer.
 
     Yields:
         At most two answers; none if the task's evaluator has no quicker estimate than its predicted losses, or the
@@ -41,7 +42,7 @@ def first_answers(task: Task) -> Iterator[FirstAnswer]:
     losses = task.evaluator.first_losses(task.precisions)
     if losses is None:
         return
-    session = SearchSession(task, 1)
+    session = SearchSession(task, 1, max_faults=max_faults)
     choices = _optimum(session, losses)
     if choices is None:
         return

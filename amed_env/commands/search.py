@@ -262,7 +262,7 @@ def _first_answers(
     say(f"first answer for {task.network}")
     answers = []
     try:
-        for answer in first_answers(task):
+        for answer in first_answers(task, options.max_faults):
             answers.append(answer)
             if folder.known_settings():
                 continue

@@ -84,7 +84,8 @@ def test_a_dead_program_stops_the_search_and_everything_is_kept(search, program,
     answer = search(device, "--max-faults", 3, evaluations=9)
     assert answer.code == 1 and "too much failed in a row" in answer.err and "out of order" in answer.err
     document = result(tmp_path)
-    assert document["gave_up"] and document["best"] is not None and document["device_faults"] == 3
+    assert document["gave_up"] and document["best"] is not None
+    assert document["device_faults"] == 6  # three in a row for the first answers, three in the search
     assert (tmp_path / "run" / "allocation.json").is_file()
 
 
