@@ -34,7 +34,7 @@ from amed_env.commands.parsing import (
     parse_bits,
     parse_options,
 )
-from amed_env.commands.tables import allocation_table, comparison_table, finalists_table
+from amed_env.commands.search_result import show_result
 from amed_env.errors import AgentError, AmedError, BackendError, InputError
 from amed_env.problem.objective import parse_budgets
 from amed_env.problem.pins import pins_text
@@ -332,7 +332,7 @@ def _run(
         with interrupts.held():
             with output.status("drawing"):
                 written = [*folder.write_result(result), *_pictures(output, folder, result)]
-            _show(output, result, written)
+            show_result(output, result, written)
     if interrupts.exit_code is not None:
         output.note(f"interrupted after {result.evaluations} evaluations; continue with --resume.")
         return interrupts.exit_code
@@ -417,49 +417,3 @@ def _compare(output: Output, result: SearchResult) -> None:
         result.interrupted = True
     except AmedError as error:
         output.warn(f"the comparison is incomplete: {error}")
-
-
-def _show(output: Output, result: SearchResult, written: list[Path]) -> None:
-    try:
-        table = allocation_table(result)
-        if table is not None:
-            output.show(table)
-    except BackendError as error:
-        output.warn(f"the allocation is in allocation.json; its costs by layer are missing: {error}")
-    if result.finalists is not None:
-        output.show(finalists_table(result.finalists), f"Finalists: {result.finalists.sentence()}")
-    output.show(comparison_table(result), _verdict(result), *(f"wrote {path}" for path in written))
-    if result.best is None:
-        output.warn(
-            f"none of {result.evaluations} evaluated allocations is within the budget; try another agent, or more "
-            f"evaluations{' (the first answer is, and stays in allocation.json)' if result.first_answers else ''}."
-        )
-    if result.faults:
-        output.warn(f"{len(result.faults)} evaluations failed; result.json lists them. The first: {result.faults[0]}")
-    summary = result.task.device_faults.summary()
-    if summary:
-        output.warn(summary)
-    if result.gave_up:
-        output.warn("too much failed in a row, so the search stopped; everything found is kept, --resume continues it.")
-    output.document({**result.to_json(), "files": [str(path) for path in written]})
-
-
-def _verdict(result: SearchResult) -> str:
-    """One line: what was found, against the best uniform width within the budget.
-
-    On unseen samples where it can be; what was chosen on the search split looks better there than it is.
-    """
-    spent = f"{result.evaluations} evaluations in {result.seconds:.1f} s"
-    if result.best is None:
-        return f"Nothing within the budget was found ({spent})."
-    if result.verdict is not None:
-        return f"{result.agent}, {spent}: {result.verdict.sentence()}"
-    score = result.task.score
-    text = f"{result.agent}: {score.described(result.best.quality.score)} on the search split"
-    uniform = result.best_uniform()
-    if uniform is not None:
-        of_uniform = score.text(result.baselines[uniform].quality.score)
-        text += f", best uniform width within the budget ({uniform.removeprefix('uniform-')} bit): {of_uniform}"
-    elif result.baselines:
-        text += ", no uniform width is within the budget"
-    return f"{text} ({spent})."
