@@ -98,7 +98,7 @@ PrepareTimeOption = Annotated[
     ),
 ]
 PREPARE_SECONDS = 120.0
-"""Default of it. On two cores with AVX2 that is 1,000 steps for ResNet-20 and 200 to 300 for ResNet-56; what it costs
+"""Default of it. On two cores with AVX2 that is 700 steps for ResNet-20 and 200 to 300 for ResNet-56; what it costs
 against the full recipe stands in docs/evaluation.md."""
 ScoreOption = Annotated[
     str | None,
