@@ -20,6 +20,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from amed_env.problem.allocation import BitAllocation
+from amed_env.quantization.codes import WIDEST, Codes, Format, quantize
 from amed_env.quantization.finiteness import check_finite
 from amed_env.quantization.graph import (
     Group,
@@ -30,7 +31,7 @@ from amed_env.quantization.graph import (
     passes_values,
     takes_maximum,
 )
-from amed_env.quantization.kernels import WIDEST, Codes, Format, LayerKernel, Requantizer, quantize
+from amed_env.quantization.kernels import LayerKernel, Requantizer
 from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.products import QuantizedProduct
 from amed_env.quantization.reuse import ResultMemory

@@ -1,9 +1,8 @@
 """The integer kernels of torch, on tensors of codes.
 
-Codes are uint8 and stand for (code - zero point) x scale; signed values have the zero point 128. Narrower widths use
-fewer codes of the same 8 bits. A kernel multiplies and adds in int32; bias, addition, activation and the rounding to
-the codes that are written follow before anything leaves it. These are the oneDNN operators on plain tensors that torch
-2.6 and later have for its compiler; torch's own quantized tensors are deprecated.
+A kernel multiplies and adds in int32; bias, addition, activation and the rounding to the codes that are written follow
+before anything leaves it. These are the oneDNN operators on plain tensors that torch 2.6 and later have for its
+compiler; torch's own quantized tensors are deprecated.
 """
 
 from __future__ import annotations
@@ -11,81 +10,48 @@ from __future__ import annotations
 import logging
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from amed_env.quantization.codes import LARGEST_CODE, Codes, Format, quantize
 from amed_env.quantization.layers import SIGNED_ZERO, PreparedWidth, Quantizable, channels_last
-from amed_env.quantization.saturation import halves, sums_saturate, twice, two_products_fit
+from amed_env.quantization.saturation import (
+    above_limit,
+    halves,
+    pair_limit,
+    pairs_apart,
+    sums_saturate,
+    twice,
+    two_products_fit,
+)
 
 logger = logging.getLogger(__name__)
-
-WIDEST = 8
-# Codes are uint8 whatever the sign of the values: oneDNN's convolutions take no signed inputs.
-LARGEST_CODE = 255
-
-
-class Format(NamedTuple):
-    """What codes stand for, and which of them a width allows.
-
-    Attributes:
-        scale: Value of one step.
-        zero_point: The code of zero.
-        low, high: The smallest and the largest code.
-    """
-
-    scale: float
-    zero_point: int
-    low: int
-    high: int
-
-    @classmethod
-    def of(cls, scale: float, bits: int, unsigned: bool) -> Format:
-        """The codes of a width."""
-        if unsigned:
-            return cls(scale, 0, 0, 2**bits - 1)
-        half = 2 ** (bits - 1)
-        return cls(scale, SIGNED_ZERO, SIGNED_ZERO - half, SIGNED_ZERO + half - 1)
-
-    def clamped(self, low: float, high: float) -> tuple[int, int]:
-        """The smallest and the largest code of values that are clamped to a range."""
-        least, most = self.low, self.high
-        if low > -math.inf:
-            least = min(most, max(least, self.zero_point + round(low / self.scale)))
-        if high < math.inf:
-            most = max(least, min(most, self.zero_point + round(high / self.scale)))
-        return least, most
-
 
 MOST_PRODUCTS = (2**31 - 1) // (LARGEST_CODE * 128)
 """Products of a code and an 8-bit weight whose sum surely stays within int32, in which the kernels add."""
 
 
-class Codes(NamedTuple):
-    """A tensor of codes with its format."""
+class _Weights:
+    """Weights of a layer for one format of what it reads, packed as they are needed."""
 
-    tensor: torch.Tensor
-    format: Format
+    def __init__(self, kernel: LayerKernel, prepared: PreparedWidth, integers: torch.Tensor, read: Format) -> None:
+        self.prepared = prepared
+        self._kernel, self._integers, self._read = kernel, integers, read
+        self._packed: dict[bool, torch.Tensor] = {}
+        self.limit: int | None = None
+        """Sum of two codes up to which their products fit; None if all fit."""
+        self.halved = False
+        """Whether every sample is computed in halves."""
 
-    def integers(self) -> torch.Tensor:
-        """The multiples of the scale that the codes stand for: float32."""
-        numbers = self.tensor.float()
-        return numbers.sub_(self.format.zero_point) if self.format.zero_point else numbers
-
-    def values(self) -> torch.Tensor:
-        """What the codes stand for: float32."""
-        return self.integers().mul_(self.format.scale)
-
-
-def quantize(values: torch.Tensor, written: Format, low: float = -math.inf, high: float = math.inf) -> Codes:
-    """Float values as codes: clamped to a range, rounded half to even, and clamped to the codes that are allowed."""
-    least, most = written.clamped(low, high)
-    # In the order of the kernels: times the inverse scale, plus the zero point, then rounded. Dividing, or rounding
-    # before the zero point is added, goes to the other code where a value lies in the middle between two.
-    codes = values.mul(1.0 / written.scale).add_(written.zero_point).round_().clamp_(least, most).to(torch.uint8)
-    return Codes(codes, written)
+    def packed(self, halved: bool) -> torch.Tensor:
+        """The weights as the kernel wants them."""
+        if halved not in self._packed:
+            integers = halves(self._integers) if halved else self._integers
+            self._packed[halved] = self._kernel.pack(integers, self.prepared.scales, self._read.zero_point)
+        return self._packed[halved]
 
 
 class LayerKernel:
@@ -114,7 +80,11 @@ class LayerKernel:
         self._groups = 1 if self._shape is None else self._shape[-1]
         depthwise = self._groups > 1 and layer.weight.shape[1] == 1
         self._saturates = sums_saturate(depthwise)
-        self._packed: dict[tuple[int, int, int], tuple[PreparedWidth, torch.Tensor, bool]] = {}
+        self._weight_shape = (*layer.weight.shape[:2], *([1] if self._flat else []), *layer.weight.shape[2:])
+        self._has_pairs = not depthwise and layer.weight.shape[1] % 2 == 0
+        self._keeps_addend = False
+        self._adds_neighbours: dict[tuple[int, ...], bool] = {}
+        self._packed: dict[tuple[int, int, int], _Weights] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("kernels hold packed weights, which cannot be pickled; make them anew.")
@@ -145,26 +115,81 @@ class LayerKernel:
         """
         if self._linear and read.tensor.dim() > 2:
             return self._on_rows(read, prepared, weight_bits, written, low, high, addend)
-        packed, halved = self._pack(prepared, weight_bits, read.format)
+        weights = self._weights(prepared, weight_bits, read.format)
         codes = read.tensor.unsqueeze(2) if self._flat else read.tensor
-        # Processors without VNNI add two products in 16 bits, which saturate; halved weights stay exact (see
-        # `saturation`).
+        codes = codes.contiguous() if self._linear else channels_last(codes)
+        if addend is not None and self._flat:
+            addend = Codes(addend.tensor.unsqueeze(2), addend.format)
+
+        def run(codes: torch.Tensor, halved: bool, addend: Codes | None) -> torch.Tensor:
+            return self._run(codes, read.format, weights, halved, written, low, high, addend)
+
+        again = self._saturated(codes, weights, read.format)
+        if again is None or weights.halved:
+            result = run(codes, weights.halved, addend)
+        else:
+            added = None if addend is None else Codes(addend.tensor[again], addend.format)
+            result = run(codes, False, addend)
+            result[again] = run(codes[again], True, added)
+        return result.squeeze(2) if self._flat else result
+
+    def _saturated(self, codes: torch.Tensor, weights: _Weights, read: Format) -> torch.Tensor | None:
+        """Places of the samples whose sums may leave 16 bits, or None if there are none.
+
+        If it is most of them, or nothing is known of which products the kernel adds, `weights.halved` is set.
+        """
+        if weights.limit is None or weights.halved:
+            return None
+        if not self._has_pairs or not self._adds_pairs(codes, read):
+            weights.halved = True
+            return None
+        places = above_limit(codes, weights.limit).nonzero().squeeze(1)
+        if not len(places):
+            return None
+        if 2 * len(places) > len(codes):
+            weights.halved = True
+            return None
+        # A kernel is made for each number of samples, which takes longer than running it: powers of two are few.
+        return torch.cat([places, places[:1].expand(2 ** (len(places) - 1).bit_length() - len(places))])
+
+    def _adds_pairs(self, codes: torch.Tensor, read: Format) -> bool:
+        """Whether the kernel for codes of this shape adds products of neighbouring channels, and no others."""
+        key = read.zero_point, *codes.shape[1:]
+        if key not in self._adds_neighbours:
+            apart = pairs_apart(*codes.shape[1:])
+            apart = apart if self._linear else channels_last(apart)
+            whole = Format(1.0, read.zero_point, 0, LARGEST_CODE)
+            exact = True
+            for integer in (127, -128):
+                integers = torch.full(self._weight_shape, integer, dtype=torch.int8)
+                prepared = PreparedWidth(integers, torch.ones(len(integers)), None, 1.0)
+                weights = _Weights(self, prepared, integers, whole)
+                once, twice_read = (self._run(apart, whole, weights, halved, None) for halved in (False, True))
+                exact = exact and torch.equal(once, twice_read)
+            self._adds_neighbours[key] = exact
+        return self._adds_neighbours[key]
+
+    def _run(
+        self,
+        codes: torch.Tensor,
+        read: Format,
+        weights: _Weights,
+        halved: bool,
+        written: Format | None,
+        low: float = -math.inf,
+        high: float = math.inf,
+        addend: Codes | None = None,
+    ) -> torch.Tensor:
+        """One call of the kernel, on codes in its layout."""
         if halved:
             codes = twice(codes, -1 if self._linear else 1, self._groups)
-        arguments = [
-            codes if self._linear else channels_last(codes),
-            read.format.scale,
-            read.format.zero_point,
-            packed,
-            prepared.scales,
-            _zeros(len(prepared.scales)),
-        ]
+            codes = codes if self._linear else channels_last(codes)
+        scales, bias = weights.prepared.scales, weights.prepared.bias
+        arguments = [codes, read.scale, read.zero_point, weights.packed(halved), scales, _zeros(len(scales))]
         if addend is None:
-            result = self._plain(arguments, prepared.bias, written, low, high)
-        else:
-            assert written is not None
-            result = self._with_addend(arguments, prepared.bias, written, low, high, addend)
-        return result.squeeze(2) if self._flat else result
+            return self._plain(arguments, bias, written, low, high)
+        assert written is not None
+        return self._with_addend(arguments, bias, written, low, high, addend)
 
     def _on_rows(
         self,
@@ -208,17 +233,19 @@ class LayerKernel:
         # The kernel adds before it clamps to zero; whatever else it is clamped to follows on the codes, which is the
         # same.
         unary = "relu" if least == written.zero_point > 0 else "none"
-        added = addend.tensor.unsqueeze(2) if self._flat else addend.tensor
+        added = addend.tensor
         tail = (written.scale, written.zero_point, torch.uint8, addend.format.scale, addend.format.zero_point)
-        # The kernel may write into the tensor that it adds, which others may still read.
+        # Kernels of some versions of torch write into the tensor that they add, which others may still read.
+        added = added.contiguous() if self._linear else channels_last(added)
+        added = added if self._keeps_addend else added.clone()
         if self._shape is None:
             result: torch.Tensor = torch.ops.onednn.qlinear_pointwise.binary(
-                *arguments, added.clone(), bias, *tail, "sum", 1.0, unary, [], ""
+                *arguments, added, bias, *tail, "sum", 1.0, unary, [], ""
             )
         else:
             result = torch.ops.onednn.qconv2d_pointwise.binary(
                 *arguments,
-                added.clone(memory_format=torch.channels_last),
+                added,
                 bias,
                 *self._shape,
                 *tail,
@@ -228,24 +255,32 @@ class LayerKernel:
                 [],
                 "",
             )
+        if not self._keeps_addend:
+            self._keeps_addend = added.data_ptr() != result.data_ptr() and torch.equal(added, addend.tensor)
         return result if (least, most) == (0, LARGEST_CODE) else result.clamp_(least, most)
 
-    def _pack(self, prepared: PreparedWidth, weight_bits: int, read: Format) -> tuple[torch.Tensor, bool]:
-        """The weights as the kernel wants them, and whether they are halved for an input that is read twice."""
+    def _weights(self, prepared: PreparedWidth, weight_bits: int, read: Format) -> _Weights:
+        """The weights at a width, and what is known of their products with the codes of a format."""
         key = weight_bits, read.zero_point, read.high
         known = self._packed.get(key)
-        if known is not None and known[0] is prepared:
-            return known[1:]
+        if known is not None and known.prepared is prepared:
+            return known
         integers = prepared.integers.unsqueeze(2) if self._flat else prepared.integers
-        halved = self._saturates and not two_products_fit(read.high, integers)
-        if halved:
-            integers = halves(integers)
+        weights = _Weights(self, prepared, integers, read)
+        if self._saturates and not two_products_fit(read.high, integers):
+            limit = pair_limit(read.high, integers) if self._has_pairs else 0
+            weights.limit = None if limit >= 2 * read.high and self._has_pairs else limit
+        self._packed[key] = weights
+        return weights
+
+    def pack(self, integers: torch.Tensor, scales: torch.Tensor, zero_point: int) -> torch.Tensor:
+        """Weights as the kernel wants them: int8 (out, in, ...), for codes with this zero point."""
+        packed: torch.Tensor
         if self._shape is None:
             packed = torch.ops.onednn.qlinear_prepack(integers, None)
         else:
-            packed = torch.ops.onednn.qconv_prepack(integers, prepared.scales, 1.0, read.zero_point, *self._shape, None)
-        self._packed[key] = prepared, packed, halved
-        return packed, halved
+            packed = torch.ops.onednn.qconv_prepack(integers, scales, 1.0, zero_point, *self._shape, None)
+        return packed
 
 
 def _convolution_shape(layer: nn.Conv1d | nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:

@@ -2,12 +2,19 @@
 
 Without VNNI instructions, x86 kernels multiply codes of 8 bits by integers of 8 bits and add two such products into 16
 bits, which saturate (instruction VPMADDUBSW; Intel, "Lower Numerical Precision Deep Learning Inference and Training",
-2018). Two products of codes up to 255 and integers up to 64 fit. So an integer that may be larger is written as the sum
-of two halves, and the layer reads its input twice: twice the work, for layers of 8-bit weights only.
+2018). Two ways around that return the same sums.
+
+- *Halves.* Two products of codes up to 255 and integers up to 64 fit. So an integer that may be larger is written as
+  the sum of two halves, and the layer reads its input twice: twice the work.
+- *Watched pairs.* The kernels add the products of neighbouring channels, 2 k and 2 k + 1 (checked on this machine, see
+  `pairs_apart`), and two large codes seldom stand side by side in what trained networks compute. So the layer reads its
+  input once, and only samples with a pair of codes whose sum is above `pair_limit` are computed again in halves: in
+  ResNet-20 0 to 9 in 100 of a layer.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -47,6 +54,60 @@ def two_products_fit(largest_code: int, integers: torch.Tensor) -> bool:
     """Whether 16 bits hold the sum of any two products of a code and one of the integers (int8)."""
     largest = max(-int(integers.min()), int(integers.max()))
     return 2 * largest_code * largest <= _LARGEST_SUM
+
+
+def pair_limit(largest_code: int, integers: torch.Tensor) -> int:
+    """The largest sum of two neighbouring codes whose products surely fit 16 bits, whatever the two codes are.
+
+    Args:
+        largest_code: The largest code that the layer reads.
+        integers: Its weights, int8 (out, in, ...), with an even number of channels.
+
+    Returns:
+        The limit, at least `largest_code` and at most twice as much.
+    """
+    first, second = integers[:, 0::2].int(), integers[:, 1::2].int()
+    larger, smaller = torch.maximum(first.abs(), second.abs()), torch.minimum(first.abs(), second.abs())
+    # Products of opposite signs never leave 16 bits, as one of 255 and -128 does not.
+    apart = (first.sign() * second.sign() > 0) & (largest_code * (larger + smaller) > _LARGEST_SUM)
+    if not apart.any():
+        return 2 * largest_code
+    # Of all pairs of codes with one sum, the worst has as much as it can on the larger integer.
+    room = (_LARGEST_SUM - largest_code * larger[apart]) // smaller[apart]
+    return largest_code + int(room.min())
+
+
+def above_limit(codes: torch.Tensor, limit: int) -> torch.Tensor:
+    """Which samples have two neighbouring codes whose sum is above a limit.
+
+    Args:
+        codes: uint8, (N, C) or (N, C, H, W) in channels-last layout, C even.
+        limit: Largest sum that is none.
+
+    Returns:
+        bool (N,).
+    """
+    rows = codes if codes.dim() == 2 else codes.permute(0, 2, 3, 1)
+    rows = rows.reshape(len(codes), -1)
+    if rows.storage_offset() % 2:
+        rows = rows.clone()
+    pairs = rows.view(torch.int16)
+    # On both bytes of an integer at once: several times as fast as on every second code.
+    sums = pairs.bitwise_right_shift(8).bitwise_and_(0xFF).add_(pairs.bitwise_and(0xFF))
+    return sums.amax(dim=1) > limit
+
+
+def pairs_apart(channels: int, *size: int) -> torch.Tensor:
+    """Codes of which one of every two neighbouring channels is 255, by chance, and the other 0: uint8 (N, C, ...).
+
+    With weights of one sign at the end of their range, sums of any two products but neighbours' leave 16 bits
+    somewhere: a kernel that is exact on these codes adds neighbours, or does not saturate. There are as many samples as
+    leave a chance below 0.75 ^ 64, one in a hundred million, that two channels are never 255 at once.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (-(-64 // math.prod(size)), channels // 2, *size)
+    chosen = torch.randint(0, 2, shape, generator=generator, dtype=torch.uint8).mul_(255)
+    return torch.stack([chosen, 255 - chosen], dim=2).flatten(1, 2)
 
 
 def halves(integers: torch.Tensor) -> torch.Tensor:

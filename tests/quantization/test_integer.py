@@ -13,8 +13,9 @@ from traced import trace_equals_once as trace
 from traced import traced_once
 
 from amed_env.quantization import kernels
+from amed_env.quantization.codes import Codes, Format, quantize
 from amed_env.quantization.graph import find_graph
-from amed_env.quantization.kernels import Codes, Format, LayerKernel, Requantizer, integer_kernels_are_exact, quantize
+from amed_env.quantization.kernels import LayerKernel, Requantizer, integer_kernels_are_exact
 from amed_env.quantization.layers import PreparedWidth, on_grid
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.rounding import integer_range
