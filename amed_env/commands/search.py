@@ -241,13 +241,16 @@ def search(options: SearchOptions) -> int:
 
 def _recipe(options: SearchOptions, folder: RunFolder) -> tuple[str | Recipe | None, float | None]:
     """The recipe, and the time for its learning; a search that goes on keeps the steps that there was time for."""
+    from amed_env.evaluation.preparation import brief_recipe
     from amed_env.quantization.recipe import Recipe, make_recipe
 
     known = folder.known_settings().get("recipe")
     if known is not None:
-        asked = make_recipe(options.recipe)
-        if asked.with_changes(steps=known["steps"], batch_size=known["batch_size"]) == Recipe(**known):
-            return Recipe(**known), None
+        asked, kept = make_recipe(options.recipe), Recipe(**known)
+        # Earlier versions changed nothing but the steps and the samples of each.
+        before = asked.with_changes(steps=kept.steps, batch_size=kept.batch_size)
+        if kept in (before, brief_recipe(asked, kept.steps)):
+            return kept, None
     return options.recipe, options.prepare_time
 
 

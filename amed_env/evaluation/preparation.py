@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from amed_env.evaluation.prepared_file import FORMAT, digest_of, file_content, p
 from amed_env.evaluation.quality import Progress
 from amed_env.quantization.bias_correction import correctable, corrected
 from amed_env.quantization.layers import PreparedWidth
+from amed_env.quantization.layerwise import MOMENT_SAMPLES, input_moments, solved_widths
 from amed_env.quantization.learned_rounding import RoundingLearner
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.recipe import LEARNED_WIDTHS, Recipe
@@ -42,6 +44,8 @@ BRIEF_STEPS = (2_000, 1_500, 1_000, 700, 500, 300, 200, 150, 100, 70, 50, 30)
 one at two times, learn the same."""
 BRIEF_BATCH = 32
 """Samples of a step of these: in the same time twice as many steps, which are worth more."""
+BRIEF_RATE, BRIEF_SCALE_RATE = 1e-2, 1e-2
+"""Learning rates of rounding and of scales: the start is near, so choices need less, and scales more in few steps."""
 KEPT_SHARE = 0.6
 """A kept preparation of at least this part of the steps that there is time for is taken, and nothing learned anew."""
 _TIMED_STEPS = 6  # allocations are drawn anew in each, and take different times
@@ -75,7 +79,7 @@ def prepare_network(
     Raises:
         NonFiniteError: If learning meets NaN or infinity.
     """
-    if not recipe.learns and not recipe.bias_correction:
+    if recipe.is_instant:
         return hashlib.sha256(recipe.fingerprint().encode()).hexdigest()
     name = preparation_name(recipe, _fingerprint_with(fingerprint, class_axis))
     prepared = _shipped(network, name) or _cached(network, name)
@@ -112,21 +116,35 @@ def recipe_within(
     if not recipe.learns:
         return recipe
     shorter = [steps for steps in BRIEF_STEPS if steps < recipe.steps]
-    brief = [recipe.with_changes(steps=n, batch_size=min(recipe.batch_size, BRIEF_BATCH)) for n in shorter]
+    brief = [brief_recipe(recipe, n) for n in shorter]
     names = [preparation_name(made, _fingerprint_with(fingerprint, class_axis)) for made in (recipe, *brief)]
     begun = [made for made, name in zip((recipe, *brief), names, strict=True) if _is_begun(name)]
     if recipe in begun or not brief:
         return recipe
     with torch_threads(_threads_of(network, recipe, threads)):
-        learner = RoundingLearner(network, brief[-1], calibration[: 2 * BRIEF_BATCH], class_axis=class_axis)
+        some = calibration[: 2 * BRIEF_BATCH]
+        started = perf_counter()
+        input_moments(network, some)
+        solving = (perf_counter() - started) * min(MOMENT_SAMPLES, len(calibration)) / len(some)
+        learner = RoundingLearner(network, brief[-1].with_changes(start="nearest"), some, class_axis=class_axis)
         a_step, a_sample = learner.seconds_of_a_step(_TIMED_STEPS), learner.seconds_of_a_sample()
 
     def seconds_of(made: Recipe) -> float:
         drawn = made.steps * made.batch_size
-        return drawn / brief[-1].batch_size * a_step + min(drawn, len(calibration)) * a_sample
+        learning = drawn / brief[-1].batch_size * a_step + min(drawn, len(calibration)) * a_sample
+        return learning + (solving if made.start == "solved" else 0.0)
 
     wanted = next((made for made in (recipe, *brief) if seconds_of(made) <= seconds), brief[-1])
     return next((made for made in begun if made.steps >= KEPT_SHARE * wanted.steps), wanted)
+
+
+def brief_recipe(recipe: Recipe, steps: int) -> Recipe:
+    """A recipe of so few steps that another start and other rates are worth more."""
+    changes: dict[str, Any] = (
+        {"learning_rate": BRIEF_RATE, "scale_rate": BRIEF_SCALE_RATE} if recipe.learn_scales else {}
+    )
+    batch_size = min(recipe.batch_size, BRIEF_BATCH)
+    return recipe.with_changes(steps=steps, batch_size=batch_size, start="solved", **changes)
 
 
 def is_prepared(recipe: Recipe, fingerprint: str, class_axis: int | None = 1) -> bool:
@@ -167,6 +185,8 @@ def _make(
         if recipe.learns:
             learner = RoundingLearner(network, recipe, calibration, class_axis=class_axis)
             prepared = _learn(learner, name, progress)
+        elif recipe.start == "solved":
+            prepared = solved_widths(network, calibration)
         if recipe.bias_correction:
             for name, layer in correctable(network).items():
                 for bits in NARROW_WIDTHS:
