@@ -20,7 +20,7 @@ from rich.console import Console
 
 from amed_env import BitAllocation, make_task
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.support.threads import available_cores
+from amed_env.support.machine import available_cores
 from amed_env.tasks.catalogue import TASKS
 
 console = Console(width=140)

@@ -27,7 +27,7 @@ from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import SPLITS
 from amed_env.quantization.bias_correction import correct_biases_of
 from amed_env.quantization.recipe import RECIPES
-from amed_env.support.threads import available_cores
+from amed_env.support.machine import available_cores
 
 RESULTS = KeptResults(Path(__file__).resolve().parent / "results" / "evaluation_ladder.json")
 PRECISIONS = [(8, 8), (4, 4), (3, 3), (2, 2), (4, 32), (3, 32), (2, 32)]

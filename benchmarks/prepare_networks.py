@@ -19,7 +19,7 @@ from safetensors import safe_open
 from amed_env import make_task
 from amed_env.evaluation import preparation
 from amed_env.evaluation.post_training import PostTrainingEvaluator
-from amed_env.support.threads import available_cores
+from amed_env.support.machine import available_cores
 
 SHIPPED = Path(preparation.__file__).parent.parent / "networks" / "prepared"
 console = Console()

@@ -92,17 +92,17 @@ class PostTrainingEvaluator(NetworkEstimates):
         fixed = traced.batch_size
         if fixed is not None and fixed < LEAST_LEARNING_BATCH and recipe is None:
             logger.warning(
-                "%s takes batches of %d samples only, so weights are rounded to the nearest and nothing is learned",
+                "%s takes batches of %d samples only, so rounding is solved layer by layer and nothing is learned",
                 traced.workload.name,
                 fixed,
             )
-            recipe = "nearest"
+            recipe = "solved"
         self.recipe = make_recipe(recipe)
         if fixed is not None and self.recipe.learns:
             if fixed < LEAST_LEARNING_BATCH:
                 raise InputError(
                     f"network {traced.workload.name!r} takes batches of {fixed} samples only, too few to learn its "
-                    "rounding; use the recipe 'nearest', or let the network take any number of samples."
+                    "rounding; use the recipe 'solved', or let the network take any number of samples."
                 )
             self.recipe = self.recipe.with_changes(batch_size=fixed)
         if any(samples.streamed for samples in splits.parts().values()):

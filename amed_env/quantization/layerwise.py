@@ -84,7 +84,7 @@ def input_moments(network: QuantizedNetwork, inputs: torch.Tensor) -> dict[str, 
     Returns:
         By layer: float32 (groups, K, K) with K weights of a row; no entry for layers that are not `solvable`.
     """
-    inputs = inputs[:MOMENT_SAMPLES]
+    inputs = network.whole_batches(inputs[:MOMENT_SAMPLES])  # copies that fill a batch up would count
     moments: dict[str, torch.Tensor] = {}
 
     def observe(layer: QuantizedLayer) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
