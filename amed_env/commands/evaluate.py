@@ -105,9 +105,11 @@ def evaluate(options: EvaluateOptions) -> None:
                 chosen = chosen_allocation(
                     task.workload, options.allocation, options.bits, options.activation_bits, options.pin
                 )
-            prepare(task, output, say, options.prepare_time)
             if options.finetuned is not None:
+                prepare(task, output, say, options.prepare_time)
                 chosen = _trained(task, options)
+            else:
+                prepare(task, output, say, options.prepare_time, chosen.values())
         with output.status(f"evaluating {task.network} on the {split} split"):
             quality = _quality(task, chosen, split)
         costs, missing = costs_of(backend, task.workload, chosen)

@@ -223,7 +223,8 @@ def finetune(options: FinetuneOptions) -> int:
                         "--walk needs a --budget, for example latency=0.5; without one it would stay at 8 bits."
                     )
                 target = _allocation(options, task) if walk is None else walk
-                prepare(task, output, say, options.prepare_time)
+                chosen = target.values() if isinstance(target, BitAllocation) else None
+                prepare(task, output, say, options.prepare_time, chosen)
             with torch_threads(task.evaluator.network_evaluator().threads):
                 folder.record(_settings(options, task, settings, target, walk_options), sys.argv)
                 return run_training(output, folder.path, task, settings, target, interrupts)

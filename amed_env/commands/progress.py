@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from amed_env.commands.tables import percent
 
 if TYPE_CHECKING:
     from amed_env.agents.session import SearchSession
+    from amed_env.problem.allocation import Precision
     from amed_env.tasks.task import Task
     from amed_env.training.finetuning import Finetuning
 
@@ -135,7 +136,13 @@ class TrainingProgress:
         self._shown = len(finetuning.history)
 
 
-def prepare(task: Task, output: Output, say: Callable[[str], None], seconds: float | None) -> None:
+def prepare(
+    task: Task,
+    output: Output,
+    say: Callable[[str], None],
+    seconds: float | None,
+    precisions: Iterable[Precision] | None = None,
+) -> None:
     """Prepare the network by its recipe, or take what was prepared before.
 
     It may take many minutes, so without a terminal a line every minute says how far it is.
@@ -145,6 +152,7 @@ def prepare(task: Task, output: Output, say: Callable[[str], None], seconds: flo
         output: Where that line is written, and whether there was no time for the whole recipe.
         say: Shows a text while it is prepared.
         seconds: Time for learning; None for all steps of the recipe.
+        precisions: What will be evaluated; None is what the task chooses from.
     """
     started, first, noted = monotonic(), -1, -_NOTE_SECONDS
 
@@ -161,7 +169,7 @@ def prepare(task: Task, output: Output, say: Callable[[str], None], seconds: flo
             noted = passed
 
     before = getattr(task.evaluator, "recipe", None)
-    task.evaluator.prepare(report, seconds)
+    task.evaluator.prepare(report, seconds, task.precisions if precisions is None else precisions)
     after = getattr(task.evaluator, "recipe", None)
     if before is not None and after is not None and after != before:
         output.note(

@@ -249,7 +249,7 @@ def _recipe(options: SearchOptions, folder: RunFolder) -> tuple[str | Recipe | N
         asked, kept = make_recipe(options.recipe), Recipe(**known)
         # Earlier versions changed nothing but the steps and the samples of each.
         before = asked.with_changes(steps=kept.steps, batch_size=kept.batch_size)
-        if kept in (before, brief_recipe(asked, kept.steps)):
+        if kept in (before, brief_recipe(asked, kept.steps, kept.activations)):
             return kept, None
     return options.recipe, options.prepare_time
 

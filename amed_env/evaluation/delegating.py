@@ -62,9 +62,14 @@ class DelegatingEvaluator(Evaluator):
         """See `Evaluator.pair_divergences`."""
         return self._inner.pair_divergences(precisions, reach)
 
-    def prepare(self, progress: Progress | None = None, seconds: float | None = None) -> None:
+    def prepare(
+        self,
+        progress: Progress | None = None,
+        seconds: float | None = None,
+        precisions: Iterable[Precision] | None = None,
+    ) -> None:
         """See `Evaluator.prepare`."""
-        self._inner.prepare(progress, seconds)
+        self._inner.prepare(progress, seconds, precisions)
 
     def float_remarks(self) -> list[str]:
         """See `Evaluator.float_remarks`."""

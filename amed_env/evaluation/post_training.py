@@ -22,7 +22,7 @@ from amed_env.evaluation.float_outputs import FloatOutputs, measure_float_output
 from amed_env.evaluation.preparation import is_prepared, prepare_network, prepared_digest, recipe_within
 from amed_env.evaluation.quality import SPLITS, Progress, Quality, Split, check_split
 from amed_env.evaluation.scoring import ScoreSpec, Tally
-from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
@@ -139,19 +139,25 @@ class PostTrainingEvaluator(NetworkEstimates):
         self._prepared: str | None = None
         self._workers: ProcessPool[PostTrainingEvaluator] | None = None
 
-    def prepare(self, progress: Progress | None = None, seconds: float | None = None) -> None:
+    def prepare(
+        self,
+        progress: Progress | None = None,
+        seconds: float | None = None,
+        precisions: Iterable[Precision] | None = None,
+    ) -> None:
         """Prepare the network by the recipe, or take what was prepared before; a second call does nothing.
 
         Args:
             progress: Called with the steps done and all steps, if something has to be learned.
             seconds: Time for learning: `recipe` then has as many steps as fit into it (`preparation.recipe_within`);
                 None for all of the recipe's.
+            precisions: What will be evaluated, so that with `seconds` no time goes into anything else; None is all.
         """
         if self._prepared is None:
             inputs = self._splits.calibration.inputs
             if seconds is not None:
                 self.recipe = recipe_within(
-                    self.network, self.recipe, inputs, self.made_of, seconds, self.threads, self._class_axis
+                    self.network, self.recipe, inputs, self.made_of, seconds, self.threads, self._class_axis, precisions
                 )
             self._prepared = prepare_network(
                 self.network, self.recipe, inputs, self.made_of, self.threads, progress, self._class_axis

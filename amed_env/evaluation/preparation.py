@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -23,12 +23,13 @@ from amed_env._version import __version__
 from amed_env.errors import AmedError
 from amed_env.evaluation.prepared_file import FORMAT, digest_of, file_content, prepared_tensors, read_prepared
 from amed_env.evaluation.quality import Progress
+from amed_env.problem.allocation import FLOAT_BITS, Precision
 from amed_env.quantization.bias_correction import correctable, corrected
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.layerwise import MOMENT_SAMPLES, input_moments, solved_widths
 from amed_env.quantization.learned_rounding import RoundingLearner
 from amed_env.quantization.network import QuantizedNetwork
-from amed_env.quantization.recipe import LEARNED_WIDTHS, Recipe
+from amed_env.quantization.recipe import LEARNED_WIDTHS, Activations, Recipe
 from amed_env.support.cache import cache_dir
 from amed_env.support.files import write_atomically
 from amed_env.support.threads import torch_threads
@@ -48,6 +49,9 @@ BRIEF_RATE, BRIEF_SCALE_RATE = 1e-2, 1e-2
 """Learning rates of rounding and of scales: the start is near, so choices need less, and scales more in few steps."""
 KEPT_SHARE = 0.6
 """A kept preparation of at least this part of the steps that there is time for is taken, and nothing learned anew."""
+SAFETY = 0.8
+"""Part of the time that steps are planned for: a shared machine is slower at times (1,000 steps that were timed at less
+than 120 s took 152), and what is done of too many steps is worth little before the last."""
 _TIMED_STEPS = 6  # allocations are drawn anew in each, and take different times
 NARROW_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 """Widths whose biases are corrected; at 16 bits there is nothing to correct."""
@@ -101,6 +105,7 @@ def recipe_within(
     seconds: float,
     threads: int | None = None,
     class_axis: int | None = 1,
+    precisions: Iterable[Precision] | None = None,
 ) -> Recipe:
     """The recipe with as many steps of learning as there is time for, or that of a preparation that is kept.
 
@@ -112,11 +117,13 @@ def recipe_within(
         seconds: Time for learning.
         threads: See there.
         class_axis: See there.
+        precisions: What a search chooses from; nothing is learned for others. None is all.
     """
     if not recipe.learns:
         return recipe
+    activations = _activations_of(precisions)
     shorter = [steps for steps in BRIEF_STEPS if steps < recipe.steps]
-    brief = [brief_recipe(recipe, n) for n in shorter]
+    brief = [brief_recipe(recipe, n, activations) for n in shorter]
     names = [preparation_name(made, _fingerprint_with(fingerprint, class_axis)) for made in (recipe, *brief)]
     begun = [made for made, name in zip((recipe, *brief), names, strict=True) if _is_begun(name)]
     if recipe in begun or not brief:
@@ -134,17 +141,26 @@ def recipe_within(
         learning = drawn / brief[-1].batch_size * a_step + min(drawn, len(calibration)) * a_sample
         return learning + (solving if made.start == "solved" else 0.0)
 
-    wanted = next((made for made in (recipe, *brief) if seconds_of(made) <= seconds), brief[-1])
+    wanted = next((made for made in (recipe, *brief) if seconds_of(made) <= SAFETY * seconds), brief[-1])
     return next((made for made in begun if made.steps >= KEPT_SHARE * wanted.steps), wanted)
 
 
-def brief_recipe(recipe: Recipe, steps: int) -> Recipe:
-    """A recipe of so few steps that another start and other rates are worth more."""
+def _activations_of(precisions: Iterable[Precision] | None) -> Activations:
+    pairs = None if precisions is None else set(precisions)
+    if pairs is None or not pairs:
+        return "any"
+    if all(precision.activation_bits == FLOAT_BITS for precision in pairs):
+        return "float"
+    return "tied" if all(weight == activation for weight, activation in pairs) else "any"
+
+
+def brief_recipe(recipe: Recipe, steps: int, activations: Activations) -> Recipe:
+    """A recipe of so few steps that another start and other rates are worth more, and only what will be asked for."""
     changes: dict[str, Any] = (
         {"learning_rate": BRIEF_RATE, "scale_rate": BRIEF_SCALE_RATE} if recipe.learn_scales else {}
     )
     batch_size = min(recipe.batch_size, BRIEF_BATCH)
-    return recipe.with_changes(steps=steps, batch_size=batch_size, start="solved", **changes)
+    return recipe.with_changes(steps=steps, batch_size=batch_size, start="solved", activations=activations, **changes)
 
 
 def is_prepared(recipe: Recipe, fingerprint: str, class_axis: int | None = 1) -> bool:

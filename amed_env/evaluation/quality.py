@@ -295,13 +295,19 @@ class Evaluator(abc.ABC):
     def weight_statistics(self) -> npt.NDArray[np.float64]:
         """Per layer the largest magnitude over the standard deviation of its weights: float64 of shape (layers,)."""
 
-    def prepare(self, progress: Progress | None = None, seconds: float | None = None) -> None:
+    def prepare(
+        self,
+        progress: Progress | None = None,
+        seconds: float | None = None,
+        precisions: Iterable[Precision] | None = None,
+    ) -> None:
         """Do what an evaluation needs and takes long, once; a second call does nothing.
 
         Args:
             progress: Called with the steps done and all steps, if there is something to do.
             seconds: About how long it may take, where less time gives a worse result instead of none; None for as long
                 as it takes.
+            precisions: What will be evaluated, so that no time goes into anything else; None is anything.
         """
         return
 

@@ -307,14 +307,15 @@ class RoundingLearner:
         return F.kl_div(found, targets, log_target=True, reduction="batchmean") / positions * TEMPERATURE**2
 
     def _draw_allocation(self) -> None:
-        """Half of the time one width for all layers, else a width for each; activations follow, or stay wide."""
+        """One width for all layers now and then, else a width for each; activations follow, or stay wide."""
         count = len(self._layers)
         uniform, tied, floating = torch.rand(3, generator=self._generator).tolist()
         widths = torch.tensor([*LEARNED_WIDTHS, OTHER_WIDTH])
         # Uniform allocations are what a search and its baselines ask for first, and a random draw of 20 layers never is
         # one. The shares of this method (a half; six tenths tied; of the rest half in float) are part of every
-        # preparation.
-        if uniform < 0.5:
+        # preparation for any widths of activations.
+        activations = self.recipe.activations
+        if uniform < (0.5 if activations == "any" else 0.3):
             drawn = widths[torch.randint(len(LEARNED_WIDTHS), (1,), generator=self._generator)].expand(count)
         else:
             drawn = widths[torch.randint(len(widths), (count,), generator=self._generator)]
@@ -322,7 +323,10 @@ class RoundingLearner:
                 drawn[torch.randint(count, (1,), generator=self._generator)] = LEARNED_WIDTHS[0]
         for layer, bits in zip(self._layers, drawn.tolist(), strict=True):
             layer.weight_bits = bits
-            layer.activation_bits = bits if tied < 0.6 else FLOAT_BITS if floating < 0.5 else OTHER_WIDTH
+            if activations == "any":
+                layer.activation_bits = bits if tied < 0.6 else FLOAT_BITS if floating < 0.5 else OTHER_WIDTH
+            else:
+                layer.activation_bits = bits if activations == "tied" else FLOAT_BITS
 
     def results(self, layer: str) -> dict[int, PreparedWidth]:
         """What was learned of a layer, by width; nothing of one that does not learn."""

@@ -12,6 +12,7 @@ from amed_env.errors import InputError, UnknownNameError
 
 Rounding = Literal["nearest", "layer", "block", "network"]
 Start = Literal["nearest", "solved"]
+Activations = Literal["any", "tied", "float"]
 
 VERSION = 2
 """Changes whenever the same recipe gives other numbers than before."""
@@ -35,6 +36,8 @@ class Recipe:
         start: What weights are rounded to without learning, and where learning starts. `nearest`: the nearest point of
             the grid; `solved`: later weights of a row make up for the errors of earlier ones (Frantar et al. 2023).
         learn_scales: Whether scales of weights and activations, and biases, are learned with the rounding.
+        activations: How wide activations are while rounding is learned. `tied`: as the weights; `float`: not rounded;
+            `any`: now this, now that, or 8 bits.
         steps: Steps of learning.
         batch_size: Samples of a step.
         learning_rate: Of the rounding.
@@ -46,6 +49,7 @@ class Recipe:
     rounding: Rounding = "network"
     start: Start = "nearest"
     learn_scales: bool = True
+    activations: Activations = "any"
     steps: int = 3_000
     batch_size: int = 64
     learning_rate: float = 3e-2
@@ -56,6 +60,8 @@ class Recipe:
             raise UnknownNameError("rounding", self.rounding, get_args(Rounding))
         if self.start not in get_args(Start):
             raise UnknownNameError("start", self.start, get_args(Start))
+        if self.activations not in get_args(Activations):
+            raise UnknownNameError("activations", self.activations, get_args(Activations))
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -90,10 +96,10 @@ class Recipe:
         """Text that changes with whatever changes a result."""
         parts = asdict(self)
         if not self.learns:
-            for name in ("learn_scales", "steps", "batch_size", "learning_rate", "scale_rate"):
+            for name in ("learn_scales", "steps", "batch_size", "learning_rate", "scale_rate", "activations"):
                 del parts[name]
         # Earlier versions did not have these: what they prepared is found as long as they say nothing.
-        for name, nothing in (("start", "nearest"), ("scale_rate", SCALE_RATE)):
+        for name, nothing in (("start", "nearest"), ("scale_rate", SCALE_RATE), ("activations", "any")):
             if parts.get(name) == nothing:
                 del parts[name]
         widths = LEARNED_WIDTHS if self.learns or self.start == "solved" else ""

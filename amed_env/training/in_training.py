@@ -129,13 +129,18 @@ class InTrainingEvaluator(DelegatingEvaluator):
         assert self._trainer is not None
         return self._trainer
 
-    def prepare(self, progress: Progress | None = None, seconds: float | None = None) -> None:
+    def prepare(
+        self,
+        progress: Progress | None = None,
+        seconds: float | None = None,
+        precisions: Iterable[Precision] | None = None,
+    ) -> None:
         """See `Evaluator.prepare`; reads the checkpoint, if there is one.
 
         Raises:
             InputError: If the checkpoint is damaged or of another training.
         """
-        self._evaluator.prepare(progress, seconds)
+        self._evaluator.prepare(progress, seconds, precisions)
         if self._trainer is not None:
             return
         network, settings = self._evaluator.network, self.settings

@@ -11,6 +11,7 @@ from amed_env import make_task
 from amed_env.errors import AmedError
 from amed_env.evaluation import preparation
 from amed_env.evaluation.prepared_file import FORMAT, read_prepared
+from amed_env.problem.allocation import Precision
 from amed_env.quantization.learned_rounding import RoundingLearner
 from amed_env.quantization.recipe import LEARNED_WIDTHS, RECIPES
 
@@ -175,3 +176,74 @@ def test_the_shipped_preparation_of_the_embedded_task_fits(cache, learned):
     assert not learned and not cache.exists()
     assert quality.accuracy > 0.9
     assert found.evaluate(found.workload.uniform(8)).accuracy > 0.985
+
+
+class Clock:
+    """Every look at it is a second later, so a step takes one second whatever the machine."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(preparation, "perf_counter", clock)
+    monkeypatch.setattr("amed_env.quantization.learned_rounding.perf_counter", clock)
+
+
+LONG = RECIPES["network"].with_changes(learning_rate=0.031)
+"""As long as the default recipe, of which a preparation comes with the package."""
+
+
+def recipe_of(seconds, precisions=None, recipe=LONG):
+    made = evaluator(recipe)
+    return preparation.recipe_within(
+        made.network, made.recipe, made.samples("calibration").inputs, made.made_of, seconds, 1, 1, precisions
+    )
+
+
+TIED, WEIGHTS, BOTH = ((2, 2), (8, 8)), ((3, 32), (32, 32)), ((2, 2), (2, 8))
+
+
+@pytest.mark.parametrize(("pairs", "activations"), [(TIED, "tied"), (WEIGHTS, "float"), (BOTH, "any"), (None, "any")])
+def test_little_time_goes_into_what_will_be_asked_for(cache, clock, pairs, activations):
+    precisions = None if pairs is None else [Precision(*pair) for pair in pairs]
+    found = recipe_of(400, precisions)
+    assert (found.activations, found.start) == (activations, "solved")
+    assert found.steps in preparation.BRIEF_STEPS and found.steps <= preparation.SAFETY * 400
+
+
+def test_all_steps_are_taken_where_there_is_time(cache, clock):
+    assert recipe_of(1e9, [Precision(2, 2)]) == LONG
+
+
+@pytest.mark.parametrize("recipe", ["nearest", "solved"])
+def test_what_does_not_learn_needs_no_time(cache, learned, recipe):
+    assert recipe_of(1, recipe=RECIPES[recipe]) == RECIPES[recipe]
+    assert learned == []
+
+
+def test_what_was_kept_for_other_widths_is_not_taken(cache, clock, monkeypatch):
+    monkeypatch.setattr(preparation, "BRIEF_STEPS", (4, 2))
+    made = evaluator(LONG)
+    made.prepare(seconds=20, precisions=[Precision(2, 2)])
+    assert (made.recipe.steps, made.recipe.activations) == (4, "tied")
+    again = evaluator(LONG)
+    again.prepare(seconds=20, precisions=[Precision(4, 4), Precision(8, 8)])
+    assert again.fingerprint == made.fingerprint
+    alone = evaluator(LONG)
+    alone.prepare(seconds=20, precisions=[Precision(2, 32)])
+    assert alone.recipe.activations == "float" and alone.fingerprint != made.fingerprint
+
+
+def test_a_solved_network_is_better_than_one_rounded_to_the_nearest(cache, learned):
+    solved, nearest = evaluator("solved"), evaluator("nearest")
+    assert learned == []
+    for bits in (2, 3):
+        allocation = solved.workload.uniform(bits)
+        assert solved.evaluate(allocation).score < nearest.evaluate(allocation).score  # divergence

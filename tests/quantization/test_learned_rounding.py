@@ -281,3 +281,24 @@ def test_recipes():
             Recipe(**changes)
     with pytest.raises(UnknownNameError, match="unknown rounding 'nearst'"):
         Recipe(rounding="nearst")
+
+
+@pytest.mark.parametrize(
+    ("activations", "allowed"),
+    [("tied", {(b, b) for b in (2, 3, 4, 8)}), ("float", {(b, 32) for b in (2, 3, 4, 8)})],
+)
+def test_activations_are_as_wide_as_the_recipe_says(activations, allowed):
+    _, network, inputs = quantized(Residual)
+    learner = RoundingLearner(network, Recipe(activations=activations, steps=60, batch_size=8), inputs)
+    drawn = []
+    for _ in range(60):
+        learner._draw_allocation()
+        drawn.append([(layer.weight_bits, layer.activation_bits) for layer in learner._layers])
+    assert {pair for pairs in drawn for pair in pairs} == allowed
+    assert 5 < sum(len(set(pairs)) == 1 for pairs in drawn) < 40  # uniform ones, which are asked for first
+
+
+@pytest.mark.parametrize("change", [{"activations": "narrow"}, {"start": "best"}])
+def test_unknown_words_of_a_recipe_are_refused(change):
+    with pytest.raises(UnknownNameError):
+        Recipe(**change)
