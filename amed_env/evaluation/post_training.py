@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -188,7 +189,7 @@ class PostTrainingEvaluator(NetworkEstimates):
         finally:
             self._prepared = prepared
 
-    @property
+    @cached_property  # all calibration samples are read for it
     def made_of(self) -> str:
         """Text that changes with the network and the calibration samples: what a preparation depends on."""
         return f"{self._network_fingerprint} {self._splits.calibration.fingerprint()}"
