@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from amed_env.agents.result import SearchResult
 from amed_env.errors import InputError, NonFiniteError
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 FINALISTS = 8
 """Each takes a pass over all samples: these eight are a few per cent of a search of 300 evaluations."""
+CLEARLY = 5.0
+"""Standard errors between two scores on the samples of the search that leave no doubt which is better."""
 
 
 def choose_finalist(
@@ -23,8 +26,9 @@ def choose_finalist(
 ) -> Finalists | None:
     """Choose a search's answer among its best allocations, on all samples that there are but those of the test split.
 
-    The best uniform width within the budget is among them. The choice is `result.best` afterwards, and in
-    `result.finalists` with what it was chosen from; trials and Pareto front stay. Call it before `add_report`.
+    The best uniform width within the budget is among them, unless it is clearly worse. The choice is `result.best`
+    afterwards, and in `result.finalists` with what it was chosen from; trials and Pareto front stay. Call it before
+    `add_report`.
 
     Args:
         result: What a search found.
@@ -34,8 +38,8 @@ def choose_finalist(
         progress: Called with the finalists done and all of them.
 
     Returns:
-        The choice; None, and nothing happens, if nothing is within the budgets, or there are neither more samples than
-        those of the search nor steps of tuning.
+        The choice; None, and nothing happens, if nothing is within the budgets, there are neither more samples than
+        those of the search nor steps of tuning, or there is nothing to choose from.
 
     Raises:
         InputError: If a number is out of range, or the task has no network that could be tuned.
@@ -50,7 +54,11 @@ def choose_finalist(
         return None
     if result.best is None:
         return None
-    candidates = _candidates(result, finalists)
+    trained = tune_steps > 0 or evaluator.learns
+    candidates = _candidates(result, finalists, trained)
+    if len(candidates) == 1 and not trained:
+        logger.debug("%s has one finalist, so nothing is scored again", result.task.network)
+        return None
     scored = []
     for number, (name, trial) in enumerate(candidates):
         if progress is not None:
@@ -76,8 +84,11 @@ def check_finalists(task: Task, finalists: int, tune_steps: int) -> None:
         task.evaluator.network_evaluator().training_data  # noqa: B018 (says what is missing)
 
 
-def _candidates(result: SearchResult, count: int) -> list[tuple[str, Trial]]:
-    """The best trials within the budgets, by rank, and the best uniform width if it is none of them."""
+def _candidates(result: SearchResult, count: int, trained: bool) -> list[tuple[str, Trial]]:
+    """The best trials within the budgets, by rank, and the best uniform width if it may be better.
+
+    What is clearly worse before it is `trained` may be better afterwards.
+    """
     feasible = [trial for trial in result.trials if result.task.feasible(trial.costs)]
     # An allocation that a network in training came to more than once: its last trial is the nearest to what it is now.
     latest = {trial.allocation: trial for trial in feasible}
@@ -87,9 +98,18 @@ def _candidates(result: SearchResult, count: int) -> list[tuple[str, Trial]]:
     uniform = result.best_uniform()
     if uniform is not None:
         trial = result.baselines[uniform]
-        if all(trial.allocation != other.allocation for other in best):
+        known = any(trial.allocation == other.allocation for other in best)
+        if not known and (trained or not _is_clearly_worse(trial.quality, best[0].quality)):
             candidates.append((uniform, trial))
     return candidates
+
+
+def _is_clearly_worse(quality: Quality, best: Quality) -> bool:
+    """Whether samples of the search leave no doubt, so that more of them would be scored for nothing."""
+    if quality.standard_error is None or best.standard_error is None or quality.order <= best.order:
+        return False
+    # Both are of the same samples, so the error of their difference is smaller than this.
+    return abs(quality.score - best.score) > CLEARLY * math.hypot(quality.standard_error, best.standard_error)
 
 
 def _scored(name: str, trial: Trial, judge: Evaluator, evaluator: Evaluator, tune_steps: int, seed: int) -> Finalist:

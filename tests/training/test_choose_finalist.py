@@ -17,13 +17,16 @@ from training_samples import float_network, make_data, samples
 import amed_env
 from amed_env import Task, TrialStore, choose_finalist, make_agent, make_task
 from amed_env.agents import Agent
+from amed_env.agents.finalists import _is_clearly_worse
 from amed_env.commands.tables import comparison_table
 from amed_env.datasets import Splits
 from amed_env.datasets.further import FurtherSamples
 from amed_env.errors import DataError, InputError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
+from amed_env.evaluation.quality import Quality
 from amed_env.hardware import load_device
 from amed_env.problem.objective import parse_budgets
+from amed_env.problem.score import DIVERGENCE
 from amed_env.tasks import make
 from amed_env.training.checkpoint import use_trained, write_trained
 
@@ -108,6 +111,44 @@ def test_the_best_uniform_width_is_looked_at_too(monkeypatch):
     uniform = result.best_uniform()
     assert names in (["1"], ["1", uniform])
     assert result.baselines[uniform].allocation in {finalist.trial.allocation for finalist in choice.finalists}
+
+
+def chosen_with(monkeypatch, clearly, count=1, **options):
+    """A search of one trial that is better than the uniform width, and what was scored for the choice."""
+    monkeypatch.setattr("amed_env.agents.finalists.CLEARLY", clearly)
+    result = Everything().search(small_task(monkeypatch, 200, **options), 1_000)
+    scored = []
+    judge = result.task.evaluator.with_more_samples()
+    evaluate = judge.evaluate
+    monkeypatch.setattr(judge, "evaluate", lambda allocation, *rest: scored.append(allocation) or evaluate(allocation))
+    monkeypatch.setattr(type(result.task.evaluator), "with_more_samples", lambda self, tuned=False: judge)
+    return result, choose_finalist(result, count), scored
+
+
+def test_a_uniform_width_that_is_clearly_worse_is_not_scored_again(monkeypatch):
+    result, choice, scored = chosen_with(monkeypatch, 0.0)
+    assert choice is None and scored == [] and result.finalists is None
+    result, choice, scored = chosen_with(monkeypatch, 0.0, count=3)
+    assert [finalist.name for finalist in choice.finalists if finalist.name.startswith("uniform")] == []
+    assert len(scored) == 3
+
+
+def test_a_uniform_width_that_may_be_better_is(monkeypatch):
+    result, choice, scored = chosen_with(monkeypatch, 1e9)
+    uniform = result.best_uniform()
+    assert {finalist.name for finalist in choice.finalists} == {"1", uniform}
+    assert result.baselines[uniform].allocation in scored
+
+
+def test_errors_decide_what_is_clear():
+    def quality(score, error):
+        return Quality(0, 100, None, score, DIVERGENCE, standard_error=error)
+
+    best = quality(0.10, 0.003)
+    assert not _is_clearly_worse(quality(0.12, 0.004), best)  # four errors of the difference
+    assert _is_clearly_worse(quality(0.13, 0.004), best)  # six
+    assert not _is_clearly_worse(quality(0.05, 0.004), best)  # better
+    assert not _is_clearly_worse(quality(0.13, None), best)  # nothing is known
 
 
 def test_which_samples_there_are(monkeypatch):
