@@ -80,8 +80,8 @@ RecipeOption = Annotated[
     str | None,
     cli_option(
         PROBLEM,
-        "How the network is prepared for narrow widths: nearest, bias-correction, equalization, layer, block, "
-        "network-rounding or network (the default). What is learned is kept for the next time.",
+        "How the network is prepared for narrow widths: nearest, bias-correction, equalization, solved, "
+        "layer, block, network-rounding or network (the default). What is learned is kept for the next time.",
         "--recipe",
         metavar="NAME",
     ),

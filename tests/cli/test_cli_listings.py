@@ -15,6 +15,7 @@ from amed_env.commands.agents import agent_rows
 from amed_env.commands.listing import Listing
 from amed_env.hardware import HardwareBackend
 from amed_env.hardware.names import DEVICES
+from amed_env.quantization.recipe import RECIPES
 from amed_env.tasks.catalogue import TASKS, named_network
 from amed_env.tracing.original import class_scores
 
@@ -116,6 +117,13 @@ def test_version_and_help(amed):
 
 
 HEAVY = ("torch", "scipy", "sklearn", "stable_baselines3", "sb3_contrib", "optuna", "pymoo", "matplotlib", "plotly")
+
+
+def test_help_names_every_recipe(amed):
+    words = amed("search", "--help").out.replace(",", " ").split()
+    assert set(RECIPES) <= set(words)
+
+
 HELP, LISTINGS = ("--help", "search --help", "finetune --help", "bench tiny --help"), ("agents", "tasks", "devices")
 
 
