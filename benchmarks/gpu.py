@@ -73,12 +73,12 @@ def measured(name: str, device: str, runs: int) -> tuple[dict[str, float], list[
 
     recipe = RECIPES["network"].with_changes(steps=STEPS)
     learner = RoundingLearner(evaluator.network, recipe, evaluator.samples("calibration").inputs)
-    again, fresh = prepared(name, device)  # what was measured is kept, so another evaluator measures sensitivities
+    fresh_task, fresh = prepared(name, device)  # what was measured is kept, so another evaluator measures sensitivities
     seconds = {
         "float forward of the search samples": least(evaluate_float, device, runs),
         "evaluation": least(evaluate, device, runs) / ALLOCATIONS,
         "evaluation, many at once": least(lambda: evaluator.evaluate_many(chosen), device, runs) / ALLOCATIONS,
-        f"sensitivities of {layers} layers": seconds_of(lambda: fresh.predicted_loss(again.precisions), device),
+        f"sensitivities of {layers} layers": seconds_of(lambda: fresh.predicted_loss(fresh_task.precisions), device),
         "step of learning": learner.seconds_of_a_step(STEPS),
     }
     return seconds, scores

@@ -40,7 +40,8 @@ from amed_env.errors import AllocationError, AmedError, DataError, InputError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import pins_json
 from amed_env.tasks.catalogue import TASKS, named_network
-from amed_env.tasks.make import DEFAULT_DEVICE, imported_parts, task_of_parts
+from amed_env.tasks.make import DEFAULT_DEVICE, task_of_parts
+from amed_env.tasks.parts import imported_parts
 
 if TYPE_CHECKING:
     from amed_env.commands.training_run import Walk

@@ -15,7 +15,7 @@ from amed_env.commands.parsing import check_task_or_network, parse_bits
 from amed_env.commands.tables import MISSING, number, table_of
 from amed_env.problem.allocation import FLOAT_BITS
 from amed_env.tasks.catalogue import TABULAR_PREFIX, named_network
-from amed_env.tasks.make import calibration_of, example_of, imported_parts
+from amed_env.tasks.parts import calibration_of, example_of, imported_parts
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,8 @@ from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.pins import parse_pins
 from amed_env.problem.workload import Workload
 from amed_env.tasks.catalogue import TASKS, named_workload
-from amed_env.tasks.make import PROGRAM_SUFFIX, import_task, import_workload, load_allocation, make_task
+from amed_env.tasks.make import import_task, load_allocation, make_task
+from amed_env.tasks.parts import PROGRAM_SUFFIX, import_workload
 
 if TYPE_CHECKING:
     from amed_env.tasks.task import Task

@@ -125,7 +125,7 @@ class LayerKernel:
             return self._run(codes, read.format, weights, halved, written, low, high, addend)
 
         again = self._saturated(codes, weights, read.format)
-        if again is None or weights.halved:
+        if again is None:
             result = run(codes, weights.halved, addend)
         else:
             added = None if addend is None else Codes(addend.tensor[again], addend.format)

@@ -1,9 +1,10 @@
 """Learned rounding: which weights go up, which down, so that the network changes least.
 
-A weight may go to either neighbour on its grid, never further, so this is rounding and no retraining: no label is used,
-only inputs of the calibration split and what the float network makes of them. Every (layer, width) has one rounding, to
-be used in whatever allocation it stands. So all of them are learned together: each step draws an allocation at random,
-half of the time a uniform one, and corrects the roundings that it contains. Scales and biases can be learned with them.
+A weight may go to either neighbour of where it starts on its grid, never further, so this is rounding and no
+retraining: no label is used, only inputs of the calibration split and what the float network makes of them. Every
+(layer, width) has one rounding, to be used in whatever allocation it stands. So all of them are learned together: each
+step draws an allocation at random, now and then a uniform one, and corrects the roundings that it contains. Scales and
+biases can be learned with them.
 
 Sources: the choice between neighbours, learned layer by layer, is AdaRound (Nagel et al., ICML 2020); losses over
 blocks are BRECQ's (Li et al., ICLR 2021); step sizes are learned as in LSQ (Esser et al., ICLR 2020). Learning all

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import make
+from networks import LinearOnly, Residual, Twice, Unusual, make
 from torch import nn
 from torch.nn import functional as F
 from traced import trace_equals_once as trace
@@ -117,9 +117,9 @@ def test_moments_of_some_positions_are_those_of_all_but_for_their_number():
     torch.testing.assert_close(some[0] / share, patches @ patches.T, rtol=0, atol=0.25 * patches.shape[1])
 
 
-@pytest.mark.parametrize("kind", ["Residual", "Unusual", "Twice", "LinearOnly"])
+@pytest.mark.parametrize("kind", [Residual, Unusual, Twice, LinearOnly])
 def test_networks_of_all_kinds_are_solved(kind):
-    network, inputs = make(getattr(__import__("networks"), kind), 64)
+    network, inputs = make(kind, 64)
     quantized = QuantizedNetwork(traced_once(kind, network, inputs), inputs)
     widths = solved_widths(quantized, inputs)
     assert widths

@@ -25,7 +25,8 @@ from amed_env.errors import (
 from amed_env.hardware import load_device
 from amed_env.problem.objective import parse_budgets
 from amed_env.tasks.catalogue import TASKS, named_workload
-from amed_env.tasks.make import import_task, import_workload
+from amed_env.tasks.make import import_task
+from amed_env.tasks.parts import import_workload
 from amed_env.tasks.repair import repair
 
 

@@ -114,7 +114,7 @@ def test_the_best_uniform_width_is_looked_at_too(monkeypatch):
 
 
 def chosen_with(monkeypatch, clearly, count=1, **options):
-    """A search of one trial that is better than the uniform width, and what was scored for the choice."""
+    """A search of all allocations, the choice among some, and what was scored for it."""
     monkeypatch.setattr("amed_env.agents.finalists.CLEARLY", clearly)
     result = Everything().search(small_task(monkeypatch, 200, **options), 1_000)
     scored = []
