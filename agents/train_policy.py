@@ -88,7 +88,7 @@ def regrets(folder: Path, names: list[str]) -> dict[str, dict[str, float]]:
         for cells in Cells:
             zero_shot, after = [], []
             for cell in SUITES["tiny"].cells(cells, [name]):
-                task = make_task(cell.task, device=cell.device, budget=dict(cell.budget))
+                task = make_task(cell.task, device=cell.device, budget=dict(cell.budget), score="metric")
                 best = optimum(task).quality.accuracy
                 result = PolicyAgent(folder).search(task, EVALUATIONS, 0)
                 zero_shot.append(100 * (best - result.trials[0].quality.accuracy))

@@ -1,9 +1,10 @@
 """Evaluate every allocation of a network once, and write the quality table that the package ships.
 
-    python benchmarks/build_tables.py digits-cnn                  # about five minutes on one core
+    python benchmarks/build_tables.py digits-cnn --repeat         # about five minutes on one core
     python benchmarks/build_tables.py kws-dscnn --rows 500        # only measure how long it would take
 
-It can be stopped at any time and started again. Results depend on neither the number of workers nor interruptions.
+A table and its divergences from the float network are two files. With `--repeat` only the second is written, for the
+table that is there already: committed results name it. It can be stopped at any time and started again. Results depend on neither the number of workers nor interruptions.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from amed_env import make_task
+from amed_env.datasets.samples import Splits
 from amed_env.evaluation import table
 from amed_env.evaluation.post_training import PostTrainingEvaluator
+from amed_env.evaluation.stored_divergences import StoredDivergences
 from amed_env.evaluation.table_building import TableBuilder
+from amed_env.evaluation.table_file import QualityTable
 from amed_env.tasks.catalogue import TABULAR
 
 SHIPPED = Path(table.__file__).parent / "tables"
@@ -34,13 +38,27 @@ def main(
     rows: Annotated[int | None, typer.Option(help="stop after so many rows")] = None,
     work: Annotated[Path, typer.Option(help="where finished chunks are kept")] = Path("runs/tables"),
     out: Annotated[Path, typer.Option(help="folder of the finished table")] = SHIPPED,
+    repeat: Annotated[bool, typer.Option("--repeat", help="keep the table in OUT, write its divergences only")] = False,
+    test_samples: Annotated[int | None, typer.Option(help="with --repeat, so many test samples only")] = None,
 ) -> None:
     """Build a table."""
+    if test_samples is not None and not repeat:
+        raise typer.BadParameter("a table has all test samples; give --repeat for its divergences alone.")
     torch.set_num_threads(1)
     plan = TABULAR[name]
     evaluator = make_task(name, threads=1).evaluator
     assert isinstance(evaluator, PostTrainingEvaluator)
-    folder = work / name if rows is None else work / f"{name}-{rows}-rows"
+    parts = [name, *([f"{test_samples}-test"] if test_samples else []), *([f"{rows}-rows"] if rows else [])]
+    if test_samples is not None:
+        splits = Splits(
+            evaluator.samples("calibration"),
+            evaluator.samples("search"),
+            evaluator.samples("test").subset(range(test_samples)),
+        )
+        evaluator = PostTrainingEvaluator(
+            evaluator.traced, splits, evaluator.recipe, batch_size=500, threads=1, of_package=True
+        )
+    folder = work / "-".join(parts)
     builder = TableBuilder(evaluator, plan.bits, plan.ties, folder, workers)
     start, processor_start = perf_counter(), thread_time()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -53,9 +71,15 @@ def main(
         console.print(f"{1e3 * processor / (rows or builder.rows):.2f} ms of processor time a row on both splits")
         return
     path = out / f"{name}.npz"
-    done.save(path)
-    console.print(f"{path}: {path.stat().st_size:,} bytes, SHA-256 of its contents {done.digest}")
-    console.print_json(json.dumps(dict(done.provenance)))
+    if not repeat:
+        done.save(path)
+        console.print(f"{path}: {path.stat().st_size:,} bytes, SHA-256 of its contents {done.digest}")
+    if done.divergence is not None:
+        divergences = StoredDivergences.of(done, QualityTable.load(path))
+        path = out / f"{name}.divergences.npz"
+        divergences.save(path)
+        console.print(f"{path}: {path.stat().st_size:,} bytes")
+        console.print_json(json.dumps(dict(divergences.provenance)))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def run(limit, agents):
         old = [r for r in rows if (r["agent"], r["device"], r["latency"]) == (agent, device, latency)]
         if old and len(old[0]["regrets"][0]) >= len(checkpoints):
             continue
-        task = amed_env.make_task(TASK, device=device, budget={"latency": latency})
+        task = amed_env.make_task(TASK, device=device, budget={"latency": latency}, score="metric")
         best = optimum(task).quality.accuracy
         feasible = int((all_costs(task, "latency_ms") <= task.limits["latency_ms"] * (1 + TOLERANCE)).sum())
         found, seconds, evaluations = [], [], []

@@ -112,7 +112,7 @@ def fronts(tasks: list[str]) -> str:
     ]
     cells = [cell for which in Cells for cell in find_suite("tiny").cells(which, tasks)]
     for task, device, name in dict.fromkeys((cell.task, cell.device, cell.budget[0][0]) for cell in cells):
-        problem, metric = make_task(task, device=device), BUDGET_METRICS[name]
+        problem, metric = make_task(task, device=device, score="metric"), BUDGET_METRICS[name]
         front, reference = pareto_front(problem, metric=metric), problem.reference_cost
         assert reference is not None
         first, last = (

@@ -16,9 +16,10 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import AmedError, TableError
+from amed_env.errors import TableError
+from amed_env.evaluation.array_files import reading, write_arrays
 from amed_env.evaluation.quality import Evaluator, GradientMeasure
-from amed_env.evaluation.table_file import QualityTable, members_of, write_arrays
+from amed_env.evaluation.table_file import QualityTable, members_of
 from amed_env.problem.ties import Ties
 
 FORMAT = "amed-proxies/1"
@@ -87,7 +88,7 @@ class StoredProxies:
         Raises:
             TableError: If it is missing or damaged, or belongs to another table.
         """
-        try:
+        with reading(path, "file of proxies"):
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
@@ -95,14 +96,6 @@ class StoredProxies:
                 raise TableError(f"its format is {header.get('format')!r}, expected {FORMAT!r}.")
             values = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
             return cls(str(header["fingerprint"]), values, values.pop("pairs")).require(table)
-        except OSError as error:
-            raise TableError(f"cannot read the proxies {path}: {error}.") from error
-        except AmedError as error:
-            raise TableError(f"the proxies {path} cannot be used: {error}") from error
-        except Exception as error:  # a damaged file makes zipfile, numpy and json raise errors of many types
-            raise TableError(
-                f"the proxies {path} are damaged ({type(error).__name__}: {error}); install the package again."
-            ) from error
 
 
 def _of_groups(values: npt.NDArray[np.float64], ties: Ties) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from amed_env.errors import InputError, UnknownNameError, UnsupportedPrecisionError
 from amed_env.evaluation.quality import Evaluator, GradientMeasure, Quality, Split, check_split
+from amed_env.evaluation.stored_divergences import StoredDivergences
 from amed_env.evaluation.stored_proxies import StoredProxies
 from amed_env.evaluation.table_file import QualityTable
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
@@ -52,6 +53,8 @@ class TableEvaluator(Evaluator):
         self.workload = table.ties.reduced()
         self.ties = None if table.ties.trivial else table.ties
         self.fingerprint = f"table {table.digest}"
+        if self.score == DIVERGENCE:
+            self.fingerprint += f" divergences {table.divergence_digest}"
         self.kept_float = table.kept_float
 
     def complete_table(self) -> QualityTable:
@@ -126,8 +129,11 @@ def shipped_table(name: str) -> TableEvaluator:
     folder = files("amed_env.evaluation") / "tables"
     with as_file(folder / f"{name}.npz") as path:
         table = QualityTable.load(path)
-    stored = folder / f"{name}.proxies.npz"
-    if not stored.is_file():
+    divergences, proxies = folder / f"{name}.divergences.npz", folder / f"{name}.proxies.npz"
+    if divergences.is_file():
+        with as_file(divergences) as path:
+            table = StoredDivergences.load(path).added_to(table)
+    if not proxies.is_file():
         return TableEvaluator(table)
-    with as_file(stored) as path:
+    with as_file(proxies) as path:
         return TableEvaluator(table, StoredProxies.load(path, table))

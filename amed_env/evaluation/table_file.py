@@ -1,19 +1,14 @@
-"""Files of quality tables: what a network is worth under every allocation.
-
-Format `amed-table/1` has correct samples and losses; `amed-table/2` has the divergences from the float network too.
+"""Files of quality tables, in format `amed-table/1`: what a network is worth under every allocation.
 
 A table is an `.npz` file without any pickle. Its rows are all allocations in the order of their choices, the last group
-of layers varying fastest. The number of correct samples is exact (uint16); losses and divergences are kept as float16,
-whose steps are a thousandth of the value or less (of divergences below 0.00006 nats up to 0.00000003). A digest over
-everything tells a damaged file from a whole one.
+of layers varying fastest. The number of correct samples is exact (uint16); losses are kept as float16, whose steps are
+a thousandth of the value or less. A digest over everything tells a damaged file from a whole one. Divergences from the
+float network lie in a file of their own beside it (`stored_divergences`), as results name tables by their digests.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,17 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import AmedError, TableError, UnsupportedPrecisionError
+from amed_env.errors import TableError, UnsupportedPrecisionError
+from amed_env.evaluation.array_files import digest_of, packed, reading, unpacked, write_arrays
 from amed_env.evaluation.quality import SPLITS, Quality
 from amed_env.problem.allocation import BitAllocation, Precision, check_bits
 from amed_env.problem.score import DIVERGENCE, LOSS, TOP_1, Score
 from amed_env.problem.ties import Ties
 from amed_env.problem.workload import Layer, Workload
 
-FORMAT, FORMAT_WITH_DIVERGENCE = "amed-table/1", "amed-table/2"
+FORMAT = "amed-table/1"
 MOST_ROWS = 2**24
 """More allocations than this make no table."""
-_TYPES = {"correct": "<u2", "loss": "<f2", "divergence": "<f2"}
+_TYPES = {"correct": "<u2", "loss": "<f2"}
 """Columns of a split, with the type of their values in a file."""
 
 
@@ -52,7 +48,7 @@ class QualityTable:
         kept_float: Modules with parameters that stay in float.
         provenance: How the table was made: recipe, fingerprint, versions, data, machine.
         divergence: Split to the mean Kullback-Leibler divergence from the float network in nats: float16 (P ** G,);
-            None in tables that were made without.
+            None where it is not known. It is neither in the file nor in the digest.
     """
 
     ties: Ties
@@ -71,8 +67,12 @@ class QualityTable:
         shapes = {"predicted_loss": (groups, choices), "weight_statistics": (groups,)}
         arrays = {name: getattr(self, name) for name in shapes}
         for split in SPLITS:
-            for what, values in self._columns().items():
-                arrays[f"{split}_{what}"], shapes[f"{split}_{what}"] = values[split], (choices**groups,)
+            columns: list[tuple[str, Mapping[str, npt.NDArray[Any]] | None]] = [
+                ("correct", self.correct), ("loss", self.loss), ("divergence", self.divergence)
+            ]  # fmt: skip
+            for what, values in columns:
+                if values is not None:
+                    arrays[f"{split}_{what}"], shapes[f"{split}_{what}"] = values[split], (choices**groups,)
             if int(self.correct[split].max()) > self.float_quality[split].samples:
                 raise TableError(f"the table has more correct samples of the {split} split than there are samples.")
         for name, array in arrays.items():
@@ -81,11 +81,6 @@ class QualityTable:
             if not np.isfinite(array).all() or array.min() < 0:
                 raise TableError(f"the table's {name} has values that are negative or not finite.")
             array.setflags(write=False)  # all tasks of a process share the table
-
-    def _columns(self) -> dict[str, Mapping[str, npt.NDArray[Any]]]:
-        """What is known of every allocation: name to split to array."""
-        columns: dict[str, Mapping[str, npt.NDArray[Any]]] = {"correct": self.correct, "loss": self.loss}
-        return columns if self.divergence is None else {**columns, "divergence": self.divergence}
 
     def __len__(self) -> int:
         """Allocations in all."""
@@ -176,7 +171,12 @@ class QualityTable:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of everything in the table."""
-        return _digest(self._header(), self._arrays())
+        return digest_of(self._header(), self._arrays())
+
+    @cached_property
+    def divergence_digest(self) -> str:
+        """SHA-256 (hex) of the divergences; of nothing if there are none."""
+        return digest_of(b"", {split: values.astype("<f2") for split, values in (self.divergence or {}).items()})
 
     def _header(self) -> bytes:
         # Neither "partial" nor the choice of fields has a meaning any more, but both are part of the digest by which
@@ -186,7 +186,7 @@ class QualityTable:
             for split, quality in self.float_quality.items()
         }
         header = {
-            "format": FORMAT if self.divergence is None else FORMAT_WITH_DIVERGENCE,
+            "format": FORMAT,
             "network": self.ties.full.name,
             "layers": [_fields_of(layer) for layer in self.ties.full],
             "ties": [list(group) for group in self.ties.groups if len(group) > 1],
@@ -201,9 +201,9 @@ class QualityTable:
         # Counts are exact. Losses have the 11 significant bits of float16, which halves the file; so a task of a table
         # has a fingerprint of its own.
         columns = {
-            f"{split}_{what}": np.asarray(values[split], dtype=_TYPES[what])
+            f"{split}_{what}": np.asarray(getattr(self, what)[split], dtype=dtype)
             for split in SPLITS
-            for what, values in self._columns().items()
+            for what, dtype in _TYPES.items()
         }
         small = {name: np.asarray(getattr(self, name), dtype="<f8") for name in ("predicted_loss", "weight_statistics")}
         return {**columns, **small}
@@ -214,7 +214,7 @@ class QualityTable:
         parts = {
             "header": np.frombuffer(header, dtype=np.uint8),
             "sha256": np.frombuffer(bytes.fromhex(self.digest), dtype=np.uint8),
-            **{name: array if array.dtype == "<f8" else _packed(array) for name, array in arrays.items()},
+            **{name: array if array.dtype == "<f8" else packed(array) for name, array in arrays.items()},
         }
         write_arrays(path, parts)
 
@@ -225,17 +225,8 @@ class QualityTable:
         Raises:
             TableError: If it is missing or damaged, or no such table.
         """
-        try:
+        with reading(path, "quality table"):
             return cls._load(path)
-        except OSError as error:
-            raise TableError(f"cannot read the quality table {path}: {error}.") from error
-        except AmedError as error:
-            raise TableError(f"the quality table {path} cannot be used: {error}") from error
-        except Exception as error:  # a damaged file makes zipfile, numpy and json raise errors of many types
-            raise TableError(
-                f"the quality table {path} is damaged or no table ({type(error).__name__}: {error}); install the "
-                "package again, or make the table anew."
-            ) from error
 
     @classmethod
     def _load(cls, path: Path) -> QualityTable:
@@ -243,19 +234,15 @@ class QualityTable:
             arrays = {name: archive[name] for name in archive.files}
         raw, digest = arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes().hex()
         header = json.loads(raw)
-        if header.get("format") not in (FORMAT, FORMAT_WITH_DIVERGENCE):
-            raise TableError(
-                f"its format is {header.get('format')!r}, expected {FORMAT!r} or {FORMAT_WITH_DIVERGENCE!r}."
-            )
-        with_divergence = header["format"] == FORMAT_WITH_DIVERGENCE
+        if header.get("format") != FORMAT:
+            raise TableError(f"its format is {header.get('format')!r}, expected {FORMAT!r}.")
         columns: dict[str, dict[str, npt.NDArray[Any]]] = {}
         for what, dtype in _TYPES.items():
-            if what != "divergence" or with_divergence:
-                for split in SPLITS:
-                    name = f"{split}_{what}"
-                    arrays[name] = _unpacked(arrays[name], dtype)
-                    columns.setdefault(what, {})[split] = arrays[name]
-        if _digest(raw, arrays) != digest:
+            for split in SPLITS:
+                name = f"{split}_{what}"
+                arrays[name] = unpacked(arrays[name], dtype)
+                columns.setdefault(what, {})[split] = arrays[name]
+        if digest_of(raw, arrays) != digest:
             raise TableError("its contents do not match their checksum; install the package again.")
         workload = Workload(header["network"], tuple(_layer(fields) for fields in header["layers"]))
         return cls(
@@ -268,7 +255,6 @@ class QualityTable:
             arrays["weight_statistics"],
             tuple(header["kept_float"]),
             header["provenance"],
-            columns.get("divergence"),
         )
 
 
@@ -276,16 +262,6 @@ def members_of(ties: Ties) -> list[list[int]]:
     """Positions of the layers of each group among all layers of the network."""
     position = {name: row for row, name in enumerate(ties.full.layer_names)}
     return [[position[name] for name in group] for group in ties.groups]
-
-
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write an `.npz` file; equal arrays give equal bytes, as `numpy.savez`, which keeps the time, does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.save(buffer, array, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
 
 
 def check_size(groups: int, choices: int) -> int:
@@ -301,26 +277,6 @@ def check_size(groups: int, choices: int) -> int:
             "tie layers, or take fewer widths."
         )
     return rows
-
-
-def _digest(header: bytes, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    digest = hashlib.sha256(header)
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"\n{name} {array.shape} {array.dtype.str}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _packed(column: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The low bytes of all values, then the high ones: uint8 (2, rows), which compresses better."""
-    return np.ascontiguousarray(column.view(np.uint8).reshape(-1, 2).T)
-
-
-def _unpacked(planes: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    if planes.dtype != np.uint8 or planes.ndim != 2 or len(planes) != 2:
-        raise TableError(f"a column has shape {planes.shape} and type {planes.dtype}, expected uint8 (2, rows).")
-    return np.ascontiguousarray(planes.T).view(dtype).reshape(-1)
 
 
 def _fields_of(layer: Layer) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_training_is_deterministic():
 
 def test_the_solver_of_training_is_exact():
     source = TableSource(TASK, ["bops"], ["latency"])
-    task = make_task(TASK, device="mpic", budget={"latency": 0.5})
+    task = make_task(TASK, device="mpic", budget={"latency": 0.5}, score="metric")  # which the policy is trained on
     problem = problem_of(task)
     best = task.allocation(source.solved(problem, truth=True))
     assert task.evaluator.evaluate(best) == optimum(task).quality

@@ -97,7 +97,7 @@ def regrets(agent, evaluator=None, seeds=4, evaluations=100):
     """(R, T) regrets in points, each against the optimum of its own table."""
     columns = []
     for device, latency in DEVICES:
-        task = amed_env.make_task("tabular/digits-cnn", device=device, budget={"latency": latency})
+        task = amed_env.make_task("tabular/digits-cnn", device=device, budget={"latency": latency}, score="metric")
         if evaluator is not None:
             task = Task(task.network, evaluator, task.backend, budgets=task.budgets)
         best = optimum(task).quality.accuracy
@@ -116,7 +116,8 @@ def shuffled_table():
             table,
             correct={split: values[order] for split, values in table.correct.items()},
             loss={split: values[order] for split, values in table.loss.items()},
-        )
+        ),
+        score="metric",
     )
 
 
