@@ -4,7 +4,8 @@
     python benchmarks/build_tables.py kws-dscnn --rows 500        # only measure how long it would take
 
 A table and its divergences from the float network are two files. With `--repeat` only the second is written, for the
-table that is there already: committed results name it. It can be stopped at any time and started again. Results depend on neither the number of workers nor interruptions.
+table that is there already: committed results name it. A build can be stopped at any time and started again. Results
+depend on neither the number of workers nor interruptions.
 """
 
 from __future__ import annotations

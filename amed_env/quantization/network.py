@@ -162,6 +162,11 @@ class QuantizedNetwork:
         return self._layers
 
     @property
+    def example(self) -> torch.Tensor:
+        """Float tensor (N, …) that the network accepts."""
+        return self._source.example
+
+    @property
     def weighted(self) -> Mapping[str, QuantizedLayer]:
         """Those that have weights."""
         return {name: layer for name, layer in self._layers.items() if isinstance(layer, QuantizedLayer)}
