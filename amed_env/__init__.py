@@ -15,6 +15,7 @@ from amed_env.support.lazy import lazy_names
 if TYPE_CHECKING:
     from amed_env.agents import Agent, SearchResult, SearchSession, make_agent, register_agent
     from amed_env.agents.finalists import choose_finalist
+    from amed_env.deploy.export import Export, ExportOptions, export
     from amed_env.evaluation.metrics.registry import register_metric
     from amed_env.evaluation.quality import Quality
     from amed_env.evaluation.store import Trial, TrialStore
@@ -41,12 +42,15 @@ _LAZY = {
     "InTraining": "amed_env.training.in_training",
     "TrainingSettings": "amed_env.training.settings",
     "choose_finalist": "amed_env.agents.finalists",
+    **dict.fromkeys(("Export", "ExportOptions", "export"), "amed_env.deploy.export"),
 }
 
 __all__ = [
     "Agent",
     "AmedError",
     "BitAllocation",
+    "Export",
+    "ExportOptions",
     "HardwareBackend",
     "InTraining",
     "Layer",
@@ -63,6 +67,7 @@ __all__ = [
     "__version__",
     "check_hardware",
     "choose_finalist",
+    "export",
     "load_device",
     "make_agent",
     "make_task",

@@ -13,7 +13,19 @@ import typer
 from typer.core import TyperGroup
 
 import amed_env._version as version
-from amed_env.commands import agents, devices, evaluate, fetch, finetune, inspect, search, simulate, table, tasks
+from amed_env.commands import (
+    agents,
+    devices,
+    evaluate,
+    export,
+    fetch,
+    finetune,
+    inspect,
+    search,
+    simulate,
+    table,
+    tasks,
+)
 from amed_env.commands.bench import leaderboard, report, run, validate
 from amed_env.commands.output import describe_disk_error, is_disk_error, show_error, silence_stdout
 from amed_env.commands.signature import command_of
@@ -86,6 +98,7 @@ def _main(
 app.command("search", rich_help_panel=_NETWORKS)(command_of(search.search))
 app.command("evaluate", rich_help_panel=_NETWORKS)(command_of(evaluate.evaluate))
 app.command("finetune", rich_help_panel=_NETWORKS)(command_of(finetune.finetune))
+app.command("export", rich_help_panel=_NETWORKS)(command_of(export.export))
 app.command("inspect", rich_help_panel=_NETWORKS)(inspect.inspect)
 
 app.command("tasks", rich_help_panel=_CATALOGUE)(tasks.tasks)

@@ -65,6 +65,10 @@ class DataError(InputError):
     """Samples or labels that are missing, empty, malformed or inconsistent."""
 
 
+class ExportError(InputError):
+    """A network that a format of export cannot hold, or an export that does not do what the network does."""
+
+
 class NonFiniteError(AmedError):
     """A network produced NaN or infinity.
 

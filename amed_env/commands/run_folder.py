@@ -23,14 +23,9 @@ if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
 
 FORMAT = "amed-run/1"
-_LOCK, _CONFIG, _STORE, _RESULT, _ALLOCATION, _WEIGHTS = (
-    ".lock",
-    "config.json",
-    "trials.sqlite",
-    "result.json",
-    "allocation.json",
-    "weights.safetensors",
-)
+_LOCK, _CONFIG, _STORE, _RESULT = ".lock", "config.json", "trials.sqlite", "result.json"
+ALLOCATION_FILE, WEIGHTS_FILE = "allocation.json", "weights.safetensors"
+"""The answer of a search, and its weights if they were tuned."""
 _LONGEST_VALUE = 80  # characters of a setting in a message
 
 
@@ -109,7 +104,7 @@ class RunFolder:
             return
         # Hidden files are our own lock and unfinished writes, or a file manager's.
         found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
-        if self.resume and found == [_ALLOCATION]:  # the first answer of a search that was stopped before it began
+        if self.resume and found == [ALLOCATION_FILE]:  # the first answer of a search that was stopped before it began
             return
         if found:
             raise RunFolderError(
@@ -227,12 +222,12 @@ class RunFolder:
         if result.best is not None:
             written.append(self.write_allocation(result.best.allocation, result.task.network))
         elif not result.first_answers:
-            (self.path / _ALLOCATION).unlink(missing_ok=True)
+            (self.path / ALLOCATION_FILE).unlink(missing_ok=True)
         return [*written, *self._write_tuned(result)]
 
     def write_allocation(self, allocation: BitAllocation, network: str) -> Path:
         """Write `allocation.json`, the best answer that there is; returns its path."""
-        path = self.path / _ALLOCATION
+        path = self.path / ALLOCATION_FILE
         write_atomically(path, json_text(allocation.to_json(network)))
         return path
 
@@ -240,7 +235,7 @@ class RunFolder:
         """Write the weights of a tuned allocation, as `amed finetune` does; those of an earlier answer go."""
         weights = result.tuned_weights
         if weights is None or result.best is None:
-            (self.path / _WEIGHTS).unlink(missing_ok=True)
+            (self.path / WEIGHTS_FILE).unlink(missing_ok=True)
             return []
         from amed_env.training.checkpoint import write_trained  # torch, which a table's search does without
 

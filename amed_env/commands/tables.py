@@ -14,6 +14,7 @@ from amed_env.problem.workload import weight_kib
 
 if TYPE_CHECKING:
     from amed_env.agents.result import SearchResult
+    from amed_env.deploy.export import Export
     from amed_env.evaluation.finalists import Finalists
     from amed_env.evaluation.quality import Quality
     from amed_env.hardware import Cost
@@ -229,4 +230,25 @@ def comparison_table(result: SearchResult) -> Table:
             table.add_row(title, *quality_cells(None, tuned), *(MISSING for _ in metrics), MISSING)
     of_float = quality_cells(task.float_quality, result.test.get("float"))
     table.add_row("float", *of_float, *(MISSING for _ in metrics), MISSING)
+    return table
+
+
+def export_table(found: Export) -> Table:
+    """Sizes of an artefact, and how it answers."""
+    table = table_of(f"Export to {found.format}")
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("artefact", f"{found.size:,} bytes ({found.float_bytes / found.size:.1f} times smaller than float)")
+    table.add_row("weights", f"{found.weight_bytes:,} bytes ({found.ideal_bytes:,.0f} at the allocation's widths)")
+    if found.ram is not None:
+        table.add_row("memory", f"{found.ram:,} bytes, without input and output")
+    for agreement in found.agreements:
+        table.add_section()
+        table.add_row(agreement.settings, f"{agreement.samples:,} samples")
+        table.add_row("  same answer", percent(agreement.same_answer))
+        table.add_row("  equal to the last bit", percent(agreement.bit_equal))
+        for name, (evaluated, exported) in agreement.metrics.items():
+            table.add_row(f"  {name}", f"{exported:.4f} (evaluated {evaluated:.4f})")
+        if agreement.ms_a_sample is not None:
+            table.add_row("  time", f"{agreement.ms_a_sample:.2f} ms a sample on this machine")
     return table

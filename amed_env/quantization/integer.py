@@ -43,7 +43,7 @@ Value = Codes | torch.Tensor
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One operation, and the earlier ones whose results it needs.
 
     Attributes:
@@ -87,10 +87,12 @@ class IntegerEngine:
 
     Attributes:
         in_float: Layers without an integer kernel, with the reason; they are computed in float.
+        steps: What is done, in order.
+        groups: Layers with what is computed on their accumulators, by their last node.
     """
 
     def __init__(self, graph: NetworkGraph, layers: Mapping[str, QuantizedLayer | QuantizedProduct]) -> None:
-        self._graph = graph
+        self._graph, self.groups = graph, graph.groups
         grouped = {group.layer for group in graph.groups.values()}
         self._layers = {n: layer for n, layer in layers.items() if isinstance(layer, QuantizedLayer) and n in grouped}
         self._others = {name: layer for name, layer in layers.items() if name not in grouped}
@@ -106,9 +108,9 @@ class IntegerEngine:
                 self._give_up(name, str(error))
         self._requantize = Requantizer()
         self._ids: dict[Hashable, int] = {}
-        self._steps = self._find_steps()
-        self._output = next(step.node for step in reversed(self._steps) if step.node.op == "output")
-        self._last_use = {need: step.number for step in self._steps for need in step.needs}
+        self.steps = self._find_steps()
+        self._output = next(step.node for step in reversed(self.steps) if step.node.op == "output")
+        self._last_use = {need: step.number for step in self.steps for need in step.needs}
 
     def _give_up(self, name: str, reason: str) -> None:
         logger.info("layer %s has no integer kernel (%s); it is computed in float", name, reason)
@@ -119,7 +121,7 @@ class IntegerEngine:
         """Whether all widths are integers of at most 8 bits."""
         return all(max(precision) <= WIDEST for precision in allocation.values())
 
-    def _find_steps(self) -> list[_Step]:
+    def _find_steps(self) -> list[Step]:
         """Groups become one step, and results that are stored are the steps that make them."""
         inside = {
             node
@@ -127,32 +129,32 @@ class IntegerEngine:
             for node in (group.call, group.addition, group.output)
             if node is not None and node is not group.output
         }
-        steps: list[_Step] = []
+        steps: list[Step] = []
         for node in self._graph.module.graph.nodes:
             if node in inside or self._is_stored(node):
                 continue
             group = self._graph.groups.get(node)
             if group is None:
-                needs = tuple(self._source(argument) for argument in node.all_input_nodes)
+                needs = tuple(self.source(argument) for argument in node.all_input_nodes)
             else:
                 read = group.call.all_input_nodes[0]
-                needs = tuple(self._source(n) for n in (read, group.addend) if n is not None)
+                needs = tuple(self.source(n) for n in (read, group.addend) if n is not None)
             layer = self._others.get(str(node.target)) if node.op == "call_module" else None
             passes = group is None and passes_values(node)
-            steps.append(_Step(node, len(steps), needs, group, layer, passes))
+            steps.append(Step(node, len(steps), needs, group, layer, passes))
         return steps
 
     def _is_stored(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(self._graph.module.get_submodule(str(node.target)), StoredTensor)
 
-    def _source(self, node: fx.Node) -> fx.Node:
+    def source(self, node: fx.Node) -> fx.Node:
         """The step whose result a node is."""
         return node.all_input_nodes[0] if self._is_stored(node) else node
 
     def plan(self, allocation: BitAllocation) -> Plan:
         """Decide what every step returns under an allocation whose layers are prepared."""
         plan = Plan(allocation)
-        for step in self._steps:
+        for step in self.steps:
             written = self._format_of(step, plan)
             plan.formats[step.node] = written
             settings: tuple[Hashable, ...] = ()
@@ -167,7 +169,7 @@ class IntegerEngine:
             plan.keys[step.node] = self._ids.setdefault(key, len(self._ids))
         return plan
 
-    def _format_of(self, step: _Step, plan: Plan) -> Format | None:
+    def _format_of(self, step: Step, plan: Plan) -> Format | None:
         if step.group is not None:
             return self._written_format(step.group, plan.allocation)
         if step.passes:
@@ -185,10 +187,11 @@ class IntegerEngine:
         if len(readers) == 1 and readers[0].op == "call_module":
             reader = self._graph.module.get_submodule(str(readers[0].target))
             if isinstance(reader, QuantizedLayer) and not reader.reads_indices:
-                return self._read_format(reader, allocation)
+                return self.read_format(reader, allocation)
         return None
 
-    def _read_format(self, layer: QuantizedLayer, allocation: BitAllocation) -> Format:
+    def read_format(self, layer: QuantizedLayer, allocation: BitAllocation) -> Format:
+        """What a layer reads."""
         bits = allocation[layer.name].activation_bits
         return Format.of(layer.prepared[bits].activation_scale, bits, layer.statistics.unsigned)
 
@@ -222,7 +225,7 @@ class IntegerEngine:
     ) -> None:
         """Run what is missing; results go into `values`, and those worth it into the memory."""
         given = iter(inputs)
-        for step in self._steps:
+        for step in self.steps:
             value: Value
             if step.node.op == "placeholder":
                 value = next(given)
@@ -245,7 +248,7 @@ class IntegerEngine:
         """The steps that must run; results that are known already go into `values`."""
         missing: set[fx.Node] = set()
         wanted = {self._output}
-        for step in reversed(self._steps):
+        for step in reversed(self.steps):
             if step.node not in wanted:
                 continue
             if batch is not None and step.group is not None:
@@ -258,7 +261,7 @@ class IntegerEngine:
             wanted.update(step.needs)
         return missing
 
-    def _run(self, step: _Step, plan: Plan, values: dict[fx.Node, Value]) -> Value:
+    def _run(self, step: Step, plan: Plan, values: dict[fx.Node, Value]) -> Value:
         if step.group is not None:
             return self._run_group(step.group, plan, values)
         written = plan.formats[step.node]
@@ -267,7 +270,7 @@ class IntegerEngine:
         shape_only = asks_shape(step.node)
 
         def argument(node: fx.Node) -> Any:
-            value = values[self._source(node)]
+            value = values[self.source(node)]
             if isinstance(value, Codes):
                 return value.tensor if shape_only else value.values()
             return value
@@ -295,7 +298,7 @@ class IntegerEngine:
         """An operation that only moves values, or takes the largest, on the codes themselves."""
 
         def argument(source: fx.Node) -> Any:
-            value = values[self._source(source)]
+            value = values[self.source(source)]
             return value.tensor if isinstance(value, Codes) else value
 
         if is_padding(node):
@@ -307,13 +310,13 @@ class IntegerEngine:
 
     def _run_group(self, group: Group, plan: Plan, values: dict[fx.Node, Value]) -> Value:
         layer, precision = self._layers[group.layer], plan.allocation[group.layer]
-        source = values[self._source(group.call.all_input_nodes[0])]
-        read_format = self._read_format(layer, plan.allocation)
+        source = values[self.source(group.call.all_input_nodes[0])]
+        read_format = self.read_format(layer, plan.allocation)
         if isinstance(source, Codes):
             read = self._requantize(source, read_format)
         else:
             read = _quantize_finite(source, read_format, group.layer)
-        addend = None if group.addend is None else values[self._source(group.addend)]
+        addend = None if group.addend is None else values[self.source(group.addend)]
         written = plan.formats[group.output]
         # The kernel adds codes only: floats are added to the accumulators afterwards, before anything is rounded.
         if written is not None and not isinstance(addend, torch.Tensor):

@@ -335,6 +335,12 @@ class QuantizedNetwork:
             self._integer = IntegerEngine(self._graph, self._layers)
         return self._integer
 
+    def on_integers(self, allocation: BitAllocation) -> tuple[IntegerEngine, Plan]:
+        """The steps on integers of an allocation of at most 8 bits, also where this machine has no kernels for them."""
+        allocation = self.as_stored(allocation)
+        self.prepare_all(allocation)
+        return self._engine(), self._engine().plan(allocation)
+
     @property
     def runs_on_integers(self) -> bool:
         """Whether the selected allocation does."""

@@ -1,0 +1,70 @@
+"""Where a compiled network parts from the one that was evaluated."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from amed_env.deploy.c.building import build, run_raw
+from amed_env.deploy.c.lowering import LayerStep, Lowered
+from amed_env.deploy.c.writing import Bias, Epilogue, write_c
+from amed_env.quantization.codes import quantize
+from amed_env.quantization.network import QuantizedNetwork
+
+
+def first_difference(
+    network: QuantizedNetwork,
+    lowered: Lowered,
+    sample: torch.Tensor,
+    *,
+    scales_first: bool,
+    epilogue: Epilogue,
+    bias: Bias,
+) -> str | None:
+    """The first layer whose codes differ on a sample, with how many of them, or None.
+
+    Args:
+        network: The network, switched to the allocation.
+        lowered: Its steps.
+        sample: (1, …).
+        scales_first: See `Program`.
+        epilogue: As the network was exported.
+        bias: As the network was exported.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_c(lowered, folder, "", scales_first=scales_first, epilogue=epilogue, bias=bias, traced=True)
+        written = np.frombuffer(run_raw(build(folder, folder), sample.numpy()), np.uint8)
+    recorder = _Values(network.module)
+    with torch.no_grad():
+        recorder.run(sample)
+    place = 0
+    for step in lowered.steps:
+        if not isinstance(step, LayerStep) or step.target.format is None:
+            continue
+        values = recorder.found[lowered.nodes[step.layer.name]]
+        expected = quantize(values, step.target.format, step.low, step.high).tensor
+        stored = expected.permute(*step.target.order).contiguous().numpy().reshape(-1)
+        found = written[place : place + stored.size]
+        place += stored.size
+        if not np.array_equal(stored, found):
+            return f"layer {step.layer.name!r}: {int((stored != found).sum()):,} of {stored.size:,} codes differ"
+    return None
+
+
+class _Values(fx.Interpreter):
+    """What every node of a network returns."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """See `fx.Interpreter`."""
+        self.found[n] = super().run_node(n)
+        return self.found[n]

@@ -1,0 +1,195 @@
+/* Kernels of a quantized network: no dependency but <stdint.h> and <math.h>, no heap.
+
+   Values are codes of one byte, (code - zero) * scale, or floats. Weights are a stream of bits, lowest bit first, one
+   output channel after the other, each channel in the order height, width, input channel. Layers read and write
+   channels last. Sums are exact in 32 bits. */
+
+typedef struct {
+  float scale, inverse; /* of one step, and 1 / scale */
+  int32_t zero, low, high;
+} format_t;
+
+typedef struct {
+  int32_t height, width, channels;             /* of what is read */
+  int32_t out_height, out_width, out_channels; /* of what is written */
+  int32_t kernel_height, kernel_width, stride_height, stride_width, pad_top, pad_left, dilation_height, dilation_width;
+  int32_t groups;
+} shape_t;
+
+typedef struct {
+  shape_t shape;
+  const uint8_t *weights;  /* codes of `bits` bits */
+  const uint8_t *mirrored; /* a bit for each channel whose largest weight is +2^(bits-1); 0 if there is none */
+  int32_t bits;
+  const EPILOGUE_T *multiplier; /* of each output channel: see `layer` */
+  const BIAS_T *bias;           /* of each output channel; 0 if there is none */
+  int32_t shift;
+  int32_t addend_multiplier;
+  float step; /* scale of what is read */
+  format_t read;
+} layer_t;
+
+static float value_of(const void *values, const format_t *format, int32_t at) {
+  if (format) return (float)((int32_t)((const uint8_t *)values)[at] - format->zero) * format->scale;
+  return ((const float *)values)[at];
+}
+
+/* kernel: layer convert */
+/* Rounds half to even. Comparisons are such that NaN becomes the lowest code and no integer overflows. */
+static uint8_t code_of(float value, const format_t *format) {
+  float code = rintf(value * format->inverse + (float)format->zero);
+  if (!(code > (float)format->low)) return (uint8_t)format->low;
+  return (uint8_t)(code > (float)format->high ? format->high : (int32_t)code);
+}
+
+/* kernel: layer add */
+static float clamped(float value, float low, float high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+/* kernel: layer */
+static void unpack(const layer_t *layer, int32_t channel, int32_t count, int8_t *row) {
+  uint32_t bits = (uint32_t)layer->bits, mask = (1u << bits) - 1u, at = (uint32_t)channel * (uint32_t)count * bits;
+  int32_t zero = 1 << (bits - 1), i;
+  if (layer->mirrored && layer->mirrored[channel >> 3] >> (channel & 7) & 1) zero -= 1;
+  for (i = 0; i < count; i++, at += bits) {
+    const uint8_t *byte = layer->weights + (at >> 3);
+    uint32_t two = byte[0] | (uint32_t)byte[1] << 8;
+    row[i] = (int8_t)((int32_t)(two >> (at & 7) & mask) - zero);
+  }
+}
+
+/* Sum of products of one output channel at one place; what lies outside the input is zero. */
+static int32_t sum_of(const layer_t *layer, const uint8_t *input, const int8_t *row, int32_t first, int32_t depth, int32_t y,
+                      int32_t x) {
+  const shape_t *s = &layer->shape;
+  int32_t zero = layer->read.zero, sum = 0, i, j, k;
+  for (i = 0; i < s->kernel_height; i++) {
+    int32_t from_y = y * s->stride_height + i * s->dilation_height - s->pad_top;
+    if (from_y < 0 || from_y >= s->height) continue;
+    for (j = 0; j < s->kernel_width; j++) {
+      int32_t from_x = x * s->stride_width + j * s->dilation_width - s->pad_left;
+      const uint8_t *codes = input + (from_y * s->width + from_x) * s->channels + first;
+      const int8_t *weights = row + (i * s->kernel_width + j) * depth;
+      if (from_x < 0 || from_x >= s->width) continue;
+      for (k = 0; k < depth; k++) sum += ((int32_t)codes[k] - zero) * weights[k];
+    }
+  }
+  return sum;
+}
+
+/* A convolution or linear layer. `addend` may be 0; either `codes` or `values` is written, or with `mean` the mean of
+   the values of each channel. */
+static void layer(const layer_t *layer, const uint8_t *input, const void *addend, const format_t *addend_format, float low,
+                  float high, const format_t *written, uint8_t *codes, float *values, int32_t mean) {
+  static int8_t row[LARGEST_ROW];
+  const shape_t *s = &layer->shape;
+  int32_t depth = s->channels / s->groups, in_group = s->out_channels / s->groups, channel, y, x;
+  int32_t count = s->kernel_height * s->kernel_width * depth;
+  for (channel = 0; channel < s->out_channels; channel++) {
+    int32_t first = channel / in_group * depth;
+    float total = 0.0f;
+    unpack(layer, channel, count, row);
+    for (y = 0; y < s->out_height; y++) {
+      for (x = 0; x < s->out_width; x++) {
+        int32_t sum = sum_of(layer, input, row, first, depth, y, x);
+        int32_t at = (y * s->out_width + x) * s->out_channels + channel;
+        EPILOGUE
+      }
+    }
+    if (mean) values[channel] = total / (float)(s->out_height * s->out_width);
+  }
+}
+
+/* kernel: convert */
+static void convert(const void *source, const format_t *read, const format_t *written, int32_t count, uint8_t *codes,
+                    float *values) {
+  int32_t i;
+  for (i = 0; i < count; i++) {
+    float value = value_of(source, read, i);
+    if (codes) codes[i] = code_of(value, written);
+    else values[i] = value;
+  }
+}
+
+/* kernel: move */
+/* Loops of `move`: counts, steps and first elements of what is read and written. */
+typedef struct {
+  int32_t counts[5], source[5], target[5], source_first, target_first;
+} loops_t;
+
+static void move(const void *source, void *target, int32_t bytes, const loops_t *loops) {
+  const int32_t *n = loops->counts, *s = loops->source, *t = loops->target;
+  int32_t a, b, c, d, e;
+  for (a = 0; a < n[0]; a++)
+    for (b = 0; b < n[1]; b++)
+      for (c = 0; c < n[2]; c++)
+        for (d = 0; d < n[3]; d++)
+          for (e = 0; e < n[4]; e++) {
+            int32_t from = loops->source_first + a * s[0] + b * s[1] + c * s[2] + d * s[3] + e * s[4];
+            int32_t to = loops->target_first + a * t[0] + b * t[1] + c * t[2] + d * t[3] + e * t[4];
+            if (bytes == 1) ((uint8_t *)target)[to] = ((const uint8_t *)source)[from];
+            else ((float *)target)[to] = ((const float *)source)[from];
+          }
+}
+
+/* kernel: fill */
+static void fill(void *target, const format_t *format, int32_t count) {
+  int32_t i;
+  for (i = 0; i < count; i++) {
+    if (format) ((uint8_t *)target)[i] = (uint8_t)format->zero;
+    else ((float *)target)[i] = 0.0f;
+  }
+}
+
+/* kernel: pool */
+/* `divisor`: -1 for the largest value, 0 to divide by the number of values, else what sums are divided by. Windows of
+   an adaptive pooling (kernel_height 0) share the input out. */
+static void pool(const shape_t *s, const void *source, const format_t *format, int32_t divisor, uint8_t *codes, float *values) {
+  int32_t y, x, c, i, j;
+  for (y = 0; y < s->out_height; y++) {
+    for (x = 0; x < s->out_width; x++) {
+      int32_t top = y * s->stride_height - s->pad_top, left = x * s->stride_width - s->pad_left;
+      int32_t bottom = top + (s->kernel_height - 1) * s->dilation_height + 1;
+      int32_t right = left + (s->kernel_width - 1) * s->dilation_width + 1;
+      int32_t step_y = s->dilation_height, step_x = s->dilation_width;
+      if (s->kernel_height == 0) {
+        step_y = step_x = 1;
+        top = y * s->height / s->out_height;
+        bottom = ((y + 1) * s->height + s->out_height - 1) / s->out_height;
+        left = x * s->width / s->out_width;
+        right = ((x + 1) * s->width + s->out_width - 1) / s->out_width;
+      }
+      for (c = 0; c < s->channels; c++) {
+        float total = 0.0f, most = 0.0f;
+        int32_t number = 0, best = 0, at = (y * s->out_width + x) * s->channels + c;
+        for (i = top; i < bottom; i += step_y) {
+          if (i < 0 || i >= s->height) continue;
+          for (j = left; j < right; j += step_x) {
+            int32_t from = (i * s->width + j) * s->channels + c;
+            float value;
+            if (j < 0 || j >= s->width) continue;
+            value = value_of(source, format, from);
+            if (number == 0 || value > most) most = value, best = from;
+            total += value;
+            number++;
+          }
+        }
+        if (codes) codes[at] = ((const uint8_t *)source)[best];
+        else if (divisor < 0) values[at] = most;
+        else values[at] = total / (float)(divisor ? divisor : number);
+      }
+    }
+  }
+}
+
+/* kernel: add */
+static void add(const void *first, const format_t *first_format, const void *second, const format_t *second_format, float low,
+                float high, int32_t count, float *values) {
+  int32_t i;
+  for (i = 0; i < count; i++) {
+    float value = value_of(first, first_format, i);
+    if (second) value += value_of(second, second_format, i);
+    values[i] = clamped(value, low, high);
+  }
+}
