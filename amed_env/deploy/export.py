@@ -103,6 +103,9 @@ class Export:
         }
 
 
+_Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class _Samples:
     """What an export is verified on, with what the evaluator returns."""
@@ -114,10 +117,16 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Written:
-    """An artefact, and how it is run: settings to a function from inputs to outputs; the last one counts."""
+    """An artefact, and how it is run.
+
+    Attributes:
+        export: What was written.
+        runs: Settings to what makes a function from inputs to outputs, with a scratch folder; the last one counts.
+        difference: Says what differs first on a sample.
+    """
 
     export: Export
-    runs: Mapping[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]]
+    runs: Mapping[str, Callable[[Path], _Run]]
     difference: Callable[[torch.Tensor], str | None]
 
 
@@ -205,10 +214,12 @@ def _samples(evaluator: PostTrainingEvaluator, verify: Literal["test", "search"]
 
 def _verified(evaluator: PostTrainingEvaluator, written: _Written, samples: _Samples) -> tuple[Agreement, ...]:
     found = []
-    for settings, run in written.runs.items():
-        start = perf_counter()
-        outputs = run(samples.inputs)
-        seconds = perf_counter() - start
+    for settings, make in written.runs.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            run = make(Path(scratch))
+            start = perf_counter()
+            outputs = run(samples.inputs)
+            seconds = perf_counter() - start
         found.append(compare(settings, samples.expected, outputs, evaluator.scoring, samples.labels, seconds))
     return tuple(found)
 
@@ -243,14 +254,14 @@ def _write_c(evaluator: PostTrainingEvaluator, program: Program, folder: Path, o
         saturates=sums_saturate(False),
     )
 
-    def run_compiled(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        with tempfile.TemporaryDirectory() as scratch:
-            return run(build(folder, Path(scratch)), inputs, lowered.output.elements)
+    def compiled(scratch: Path) -> _Run:
+        binary = build(folder, scratch)
+        return lambda inputs: run(binary, inputs, lowered.output.elements)
 
     def difference(sample: torch.Tensor) -> str | None:
         return first_difference(evaluator.network, lowered, sample, scales_first=program.scales_first, **how)
 
-    return _Written(found, {"compiled here": run_compiled}, difference)
+    return _Written(found, {"compiled here": compiled}, difference)
 
 
 def _write_onnx(evaluator: PostTrainingEvaluator, program: Program, folder: Path, options: ExportOptions) -> _Written:
@@ -261,9 +272,9 @@ def _write_onnx(evaluator: PostTrainingEvaluator, program: Program, folder: Path
     artefact = write_onnx(
         program, path, style=options.style, storage=options.storage, bias=options.bias, opset=options.opset
     )
-    runs = {"runtime's defaults": lambda inputs: run_onnx(path, inputs, None)}
+    runs = {"runtime's defaults": lambda scratch: lambda inputs: run_onnx(path, inputs, None)}
     if artefact.session_options:
-        runs["recommended settings"] = lambda inputs: run_onnx(path, inputs, artefact.session_options)
+        runs["recommended settings"] = lambda scratch: lambda inputs: run_onnx(path, inputs, artefact.session_options)
     found = Export(
         "onnx",
         (path,),
@@ -294,4 +305,4 @@ def _write_qonnx(evaluator: PostTrainingEvaluator, program: Program, folder: Pat
         remarks=tuple(artefact.remarks),
         saturates=sums_saturate(False),
     )
-    return _Written(found, {"qonnx": lambda inputs: run_qonnx(path, inputs)}, lambda sample: None)
+    return _Written(found, {"qonnx": lambda scratch: lambda inputs: run_qonnx(path, inputs)}, lambda sample: None)

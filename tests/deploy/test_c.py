@@ -236,7 +236,7 @@ def test_what_c_cannot_hold_is_named(network, inputs, what, tmp_path):
 
 
 def test_widths_without_integers_are_refused(digits, tmp_path):
-    with pytest.raises(ExportError, match="'stem' has w32a32 .and 7 more."):
+    with pytest.raises(ExportError, match=r"'stem' has w32a32 \(and 7 more\)"):
         amed_env.export(digits, digits.uniform(32), tmp_path)
     with pytest.raises(UnknownNameError, match="onxx"):
         amed_env.export(digits, digits.uniform(4), tmp_path, format="onxx")
