@@ -50,7 +50,7 @@ class GraphBuilder:
             self.initializers[tensor.name] = tensor
         return self._constants[key]
 
-    def number(self, value: float, dtype: Any = np.float32) -> str:
+    def number(self, value: float | np.float32, dtype: Any = np.float32) -> str:
         """The name of a scalar."""
         return self.constant(value, dtype)
 

@@ -32,7 +32,7 @@ def first_difference(program: Program, path: Path, inputs: npt.NDArray[Any]) -> 
     Args:
         program: The network; the evaluator's must still be switched to the program's allocation.
         path: The file; it runs under the settings that are recommended.
-        inputs: float32 (N, …), one batch.
+        inputs: Numbers (N, …) as the network reads them, one batch.
 
     Returns:
         The layer's name: of the first with more differences than rounding makes, else of the first with any; None if
@@ -80,18 +80,20 @@ class _Expected:
         return float(np.mean(integers != self.values))
 
 
-def _batch(program: Program, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    if program.fixed_batch is None:
-        return inputs.astype(np.float32)
-    return fill_up(inputs[: program.fixed_batch], program.fixed_batch)
+def _batch(program: Program, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if program.fixed_batch is not None:
+        inputs = fill_up(inputs[: program.fixed_batch], program.fixed_batch)
+    return inputs.astype(program.example.cpu().numpy().dtype)
 
 
-def _expected(program: Program, inputs: npt.NDArray[np.float32]) -> dict[str, _Expected]:
+def _expected(program: Program, inputs: npt.NDArray[Any]) -> dict[str, _Expected]:
     """By the node's name, in the order in which the network computes."""
     expected: dict[str, _Expected] = {}
     calls: Counter[str] = Counter()
 
-    def note(module: QuantizedLayer | QuantizedProduct, operands: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+    def note(
+        module: QuantizedLayer | QuantizedProduct, operands: tuple[torch.Tensor, ...], result: torch.Tensor
+    ) -> None:
         calls[module.name] += 1
         call = module.name if calls[module.name] == 1 else f"{module.name}#{calls[module.name]}"
         grids = _grids(program, module.name)
@@ -123,7 +125,7 @@ def _grids(program: Program, layer: str) -> tuple[Grid | None, ...]:
     return (program.layers[layer].read,)
 
 
-def _found(path: Path, nodes: list[str], batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+def _found(path: Path, nodes: list[str], batch: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
     """The values that nodes of a file make, by the node's name; equal values are made once, by the first."""
     import onnx
 

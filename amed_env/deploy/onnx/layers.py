@@ -97,9 +97,11 @@ class StandardWriter(LayerWriter):
         """A product of integers of at most 8 bits."""
 
     def stored(self, grid: Grid, values: str, call: str) -> str:
+        """A result that is kept at 8 bits."""
         return self.rounded(values, grid, codes_name(call))
 
     def product(self, product: ProductProgram, left: str, right: str, call: str) -> str:
+        """A product of two activations."""
         grids = (product.left, product.right)
         if grids[0] is not None and grids[1] is not None and max(grids[0].bits, grids[1].bits) <= WIDEST:
             return self.product_on_integers((grids[0], grids[1]), (left, right), call)
@@ -109,11 +111,14 @@ class StandardWriter(LayerWriter):
         return self.builder.node("MatMul", *operands, name=call)
 
     def layer(self, layer: LayerProgram, values: str, call: str) -> str:
+        """A layer with weights."""
         if isinstance(layer.module, EmbeddingTable):
             return self._rows(layer, values, call)
         if layer.integers is None:
             weight = self.weights.floats(float_weight(layer.module), layer.name)
-            return float_layer(self.builder, layer, self._read(layer, values, call), weight, self.float_bias(layer), call)
+            return float_layer(
+                self.builder, layer, self._read(layer, values, call), weight, self.float_bias(layer), call
+            )
         stored = self.weights.store(layer)
         if layer.read is not None and multiplies_integers(layer):
             return self.on_integers(layer, layer.read, stored, values, call)
@@ -220,9 +225,7 @@ def input_channel_first(builder: GraphBuilder, weight: str, module: TransposedCo
     groups, inputs, outputs = module.groups, module.in_channels, module.out_channels
     kernel = tuple(module.kernel_size)
     axes = list(range(3, 3 + len(kernel)))
-    grouped = builder.node(
-        "Reshape", weight, builder.sizes(groups, outputs // groups, inputs // groups, *kernel)
-    )
+    grouped = builder.node("Reshape", weight, builder.sizes(groups, outputs // groups, inputs // groups, *kernel))
     exchanged = builder.node("Transpose", grouped, perm=[0, 2, 1, *axes])
     return builder.node("Reshape", exchanged, builder.sizes(inputs, outputs // groups, *kernel))
 
@@ -260,7 +263,9 @@ def float_layers_remarks(program: Program) -> list[str]:
         elif layer.integers is None or layer.read is None:
             reasons.setdefault("compute in float, as weights or activations have 32 bits", []).append(layer.name)
         elif max(layer.precision) > WIDEST:
-            reasons.setdefault("compute in float on rounded values, as they have more than 8 bits", []).append(layer.name)
+            reasons.setdefault("compute in float on rounded values, as they have more than 8 bits", []).append(
+                layer.name
+            )
     for product in program.products.values():
         widths = [FLOAT_BITS if grid is None else grid.bits for grid in (product.left, product.right)]
         if max(widths) > WIDEST:

@@ -23,7 +23,6 @@ from amed_env.deploy.onnx.layers import (
     float_layer,
     float_layers_remarks,
     float_weight,
-    result_name,
 )
 from amed_env.deploy.onnx.runtime import fill_up
 from amed_env.deploy.onnx.weights import channel_signs
@@ -45,15 +44,18 @@ class QonnxWriter(LayerWriter):
         self.weights: set[str] = set()
 
     def stored(self, grid: Grid, values: str, call: str) -> str:
+        """A result that is kept at 8 bits."""
         return self._rounded(values, grid, codes_name(call))
 
     def product(self, product: ProductProgram, left: str, right: str, call: str) -> str:
+        """A product of two activations."""
         operands = []
         for position, (values, grid) in enumerate(((left, product.left), (right, product.right))):
             operands.append(values if grid is None else self._rounded(values, grid, codes_name(call, position)))
         return self.builder.node("MatMul", *operands, name=call)
 
     def layer(self, layer: LayerProgram, values: str, call: str) -> str:
+        """A layer with weights."""
         build = self.builder
         bias = None if layer.bias is None else build.constant(layer.bias, np.float32, f"{layer.name}.bias")
         if isinstance(layer.module, EmbeddingTable):
@@ -131,7 +133,7 @@ def run_qonnx(path: Path, inputs: npt.NDArray[Any], batch_size: int = 125) -> np
 
     Args:
         path: The file.
-        inputs: float32 (N, …).
+        inputs: Numbers (N, …), as the network reads them.
         batch_size: Samples of one pass, unless the file takes one size only.
 
     Raises:
@@ -139,9 +141,10 @@ def run_qonnx(path: Path, inputs: npt.NDArray[Any], batch_size: int = 125) -> np
     """
     if importlib.util.find_spec("qonnx") is None:
         raise InputError("QONNX files are executed by the package qonnx; install it in an environment of its own.")
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
-    from qonnx.transformation.infer_shapes import InferShapes
+    from onnx import helper
+    from qonnx.core.modelwrapper import ModelWrapper  # type: ignore[import-not-found]
+    from qonnx.core.onnx_exec import execute_onnx  # type: ignore[import-not-found]
+    from qonnx.transformation.infer_shapes import InferShapes  # type: ignore[import-not-found]
 
     model = ModelWrapper(str(path))
     (read,) = model.graph.input
@@ -149,10 +152,11 @@ def run_qonnx(path: Path, inputs: npt.NDArray[Any], batch_size: int = 125) -> np
     size = read.type.tensor_type.shape.dim[0].dim_value or min(batch_size, len(inputs))
     for value in (read, written):  # it executes graphs of known shapes only
         value.type.tensor_type.shape.dim[0].dim_value = size
+    dtype = helper.tensor_dtype_to_np_dtype(read.type.tensor_type.elem_type)
     model = model.transform(InferShapes())
     parts = []
     for start in range(0, len(inputs), size):
         batch = inputs[start : start + size]
-        outputs = execute_onnx(model, {read.name: fill_up(batch, size)})
+        outputs = execute_onnx(model, {read.name: fill_up(batch, size).astype(dtype)})
         parts.append(outputs[written.name][: len(batch)])
     return np.concatenate(parts)

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from amed_env.deploy.onnx.artefact import require
 
+_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+"""What networks read, by the runtime's names."""
+
 
 def run_onnx(
     path: Path, inputs: npt.NDArray[Any], settings: Mapping[str, str] | None = None, batch_size: int = 125
@@ -19,7 +22,7 @@ def run_onnx(
 
     Args:
         path: The file.
-        inputs: float32 (N, …).
+        inputs: Numbers (N, …), as the network reads them.
         settings: Entries of the session's configuration; None for the runtime's defaults.
         batch_size: Samples of one pass, unless the file takes one size only.
 
@@ -54,7 +57,7 @@ def run_session(
     parts: list[list[npt.NDArray[Any]]] = []
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size]
-        filled = fill_up(batch, fixed or len(batch))
+        filled: npt.NDArray[Any] = fill_up(batch, fixed or len(batch)).astype(_TYPES[read.type])
         parts.append([values[: len(batch)] for values in runtime.run(outputs, {read.name: filled})])
     return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
@@ -62,4 +65,4 @@ def run_session(
 def fill_up(batch: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     """A batch of a size: its last sample stands for those that are missing."""
     missing = np.repeat(batch[-1:], size - len(batch), axis=0)
-    return np.concatenate([batch, missing]).astype(np.float32)
+    return np.concatenate([batch, missing])

@@ -1,4 +1,4 @@
-"""The two styles of ONNX: the evaluator's integer arithmetic, or float operators between QuantizeLinear and its inverse.
+"""The two styles of ONNX: the evaluator's integer arithmetic, or float operators behind QuantizeLinear.
 
 - `integer`: ConvInteger and MatMulInteger; every rounding is written out in the evaluator's order, so scores are the
   fake-quantized evaluator's to the last bit where no operation outside of layers differs.
@@ -34,15 +34,18 @@ class IntegerWriter(StandardWriter):
     """Layers that multiply integers, with every rounding as the evaluator has it."""
 
     def rounded(self, values: str, grid: Grid, name: str) -> str:
+        """Float values of a grid."""
         return self.rounded_in_float(values, grid, name)
 
     def weight_values(self, weights: StoredWeights, shape: tuple[int, ...], axis: int) -> str:
+        """Float weights of stored integers."""
         along = [1] * len(shape)
         along[axis] = -1
         scales = self.builder.constant(weights.scales.reshape(along), np.float32, "scales")
         return self.builder.node("Mul", self.integers_as_floats(weights.integers, weights.zero_point), scales)
 
     def on_integers(self, layer: LayerProgram, grid: Grid, weights: StoredWeights, values: str, call: str) -> str:
+        """A layer that multiplies integers of at most 8 bits."""
         from onnx import TensorProto
 
         build = self.builder
@@ -65,6 +68,7 @@ class IntegerWriter(StandardWriter):
         return add_bias(build, results, bias)
 
     def product_on_integers(self, grids: tuple[Grid, Grid], operands: tuple[str, str], call: str) -> str:
+        """A product of integers of at most 8 bits."""
         from onnx import TensorProto
 
         build = self.builder
@@ -112,6 +116,7 @@ class QdqWriter(StandardWriter):
     """Layers in float on values that pass QuantizeLinear and DequantizeLinear."""
 
     def rounded(self, values: str, grid: Grid, name: str) -> str:
+        """Float values of a grid."""
         if grid.bits > WIDEST:
             return self.rounded_in_float(values, grid, name)
         build, codes = self.builder, grid.format
@@ -124,6 +129,7 @@ class QdqWriter(StandardWriter):
         return build.node("DequantizeLinear", integers, scale, zero)
 
     def weight_values(self, weights: StoredWeights, shape: tuple[int, ...], axis: int) -> str:
+        """Float weights of stored integers."""
         build = self.builder
         inputs = [weights.integers, build.constant(weights.scales, np.float32, "scales")]
         if weights.zero_point:
@@ -132,10 +138,13 @@ class QdqWriter(StandardWriter):
         return build.node("DequantizeLinear", *inputs, axis=axis)
 
     def on_integers(self, layer: LayerProgram, grid: Grid, weights: StoredWeights, values: str, call: str) -> str:
+        """A layer that multiplies integers of at most 8 bits."""
         build = self.builder
         read = self.rounded(values, grid, codes_name(call))
         shape = tuple(layer.module.weight.shape)
-        if isinstance(layer.module, nn.Linear):  # turned as integers: runtimes fuse what DequantizeLinear feeds directly
+        if isinstance(
+            layer.module, nn.Linear
+        ):  # turned as integers: runtimes fuse what DequantizeLinear feeds directly
             integers = StoredWeights(turned(build, weights.integers), weights.zero_point, weights.scales)
             product = build.node("MatMul", read, self.weight_values(integers, shape[::-1], 1), name=call)
             return add_bias(build, product, self._bias(layer, grid, weights))
@@ -143,6 +152,7 @@ class QdqWriter(StandardWriter):
         return float_layer(build, layer, read, self.weight_values(weights, shape, 0), bias, call)
 
     def product_on_integers(self, grids: tuple[Grid, Grid], operands: tuple[str, str], call: str) -> str:
+        """A product of integers of at most 8 bits."""
         read = [
             self.rounded(values, grid, codes_name(call, position))
             for position, (values, grid) in enumerate(zip(operands, grids, strict=True))
@@ -158,9 +168,7 @@ class QdqWriter(StandardWriter):
         return build.node("DequantizeLinear", integers, steps, axis=0)
 
 
-def bias_integers(
-    bias: npt.NDArray[np.float32], step: float, scales: npt.NDArray[np.float32]
-) -> npt.NDArray[np.int32]:
+def bias_integers(bias: npt.NDArray[np.float32], step: float, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     """A bias as multiples of what a sum counts in, the product of both scales, as chips without floats add it."""
     units = (np.float32(step) * scales).astype(np.float64)
     limits = np.iinfo(np.int32)

@@ -144,4 +144,5 @@ def bit_planes(integers: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uin
 
 
 def _low_bits(integers: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
-    return (integers & (2**bits - 1)).astype(np.uint8)
+    codes: npt.NDArray[np.uint8] = (integers & (2**bits - 1)).astype(np.uint8)
+    return codes

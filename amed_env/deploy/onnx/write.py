@@ -9,7 +9,14 @@ from typing import Any
 from amed_env.deploy.onnx.artefact import OnnxArtefact, require
 from amed_env.deploy.onnx.builder import GraphBuilder
 from amed_env.deploy.onnx.capture import DOMAIN, graph_of
-from amed_env.deploy.onnx.layers import BIASES, Bias, LayerWriter, float_layers_remarks, multiplies_integers, result_name
+from amed_env.deploy.onnx.layers import (
+    BIASES,
+    Bias,
+    LayerWriter,
+    float_layers_remarks,
+    multiplies_integers,
+    result_name,
+)
 from amed_env.deploy.onnx.styles import IntegerWriter, QdqWriter, Style
 from amed_env.deploy.onnx.weights import INT2_OPSET, STORAGES, Storage, WeightStore
 from amed_env.deploy.program import Program
@@ -118,7 +125,7 @@ def save(
     """Check a model and write it to a file."""
     import onnx
 
-    from amed_env import __version__
+    from amed_env._version import __version__
 
     model.producer_name, model.producer_version = "amed-env", __version__
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
