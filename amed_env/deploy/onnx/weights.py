@@ -15,7 +15,6 @@ import numpy.typing as npt
 from amed_env.deploy.onnx.builder import GraphBuilder
 from amed_env.deploy.program import LayerProgram
 from amed_env.quantization.codes import WIDEST
-from amed_env.quantization.layers import SIGNED_ZERO
 
 Storage = Literal["packed", "types", "int8"]
 STORAGES: tuple[Storage, ...] = ("packed", "types", "int8")
@@ -29,7 +28,7 @@ class StoredWeights:
 
     Attributes:
         integers: Name of a tensor of the weight's shape, output channel first: int8, uint8, or int16 above 8 bits.
-        zero_point: What the integers count from: 128 for uint8, else 0.
+        zero_point: What they count from: 2^(w-1) for uint8, else 0.
         scales: float32 (out_channels,); negative for a channel whose integers are stored with the other sign.
     """
 
@@ -46,15 +45,16 @@ class WeightStore:
         storage: `packed` for bit planes of any width; `types` for the types of ONNX where it has one of the width;
             `int8` for a byte a weight.
         opset: Version of the standard operators.
+        unsigned: Whether layers read uint8 at all widths up to 8, or int8 below 8 bits.
 
     Attributes:
         names: Names of the initializers that hold weights.
         packed_anyway: Layers whose width has no type, so that they are packed although types were asked for.
     """
 
-    def __init__(self, builder: GraphBuilder, storage: Storage, opset: int) -> None:
-        self._builder, self._storage = builder, storage
-        self._typed = {2: "INT2", 4: "INT4"} if opset >= INT2_OPSET else {4: "INT4"}
+    def __init__(self, builder: GraphBuilder, storage: Storage, opset: int, unsigned: bool) -> None:
+        self._builder, self._storage, self._unsigned = builder, storage, unsigned
+        self._typed = (2, 4) if opset >= INT2_OPSET else (4,)
         self.names: set[str] = set()
         self.packed_anyway: list[str] = []
 
@@ -72,48 +72,50 @@ class WeightStore:
         name = f"{layer.name}.weight"
         if bits > WIDEST:
             return StoredWeights(self._kept(self._builder.constant(integers, np.int16, name)), 0, scales)
-        if bits == WIDEST:
-            # Runtimes add two products of uint8 and int8 into 16 bits on x86 without VNNI, which saturate at 8 bits
-            # (`quantization.saturation`); for products of uint8 and uint8 they use instructions that do not.
-            values = integers + SIGNED_ZERO
-            return StoredWeights(self._kept(self._builder.constant(values, np.uint8, name)), SIGNED_ZERO, scales)
-        if self._storage == "int8":
-            return StoredWeights(self._kept(self._builder.constant(integers, np.int8, name)), 0, scales)
+        # Runtimes add two products of uint8 and int8 into 16 bits on x86 without VNNI, which saturate at 8 bits
+        # (`quantization.saturation`); for products of uint8 and uint8 they use instructions that do not.
+        unsigned = self._unsigned or bits == WIDEST
+        zero_point = 2 ** (bits - 1) if unsigned else 0
+        stored = self._by_bytes if bits == WIDEST or self._storage == "int8" else self._packed
         if self._storage == "types" and bits in self._typed:
-            return StoredWeights(self._by_type(integers, bits, name), 0, scales)
-        if self._storage == "types":
+            stored = self._by_type
+        elif self._storage == "types" and bits != WIDEST:
             self.packed_anyway.append(layer.name)
-        return StoredWeights(self._packed(integers, bits, name), 0, scales)
+        return StoredWeights(stored(integers + zero_point, bits, unsigned, name), zero_point, scales)
 
-    def _by_type(self, integers: npt.NDArray[np.int32], bits: int, name: str) -> str:
+    def _by_bytes(self, integers: npt.NDArray[np.int32], bits: int, unsigned: bool, name: str) -> str:
+        return self._kept(self._builder.constant(integers, np.uint8 if unsigned else np.int8, name))
+
+    def _by_type(self, integers: npt.NDArray[np.int32], bits: int, unsigned: bool, name: str) -> str:
         from onnx import TensorProto
 
-        data_type = TensorProto.DataType.Value(self._typed[bits])
+        data_type = TensorProto.DataType.Value(f"{'UINT' if unsigned else 'INT'}{bits}")
         codes = _low_bits(integers, bits).reshape(-1, 1)
         stream = np.packbits((codes >> np.arange(bits, dtype=np.uint8)) & 1, bitorder="little")
         stored = self._kept(self._builder.raw_constant(data_type, integers.shape, stream.tobytes(), name))
         # Runtimes have no kernels for these types, and ONNX Runtime fuses nothing that reads them.
-        return self._builder.node("Cast", stored, to=TensorProto.INT8)
+        return self._as_bytes(stored, unsigned)
 
-    def _packed(self, integers: npt.NDArray[np.int32], bits: int, name: str) -> str:
-        from onnx import TensorProto
-
+    def _packed(self, integers: npt.NDArray[np.int32], bits: int, unsigned: bool, name: str) -> str:
         build = self._builder
         planes = build.constant(bit_planes(integers, bits)[:, np.newaxis, :], np.uint8, name)
         self._kept(planes)
         shifts = build.constant(np.arange(8).reshape(8, 1), np.uint8, "shifts")
-        single_bits = build.node("BitwiseAnd", build.node("BitShift", planes, shifts, direction="RIGHT"), self._one())
+        shifted = build.node("BitShift", planes, shifts, direction="RIGHT")
+        single_bits = build.node("BitwiseAnd", shifted, build.number(1, np.uint8))
         powers = 2 ** np.arange(bits)
-        powers[-1] *= -1  # two's complement
+        if not unsigned:
+            powers[-1] *= -1  # two's complement
         values = build.node("MatMulInteger", single_bits, build.constant(powers.reshape(bits, 1), np.int8, "powers"))
         if integers.size % 8:
             flat = build.node("Reshape", values, build.sizes(-1))
             values = build.node("Slice", flat, build.sizes(0), build.sizes(integers.size))
-        shaped = build.node("Reshape", values, build.sizes(*integers.shape))
-        return build.node("Cast", shaped, to=TensorProto.INT8)
+        return self._as_bytes(build.node("Reshape", values, build.sizes(*integers.shape)), unsigned)
 
-    def _one(self) -> str:
-        return self._builder.number(1, np.uint8)
+    def _as_bytes(self, integers: str, unsigned: bool) -> str:
+        from onnx import TensorProto
+
+        return self._builder.node("Cast", integers, to=TensorProto.UINT8 if unsigned else TensorProto.INT8)
 
     def _kept(self, name: str) -> str:
         self.names.add(name)
@@ -128,10 +130,10 @@ def channel_signs(layer: LayerProgram) -> npt.NDArray[np.int32]:
 
 
 def bit_planes(integers: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
-    """Integers in two's complement, the same bit of 8 in a row as one byte.
+    """The same bit of 8 integers in a row as one byte.
 
     Args:
-        integers: In the range of the width.
+        integers: In the range of the width; negative ones in two's complement.
         bits: Width, at most 8.
 
     Returns:
