@@ -68,6 +68,7 @@ class WeightStore:
         bits = layer.precision.weight_bits
         signs = channel_signs(layer)
         integers = layer.integers.astype(np.int32) * signs.reshape(-1, *[1] * (layer.integers.ndim - 1))
+        assert integers.min() >= -(2 ** (bits - 1)) and integers.max() < 2 ** (bits - 1)
         scales = (layer.scales * signs).astype(np.float32)
         name = f"{layer.name}.weight"
         if bits > WIDEST:

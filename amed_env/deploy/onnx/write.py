@@ -56,12 +56,15 @@ def write_onnx(
         NetworkError: If the network has something between its layers that torch's exporter cannot write.
     """
     require("onnx", "onnxscript")
+    from onnx.defs import onnx_opset_version
+
     for kind, given, known in (("style", style, _STYLES), ("storage", storage, STORAGES), ("bias", bias, BIASES)):
         if given not in known:
             raise InputError(f"{kind} of an ONNX file is {given!r}; {did_you_mean(str(given), known)}")
     opset = OPSET if opset is None else opset
-    if opset < OPSET:
-        raise InputError(f"opset of an ONNX file is {opset}; give at least {OPSET}.")
+    newest = onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise InputError(f"opset of an ONNX file is {opset}; the installed onnx writes {OPSET} to {newest} here.")
     model = graph_of(program, opset)
     builder = GraphBuilder(names_in(model.graph))
     # ONNX Runtime's ConvInteger takes 3 to 6 times as long on int8 weights as on uint8 (measured: 1.32, AVX2).
@@ -128,6 +131,7 @@ def save(
 
     from amed_env._version import __version__
 
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.producer_name, model.producer_version = "amed-env", __version__
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
