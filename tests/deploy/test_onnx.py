@@ -215,11 +215,10 @@ def test_every_kind_of_layer_answers_as_the_evaluator(own, tmp_path):
     assert not written.remarks
 
 
+@pytest.mark.parametrize("own", ["convolutions", "over time", "tied embedding"], indirect=True)
 @pytest.mark.parametrize("precision", [Precision(4, 32), Precision(32, 6), Precision(16, 16)], ids=str)
 def test_what_is_no_integer_of_8_bits_is_computed_in_float(own, precision, tmp_path):
-    name, network, inputs = own
-    if name not in ("convolutions", "over time", "tied embedding"):
-        pytest.skip("other kinds of layers are covered by three of the networks")
+    _, network, inputs = own
     exported = program(network, BitAllocation(dict.fromkeys(network.workload.layer_names, precision)))
     expected = network.run_in_float(inputs).numpy()
     for style in STYLES:
