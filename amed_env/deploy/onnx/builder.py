@@ -78,6 +78,12 @@ class GraphBuilder:
             self.nodes.append(helper.make_node(operator, inputs, [result], name=name, domain=domain, **attributes))
         return self._results[key]
 
+    def cast(self, values: str, data_type: str, name: str = "") -> str:
+        """The name of values as another type of `onnx.TensorProto`."""
+        from onnx import TensorProto
+
+        return self.node("Cast", values, name=name, to=TensorProto.DataType.Value(data_type))
+
     def finish(self, result: str, output: str, name: str) -> None:
         """Let a result be the value of a name that the graph has already, as the result of a node of a name."""
         from onnx import helper

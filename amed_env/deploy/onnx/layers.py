@@ -145,9 +145,7 @@ class StandardWriter(LayerWriter):
 
     def integers_as_floats(self, integers: str, zero_point: int) -> str:
         """Integers as float32, counted from their zero point."""
-        from onnx import TensorProto
-
-        values = self.builder.node("Cast", integers, to=TensorProto.FLOAT)
+        values = self.builder.cast(integers, "FLOAT")
         return self.builder.node("Sub", values, self.builder.number(zero_point)) if zero_point else values
 
     def rounded_in_float(self, values: str, grid: Grid, name: str) -> str:

@@ -46,8 +46,6 @@ class IntegerWriter(StandardWriter):
 
     def on_integers(self, layer: LayerProgram, grid: Grid, weights: StoredWeights, values: str, call: str) -> str:
         """A layer that multiplies integers of at most 8 bits."""
-        from onnx import TensorProto
-
         build = self.builder
         codes = self._codes(values, grid, codes_name(call))
         sums = self._sums(layer, grid, codes, weights, call)
@@ -58,7 +56,7 @@ class IntegerWriter(StandardWriter):
             sums = build.node("Add", sums, build.constant(integers, np.int32, f"{layer.name}.bias"))
         elif layer.bias is not None:
             bias = build.constant(layer.bias.reshape(along), np.float32, f"{layer.name}.bias")
-        results = build.node("Cast", sums, to=TensorProto.FLOAT)
+        results = build.cast(sums, "FLOAT")
         scales, step = weights.scales.reshape(along), np.float32(grid.scale)
         if self.program.scales_first:
             results = build.node("Mul", results, build.constant(scales * step, np.float32, f"{layer.name}.scales"))
@@ -69,40 +67,34 @@ class IntegerWriter(StandardWriter):
 
     def product_on_integers(self, grids: tuple[Grid, Grid], operands: tuple[str, str], call: str) -> str:
         """A product of integers of at most 8 bits."""
-        from onnx import TensorProto
-
         build = self.builder
         codes = [
             self._codes(values, grid, codes_name(call, position))
             for position, (values, grid) in enumerate(zip(operands, grids, strict=True))
         ]
         zeros = [build.number(grid.format.zero_point, np.uint8) for grid in grids]
-        results = build.node("Cast", build.node("MatMulInteger", *codes, *zeros, name=call), to=TensorProto.FLOAT)
+        results = build.cast(build.node("MatMulInteger", *codes, *zeros, name=call), "FLOAT")
         for grid in grids:
             results = build.node("Mul", results, build.number(grid.scale))
         return results
 
     def _codes(self, values: str, grid: Grid, name: str) -> str:
         """Codes of float values, in the order of `quantization.codes.quantize`."""
-        from onnx import TensorProto
-
         build, codes = self.builder, grid.format
         steps = build.node("Mul", values, build.number(np.float32(1.0 / codes.scale)))
         if codes.zero_point:
             steps = build.node("Add", steps, build.number(codes.zero_point))
         limited = build.node("Clip", build.node("Round", steps), build.number(codes.low), build.number(codes.high))
-        return build.node("Cast", limited, to=TensorProto.UINT8, name=name)
+        return build.cast(limited, "UINT8", name)
 
     def _sums(self, layer: LayerProgram, grid: Grid, codes: str, weights: StoredWeights, call: str) -> str:
         """Sums of products of integers: int32."""
-        from onnx import TensorProto
-
         build = self.builder
         if isinstance(layer.module, TransposedConvolution):  # ONNX has it for floats only; float32 holds these sums
             values = self.integers_as_floats(codes, grid.format.zero_point)
             integers = self.integers_as_floats(weights.integers, weights.zero_point)
             sums = float_layer(build, layer, values, integers, None, call)
-            return build.node("Cast", sums, to=TensorProto.INT32)
+            return build.cast(sums, "INT32")
         zeros = [build.number(grid.format.zero_point, np.uint8)]
         if weights.zero_point:
             zeros.append(build.number(weights.zero_point, np.uint8))

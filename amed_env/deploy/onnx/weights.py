@@ -114,9 +114,7 @@ class WeightStore:
         return self._as_bytes(build.node("Reshape", values, build.sizes(*integers.shape)), unsigned)
 
     def _as_bytes(self, integers: str, unsigned: bool) -> str:
-        from onnx import TensorProto
-
-        return self._builder.node("Cast", integers, to=TensorProto.UINT8 if unsigned else TensorProto.INT8)
+        return self._builder.cast(integers, "UINT8" if unsigned else "INT8")
 
     def _kept(self, name: str) -> str:
         self.names.add(name)

@@ -135,7 +135,7 @@ def save(
     model.producer_name, model.producer_version = "amed-env", __version__
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
-        remarks = [*remarks, f"It takes batches of {batch.dim_value} samples only, as the network does."]
+        remarks = [*remarks, f"It takes batches of {batch.dim_value} samples only."]
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString()
     path.write_bytes(content)
