@@ -95,7 +95,9 @@ def graph_of(program: Program, opset: int) -> Any:
             f"({type(cause).__name__}: {first}). Write that part with operations that ONNX has, or export to C."
         ) from error
     assert exported is not None
-    return _tidied(exported.model_proto)
+    model = _tidied(exported.model_proto)
+    model.graph.name = program.name
+    return model
 
 
 def _with_placeholders(program: Program) -> fx.GraphModule:
