@@ -85,8 +85,8 @@ class StandardWriter(LayerWriter):
         """Float values of a grid; `name` is the name of the node that makes the integers."""
 
     @abstractmethod
-    def weight_values(self, weights: StoredWeights, shape: tuple[int, ...], axis: int) -> str:
-        """Float weights of stored integers; scales are along an axis."""
+    def weight_values(self, weights: StoredWeights, axes: int) -> str:
+        """Float weights of stored integers, output channel first; `axes` is their number of axes."""
 
     @abstractmethod
     def on_integers(self, layer: LayerProgram, grid: Grid, weights: StoredWeights, values: str, call: str) -> str:
@@ -116,17 +116,13 @@ class StandardWriter(LayerWriter):
             return self._rows(layer, values, call)
         if layer.integers is None:
             weight = self.weights.floats(float_weight(layer.module), layer.name)
-            return float_layer(
-                self.builder, layer, self._read(layer, values, call), weight, self.float_bias(layer), call
-            )
-        stored = self.weights.store(layer)
-        if layer.read is not None and multiplies_integers(layer):
-            return self.on_integers(layer, layer.read, stored, values, call)
-        weight = self.weight_values(stored, layer.integers.shape, 0)
-        return float_layer(self.builder, layer, self._read(layer, values, call), weight, self.float_bias(layer), call)
-
-    def _read(self, layer: LayerProgram, values: str, call: str) -> str:
-        return values if layer.read is None else self.rounded(values, layer.read, codes_name(call))
+        else:
+            stored = self.weights.store(layer)
+            if layer.read is not None and multiplies_integers(layer):
+                return self.on_integers(layer, layer.read, stored, values, call)
+            weight = self.weight_values(stored, layer.integers.ndim)
+        read = values if layer.read is None else self.rounded(values, layer.read, codes_name(call))
+        return float_layer(self.builder, layer, read, weight, self.float_bias(layer), call)
 
     def float_bias(self, layer: LayerProgram) -> str | None:
         """The name of a bias of floats, or None."""
@@ -252,20 +248,24 @@ def _pads(module: Any) -> list[int]:
 
 def float_layers_remarks(program: Program) -> list[str]:
     """Sentences about layers that compute in float, and why."""
-    reasons: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
     for layer in program.layers.values():
-        if isinstance(layer.module, EmbeddingTable):
-            continue
-        if layer.integers is None and layer.read is None:
-            reasons.setdefault("stay in float, as the allocation has them at 32 bits", []).append(layer.name)
-        elif layer.integers is None or layer.read is None:
-            reasons.setdefault("compute in float, as weights or activations have 32 bits", []).append(layer.name)
-        elif max(layer.precision) > WIDEST:
-            reasons.setdefault("compute in float on rounded values, as they have more than 8 bits", []).append(
-                layer.name
-            )
+        reason = _reason_for_float(layer)
+        if reason:
+            layers.setdefault(reason, []).append(layer.name)
     for product in program.products.values():
         widths = [FLOAT_BITS if grid is None else grid.bits for grid in (product.left, product.right)]
         if max(widths) > WIDEST:
-            reasons.setdefault("are products in float, as an operand has more than 8 bits", []).append(product.name)
-    return [f"Layers {', '.join(names)} {reason}." for reason, names in reasons.items()]
+            layers.setdefault("are products in float, as an operand has more than 8 bits", []).append(product.name)
+    return [f"Layers {', '.join(names)} {reason}." for reason, names in layers.items()]
+
+
+def _reason_for_float(layer: LayerProgram) -> str:
+    """Why a layer computes in float, as the end of a sentence; empty if it multiplies integers or looks rows up."""
+    if isinstance(layer.module, EmbeddingTable) or multiplies_integers(layer):
+        return ""
+    if layer.integers is None and layer.read is None:
+        return "stay in float, as the allocation has them at 32 bits"
+    if layer.integers is None or layer.read is None:
+        return "compute in float, as weights or activations have 32 bits"
+    return "compute in float on rounded values, as they have more than 8 bits"

@@ -37,10 +37,9 @@ class IntegerWriter(StandardWriter):
         """Float values of a grid."""
         return self.rounded_in_float(values, grid, name)
 
-    def weight_values(self, weights: StoredWeights, shape: tuple[int, ...], axis: int) -> str:
+    def weight_values(self, weights: StoredWeights, axes: int) -> str:
         """Float weights of stored integers."""
-        along = [1] * len(shape)
-        along[axis] = -1
+        along = (-1, *[1] * (axes - 1))
         scales = self.builder.constant(weights.scales.reshape(along), np.float32, "scales")
         return self.builder.node("Mul", self.integers_as_floats(weights.integers, weights.zero_point), scales)
 
@@ -90,7 +89,8 @@ class IntegerWriter(StandardWriter):
     def _sums(self, layer: LayerProgram, grid: Grid, codes: str, weights: StoredWeights, call: str) -> str:
         """Sums of products of integers: int32."""
         build = self.builder
-        if isinstance(layer.module, TransposedConvolution):  # ONNX has it for floats only; float32 holds these sums
+        if isinstance(layer.module, TransposedConvolution):
+            # ONNX has it for floats only. float32 holds sums below 2^24 exactly, and the evaluator adds in it too.
             values = self.integers_as_floats(codes, grid.format.zero_point)
             integers = self.integers_as_floats(weights.integers, weights.zero_point)
             sums = float_layer(build, layer, values, integers, None, call)
@@ -120,8 +120,12 @@ class QdqWriter(StandardWriter):
             integers = build.node("Clip", integers, *limits, name=name)
         return build.node("DequantizeLinear", integers, scale, zero)
 
-    def weight_values(self, weights: StoredWeights, shape: tuple[int, ...], axis: int) -> str:
+    def weight_values(self, weights: StoredWeights, axes: int) -> str:
         """Float weights of stored integers."""
+        return self._dequantized(weights, axis=0)
+
+    def _dequantized(self, weights: StoredWeights, axis: int) -> str:
+        """Float weights; scales are along an axis."""
         build = self.builder
         inputs = [weights.integers, build.constant(weights.scales, np.float32, "scales")]
         if weights.zero_point:
@@ -133,15 +137,12 @@ class QdqWriter(StandardWriter):
         """A layer that multiplies integers of at most 8 bits."""
         build = self.builder
         read = self.rounded(values, grid, codes_name(call))
-        shape = tuple(layer.module.weight.shape)
-        if isinstance(
-            layer.module, nn.Linear
-        ):  # turned as integers: runtimes fuse what DequantizeLinear feeds directly
-            integers = StoredWeights(turned(build, weights.integers), weights.zero_point, weights.scales)
-            product = build.node("MatMul", read, self.weight_values(integers, shape[::-1], 1), name=call)
-            return add_bias(build, product, self._bias(layer, grid, weights))
         bias = self._bias(layer, grid, weights)
-        return float_layer(build, layer, read, self.weight_values(weights, shape, 0), bias, call)
+        if isinstance(layer.module, nn.Linear):
+            # Turned as integers, since runtimes fuse a product that DequantizeLinear feeds directly.
+            integers = StoredWeights(turned(build, weights.integers), weights.zero_point, weights.scales)
+            return add_bias(build, build.node("MatMul", read, self._dequantized(integers, axis=1), name=call), bias)
+        return float_layer(build, layer, read, self._dequantized(weights, axis=0), bias, call)
 
     def product_on_integers(self, grids: tuple[Grid, Grid], operands: tuple[str, str], call: str) -> str:
         """A product of integers of at most 8 bits."""

@@ -82,7 +82,8 @@ def _remarks(program: Program, weights: WeightStore, style: Style, bias: Bias, o
         hint = f"; opset {INT2_OPSET} has one of 2 bits" if opset < INT2_OPSET else ""
         remarks.append(f"ONNX has no type of the width of {', '.join(packed)}, so their weights are packed{hint}.")
     weighted = [layer for layer in program.layers.values() if not isinstance(layer.module, EmbeddingTable)]
-    by_float = [layer.name for layer in weighted if isinstance(layer.module, TransposedConvolution)]
+    on_integers = [layer for layer in weighted if multiplies_integers(layer)]
+    by_float = [layer.name for layer in on_integers if isinstance(layer.module, TransposedConvolution)]
     if style == "integer" and by_float:
         remarks.append(f"ONNX has no integer form of transposed convolutions: {', '.join(by_float)} multiply in float.")
     if bias == "int32":
