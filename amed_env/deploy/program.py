@@ -108,6 +108,7 @@ class Program:
         products: Products of activations by name.
         stored: Grids of kept results by the module's name; empty if some layer reads floats, as nothing is kept then.
         example: Float tensor (N, …) that the network accepts.
+        fixed_batch: The only number of samples that the network takes at once; None for any.
         scales_first: Whether sums are multiplied by the product of both scales, or by one after the other: as the
             evaluator on this machine does (`quantization.rescaling`).
     """
@@ -119,6 +120,7 @@ class Program:
     products: Mapping[str, ProductProgram]
     stored: Mapping[str, Grid]
     example: torch.Tensor
+    fixed_batch: int | None
     scales_first: bool
 
     @property
@@ -163,6 +165,7 @@ def program_of(network: QuantizedNetwork, allocation: BitAllocation) -> Program:
         products,
         stored,
         network.example,
+        network.fixed_batch,
         multiplies_scales_first(),
     )
 
