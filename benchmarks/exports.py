@@ -71,9 +71,10 @@ def row(task, name, bits, allocation, form, samples, cortex_m4):
         note = [text.split(": ")[1] for text in found.remarks if MICROCONTROLLER in text]
         if cortex_m4 and format_ == "c":
             note.append(on_cortex_m4(task, allocation, folder, cortex_m4))
+        extra = found.weight_bytes - found.ideal_bytes
         return (
             f"| {name} | {bits} | {form} | {found.size:,} ({found.float_bytes:,}) | "
-            f"{found.ideal_bytes:,.0f} + {found.weight_bytes - found.ideal_bytes:,.0f} | {100 * last.same_answer:.2f} | "
+            f"{found.ideal_bytes:,.0f} + {extra:,.0f} | {100 * last.same_answer:.2f} | "
             f"{100 * last.bit_equal:.1f} | {100 * exported:.2f} ({100 * evaluated:.2f}) | {last.ms_a_sample:.2f} | "
             f"{'; '.join(note)} |"
         )

@@ -119,6 +119,7 @@ class Program:
     layers: Mapping[str, LayerProgram]
     products: Mapping[str, ProductProgram]
     stored: Mapping[str, Grid]
+    shared: frozenset[str]
     example: torch.Tensor
     fixed_batch: int | None
     scales_first: bool
@@ -126,13 +127,7 @@ class Program:
     @property
     def weight_bytes(self) -> float:
         """Bytes of all weights at their widths; weights that several layers share are counted once."""
-        seen: set[int] = set()
-        total = 0.0
-        for layer in self.layers.values():
-            if layer.module.weight.data_ptr() not in seen:
-                seen.add(layer.module.weight.data_ptr())
-                total += layer.weight_bytes
-        return total
+        return sum(layer.weight_bytes for name, layer in self.layers.items() if name not in self.shared)
 
 
 def program_of(network: QuantizedNetwork, allocation: BitAllocation) -> Program:
@@ -164,6 +159,7 @@ def program_of(network: QuantizedNetwork, allocation: BitAllocation) -> Program:
         layers,
         products,
         stored,
+        frozenset(layer.name for layer in network.workload if layer.shares_weights_with),
         network.example,
         network.fixed_batch,
         multiplies_scales_first(),

@@ -61,16 +61,14 @@ def prepared_width(
 ) -> PreparedWidth:
     """The layer of integers (as floats) and of scales that may be negative: the sign goes to the integers.
 
-    Raises:
-        ValueError: If a channel of negative scale holds the integer that has no counterpart at 8 bits.
+    Below 8 bits, and from 9 to 15, such a channel may hold +2^(bits-1). The integers of 8 and of 16 bits have no room
+    for it: there the largest takes its place, which is one step less.
     """
     flat = scales.reshape(-1)
     sign = torch.where(flat < 0, -1.0, 1.0)
     signed = integers * sign.view(-1, *[1] * (integers.dim() - 1))
     dtype = torch.int8 if bits <= 8 else torch.int16
-    # The lowest integer has no counterpart, which a negative scale would need; below 8 bits int8 has room for it.
-    if signed.numel() and float(signed.abs().max()) > 2 ** (7 if bits <= 8 else 15):
-        raise ValueError(f"integers up to {float(signed.abs().max()):g} do not fit into {dtype}.")
+    signed = signed.clamp(max=torch.iinfo(dtype).max)
     return PreparedWidth(
         signed.to(dtype), flat.abs().float(), None if bias is None else bias.detach().float().clone(), activation_scale
     )

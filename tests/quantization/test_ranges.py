@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amed_env.errors import UnsupportedPrecisionError
+from amed_env.quantization.layers import prepared_width
 from amed_env.quantization.ranges import quantize_weight, squared_error_scales
 from amed_env.quantization.rounding import SUPPORTED_BITS, check_supported, integer_range, round_to_grid
 
@@ -132,3 +133,11 @@ def test_rounding_is_to_the_nearest_step(values, scale, bits, unsigned):
     assert low <= found.min() and found.max() <= high
     exact = np.clip(np.asarray(values) / scale, low, high)
     assert np.abs(found - exact).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize(("bits", "held"), [(4, 8), (8, 127), (9, 256), (16, 32_767)])
+def test_a_negative_scale_turns_the_lowest_integer_into_what_fits(bits, held):
+    lowest = -(2 ** (bits - 1))
+    integers = torch.tensor([[float(lowest), 3.0], [float(lowest), 3.0]])
+    prepared = prepared_width(integers, torch.tensor([0.5, -0.5]), None, 1.0, bits)
+    assert prepared.integers.tolist() == [[lowest, 3], [held, -3]] and prepared.scales.tolist() == [0.5, 0.5]
