@@ -66,7 +66,11 @@ class DataError(InputError):
 
 
 class ExportError(InputError):
-    """A network that a format of export cannot hold, or an export that does not do what the network does."""
+    """A network that a format of export cannot hold, or tools that it needs and that are missing."""
+
+
+class DisagreementError(AmedError):
+    """An export that answers otherwise than the network that was evaluated."""
 
 
 class NonFiniteError(AmedError):

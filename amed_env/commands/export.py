@@ -30,6 +30,9 @@ from amed_env.commands.tables import export_table
 from amed_env.errors import InputError
 
 if TYPE_CHECKING:
+    from amed_env.agents.result import SearchResult
+    from amed_env.deploy.export import Export
+    from amed_env.evaluation.post_training import PostTrainingEvaluator
     from amed_env.problem.allocation import BitAllocation
     from amed_env.tasks.task import Task
 
@@ -127,8 +130,14 @@ class ExportOptions:
         int | None, cli_option(ARTEFACT, "Of onnx; by default the lowest that will do.", "--opset", min=21, metavar="N")
     ] = None
     verify: Annotated[
-        str, cli_option(VERIFICATION, "Samples to run it on: test, search, or how many.", "--verify", metavar="SAMPLES")
-    ] = "test"
+        str | None,
+        cli_option(
+            VERIFICATION,
+            "Samples to run it on: test (the default, where there are any), search, or how many.",
+            "--verify",
+            metavar="SAMPLES",
+        ),
+    ] = None
     no_verify: Annotated[bool, cli_option(VERIFICATION, "Do not run it.", "--no-verify")] = False
     out: Annotated[Path, cli_option(OUTPUT, "Folder for what is written.", "--out", "-o", metavar="DIR")]
     as_json: JsonOption = False
@@ -148,7 +157,9 @@ def export(options: ExportOptions) -> None:
 
     amed export cifar10-resnet20 --bits 4 --pin first=8 --pin last=8 --epilogue fixed --verify 500 --out build/fixed
     """
-    verify = None if options.no_verify else _samples(options.verify)
+    if options.no_verify and options.verify is not None:
+        raise InputError("--verify and --no-verify exclude each other.")
+    asked = None if options.verify is None else _samples(options.verify)
     with Output(options.as_json) as output:
         with output.status("starting"):
             from amed_env.commands.progress import prepare
@@ -167,6 +178,7 @@ def export(options: ExportOptions) -> None:
             else:
                 allocation = _allocation(options, task)
                 prepare(task, output, say, options.prepare_time, allocation.values())
+        verify = None if options.no_verify else asked or _most(task.evaluator.network_evaluator())
         with output.status(f"exporting {task.network}"):
             found = write(
                 task,
@@ -182,16 +194,37 @@ def export(options: ExportOptions) -> None:
                 ),
                 verify,
             )
-        output.show(export_table(found))
-        for remark in found.remarks:
-            output.note(remark)
-        for name, value in found.settings.items():
-            output.note(f"the runtime needs {name}={value}")
-        if not found.agreements:
-            output.note("it was not run, so nothing is known of how it answers")
-        for path in found.files:
-            output.note(f"wrote {path}")
+        _show(output, found)
         output.document({"network": task.network, **found.to_json(), "allocation": allocation.to_json(task.network)})
+
+
+def export_result(output: Output, result: SearchResult, format_: ExportFormat, folder: Path) -> None:
+    """Export the answer of a search, with its tuned weights if it has."""
+    from amed_env.deploy.export import export as write
+
+    assert result.best is not None
+    evaluator = result.task.evaluator.network_evaluator()
+    with output.status("exporting"), evaluator.restored():
+        if result.tuned_weights is not None:
+            evaluator.adopt(*result.tuned_weights)
+        found = write(result.task, result.best.allocation, folder, format_.value, verify=_most(evaluator))
+    _show(output, found)
+
+
+def _most(evaluator: PostTrainingEvaluator) -> Literal["test", "search"]:
+    return "test" if "test" in evaluator.splits else "search"
+
+
+def _show(output: Output, found: Export) -> None:
+    output.show(export_table(found))
+    for remark in found.remarks:
+        output.note(remark)
+    for name, value in found.settings.items():
+        output.note(f"the runtime needs {name}={value}")
+    if not found.agreements:
+        output.note("it was not run, so nothing is known of how it answers")
+    for path in found.files:
+        output.note(f"wrote {path}")
 
 
 def _samples(text: str) -> Literal["test", "search"] | int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from amed_env.commands.export import ExportFormat, export_result
 from amed_env.commands.interrupts import Interrupts
 from amed_env.commands.options import (
     DEVICE,
@@ -150,6 +151,10 @@ class SearchOptions:
     ] = 20
     out: Annotated[Path, cli_option(OUTPUT, "Folder for everything that is found.", "--out", "-o", metavar="DIR")]
     resume: Annotated[bool, cli_option(OUTPUT, "Continue the search in --out.", "--resume")] = False
+    export: Annotated[
+        ExportFormat | None,
+        cli_option(OUTPUT, "Write the answer as [b]amed export[/b] does, to export/ in --out.", "--export"),
+    ] = None
     as_json: JsonOption = False
     threads: ThreadsOption = None
 
@@ -215,6 +220,8 @@ def search(options: SearchOptions) -> int:
                     metrics=options.metric or None,
                 )
                 check_finalists(task, options.finalists, options.tune_steps)
+                if options.export is not None:
+                    task.evaluator.network_evaluator()  # tables have nothing to export, and say so
                 first = _first_answers(output, options, folder, task, say)
                 try:
                     prepare(task, output, say, prepare_time)
@@ -336,6 +343,8 @@ def _run(
             with output.status("drawing"):
                 written = [*folder.write_result(result), *_pictures(output, folder, result)]
             show_result(output, result, written)
+        if options.export is not None and result.best is not None and not result.interrupted:
+            export_result(output, result, options.export, options.out / "export")
     if interrupts.exit_code is not None:
         output.note(f"interrupted after {result.evaluations} evaluations; continue with --resume.")
         return interrupts.exit_code

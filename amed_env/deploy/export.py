@@ -16,7 +16,7 @@ import torch
 
 from amed_env.deploy.agreement import LEAST, Agreement, compare
 from amed_env.deploy.program import Program, program_of
-from amed_env.errors import ExportError, UnknownNameError
+from amed_env.errors import DisagreementError, UnknownNameError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import Evaluator
 from amed_env.problem.allocation import BitAllocation
@@ -152,8 +152,8 @@ def export(
         What was written, and how it answers.
 
     Raises:
-        ExportError: If the format cannot hold the network; or if less than 99 % of the answers are equal, with the
-            first operation whose codes differ.
+        ExportError: If the format cannot hold the network, or a tool is missing.
+        DisagreementError: If less than 99 % of the answers are equal, with the first layer whose codes differ.
         UnknownNameError: If there is no such format.
     """
     if format not in FORMATS:
@@ -174,13 +174,22 @@ def export(
     write_atomically(folder / REPORT_FILE, (json.dumps(document, indent=2) + "\n").encode())
     if agreements and not agreements[-1].enough:
         where = written.difference(_first_inputs(evaluator, verify))
-        raise ExportError(
+        raise DisagreementError(
             f"the export answers otherwise than the evaluated network: {100 * agreements[-1].same_answer:.2f} % of "
             f"{agreements[-1].samples:,} answers are equal, expected {100 * LEAST:.0f} %. "
             f"{'First difference: ' + where if where else 'No code of the first sample differs'}. The files stay in "
-            f"{folder} for inspection."
+            f"{folder} for inspection.{_advice(format, options)}"
         )
     return found
+
+
+def _advice(format_: Format, options: ExportOptions) -> str:
+    if format_ == "onnx" and options.style == "qdq":
+        # The runtime's floats round otherwise at single codes, and layers of 2 and 3 bits make much of them.
+        return " The style 'integer' computes what was evaluated."
+    if options.bias == "int32":
+        return " Biases as 32-bit integers are coarse at narrow widths; 'float' keeps them."
+    return ""
 
 
 def _split(evaluator: PostTrainingEvaluator, verify: Literal["test", "search"] | int) -> tuple[str, int | None]:
