@@ -1,4 +1,4 @@
-# make demo     search a bit allocation for the embedded task and draw it
+# make demo     search a bit allocation for the embedded task, draw it, and export it to C where there is a compiler
 # make test     lint and all tests
 # make test-fast  quick tests of what has no torch in it, and of tracing
 # make lint     ruff, mypy, and the order of the rooms (no import climbs)
@@ -23,8 +23,9 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 demo: setup
 	@rm -rf $(DEMO)
 	$(BIN)/amed search digits-cnn --device bitfusion --agent maskable-ppo --budget latency=0.35 \
-		--evaluations 200 --seed 0 --out $(DEMO)
+		--evaluations 200 --seed 0 --out $(DEMO) $$(command -v cc >/dev/null && echo --export c)
 	@echo "pictures: $(DEMO)/pareto.png (the trade-off), $(DEMO)/allocation.png (bits of every layer)"
+	@if command -v cc >/dev/null; then echo "C of the network, compiled and compared: $(DEMO)/export"; fi
 
 # A file's tests go to one worker, so that what they share (fixtures, captured networks) is made once.
 test: lint

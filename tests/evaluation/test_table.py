@@ -310,6 +310,21 @@ def test_predicted_loss_of_tied_layers_is_the_sum_of_theirs(nearest, built):
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "cifar10-resnet8", "kws-dscnn"])
+def test_shipped_tables_have_divergences_that_fit_their_accuracies(name):
+    task = make_task(f"tabular/{name}")
+    table = task.evaluator.table
+    assert task.score == DIVERGENCE
+    for split in ("search", "test"):
+        worst, best = table.divergence[split].argmax(), table.divergence[split].argmin()
+        assert table.correct[split][best] > table.correct[split][worst]
+        # Ranks, by numpy: of 500 samples many allocations have equally many correct ones.
+        ranks = [np.argsort(np.argsort(column)) for column in (table.divergence[split], table.correct[split])]
+        assert np.corrcoef(*ranks)[0, 1] < -0.6
+    stored = files("amed_env.evaluation") / "tables" / f"{name}.divergences.npz"
+    assert StoredDivergences.load(stored).provenance["share_of_equal_counts"] > 0.75
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "cifar10-resnet8", "kws-dscnn"])
 def test_shipped_tables_keep_the_digests_by_which_results_name_them(name):
     with np.load(files("amed_env.evaluation") / "tables" / f"{name}.npz", allow_pickle=False) as archive:
         written = archive["sha256"].tobytes().hex()
