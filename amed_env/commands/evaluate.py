@@ -12,6 +12,8 @@ from amed_env.commands.options import (
     PROBLEM,
     ActivationBitsOption,
     AllocationOption,
+    Bias,
+    BiasOption,
     BitsOption,
     DeviceOption,
     JsonOption,
@@ -63,6 +65,7 @@ class EvaluateOptions:
     ] = None
     recipe: RecipeOption = None
     prepare_time: PrepareTimeOption = PREPARE_SECONDS
+    bias: BiasOption = Bias.FLOAT
     score: ScoreOption = None
     metric: MetricOption = field(default_factory=list)
     split: Annotated[
@@ -98,6 +101,7 @@ def evaluate(options: EvaluateOptions) -> None:
                 options.network,
                 threads=threads,
                 recipe=options.recipe,
+                bias=options.bias.value,
                 score=options.score,
                 metrics=options.metric or None,
             )

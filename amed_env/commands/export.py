@@ -13,6 +13,8 @@ from amed_env.commands.options import (
     PROBLEM,
     ActivationBitsOption,
     AllocationOption,
+    Bias,
+    BiasOption,
     BitsOption,
     JsonOption,
     NetworkOption,
@@ -60,13 +62,6 @@ class Storage(StrEnum):
     PACKED = "packed"
     TYPES = "types"
     INT8 = "int8"
-
-
-class Bias(StrEnum):
-    """How biases are stored."""
-
-    FLOAT = "float"
-    INT32 = "int32"
 
 
 class Epilogue(StrEnum):
@@ -119,9 +114,7 @@ class ExportOptions:
         Storage,
         cli_option(ARTEFACT, "Of onnx: weights at their widths, in types that onnx has, or as bytes.", "--storage"),
     ] = Storage.PACKED
-    bias: Annotated[
-        Bias, cli_option(ARTEFACT, "int32 as integer-only devices have them; it costs narrow widths.", "--bias")
-    ] = Bias.FLOAT
+    bias: BiasOption = Bias.FLOAT
     epilogue: Annotated[
         Epilogue,
         cli_option(ARTEFACT, "Of c: sums become codes in float, or with 32-bit multipliers and shifts.", "--epilogue"),
@@ -169,7 +162,11 @@ def export(options: ExportOptions) -> None:
         _check_source(options)
         with output.status(f"preparing {options.task or options.network}") as say:
             task = load_task(
-                options.task, options.network, threads=options.threads or default_threads(), recipe=options.recipe
+                options.task,
+                options.network,
+                threads=options.threads or default_threads(),
+                recipe=options.recipe,
+                bias=options.bias.value,
             )
             trained = _trained_folder(options)
             if trained is not None:

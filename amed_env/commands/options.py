@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,6 +119,21 @@ MetricOption = Annotated[
         "torchmetrics:NAME, or a class of yours; by default what is usual for such labels. May be repeated.",
         "--metric",
         metavar="NAME|MODULE:CLASS",
+    ),
+]
+
+
+class Bias(StrEnum):
+    """How biases are kept."""
+
+    FLOAT = "float"
+    INT32 = "int32"
+
+
+BiasOption = Annotated[
+    Bias,
+    cli_option(
+        PROBLEM, "int32: biases as integer-only devices have them, which costs accuracy at narrow widths.", "--bias"
     ),
 ]
 DeviceOption = Annotated[str, cli_option(DEVICE, _DEVICE_FORMS, "--device", "-d", metavar="NAME|FILE|MODULE:CLASS")]

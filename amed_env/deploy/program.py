@@ -21,7 +21,7 @@ from amed_env.quantization.integer import IntegerEngine
 from amed_env.quantization.layers import STORED_BITS, Quantizable, QuantizedLayer, StoredTensor
 from amed_env.quantization.network import QuantizedNetwork
 from amed_env.quantization.products import QuantizedProduct
-from amed_env.quantization.rescaling import multiplies_scales_first
+from amed_env.quantization.rescaling import bias_integers, multiplies_scales_first
 from amed_env.quantization.rounding import integer_range
 
 
@@ -74,6 +74,16 @@ class LayerProgram:
     scales: npt.NDArray[np.float32] | None
     bias: npt.NDArray[np.float32] | None
     read: Grid | None
+
+    def integer_bias(self, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+        """The bias as integer-only devices add it to sums: int32 (out_channels,); of layers that have one and round.
+
+        Args:
+            scales: Those of the weights, which a format may store with another sign.
+        """
+        assert self.bias is not None and self.read is not None
+        integers = bias_integers(torch.from_numpy(self.bias), self.read.scale, torch.from_numpy(scales))
+        return integers.numpy().astype(np.int32)
 
     @property
     def weight_bytes(self) -> float:

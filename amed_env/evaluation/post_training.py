@@ -25,7 +25,7 @@ from amed_env.evaluation.quality import SPLITS, Progress, Quality, Split, check_
 from amed_env.evaluation.scoring import ScoreSpec, Tally
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.quantization.layers import PreparedWidth
-from amed_env.quantization.network import Engine, QuantizedNetwork
+from amed_env.quantization.network import Bias, Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
 from amed_env.support.processes import ProcessPool
 from amed_env.support.threads import torch_threads
@@ -61,6 +61,7 @@ class PostTrainingEvaluator(NetworkEstimates):
             for `REUSE_MIB`.
         engine: `auto` or `float`; see `QuantizedNetwork`.
         device: Where floats are computed.
+        bias: `float` or `int32`; see `QuantizedNetwork`.
         score: What qualities are scored by; see `make_task`.
         metrics: What is measured of labelled samples besides; see `make_task`.
         further: What samples there are besides, for the choice at the end of a search.
@@ -83,6 +84,7 @@ class PostTrainingEvaluator(NetworkEstimates):
         reuse_mib: int | None = None,
         engine: Engine = "auto",
         device: str = "cpu",
+        bias: Bias = "float",
         score: ScoreSpec = None,
         metrics: Sequence[Any] | None = None,
         further: FurtherSamples | None = None,
@@ -124,6 +126,7 @@ class PostTrainingEvaluator(NetworkEstimates):
                 engine,
                 device,
                 self.recipe.equalize,
+                bias,
             )
             self.scoring = fit_scoring(self.network, splits, score, metrics)
         self.score = self.scoring.score
@@ -201,6 +204,8 @@ class PostTrainingEvaluator(NetworkEstimates):
         parts = [self._network_fingerprint, self._splits.fingerprint(), self.recipe.fingerprint(), self._prepared]
         if self._leaves_out_padding:  # earlier versions counted it, so their trials are of another score
             parts.append("tokens that count")
+        if self.network.bias != "float":
+            parts.append(f"{self.network.bias} biases")
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
     def samples(self, part: Split | Literal["calibration"]) -> Samples:

@@ -339,8 +339,9 @@ class IntegerEngine:
         kernel = self._kernels.get(layer.name)
         if kernel is None:
             return None
+        prepared = layer.prepared_for(weight_bits, read.format.scale)
         try:
-            result: torch.Tensor = kernel(read, layer.prepared[weight_bits], weight_bits, written, *clamped_and_added)
+            result: torch.Tensor = kernel(read, prepared, weight_bits, written, *clamped_and_added)
             return result
         except RuntimeError as error:
             self._give_up(layer.name, str(error).strip().splitlines()[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from amed_env.problem.allocation import FLOAT_BITS, Precision
 from amed_env.quantization.finiteness import Check, check_finite
 from amed_env.quantization.ranges import quantize_weight
-from amed_env.quantization.rescaling import rescale_, rescaled
+from amed_env.quantization.rescaling import bias_integers, rescale_, rescaled
 from amed_env.quantization.reuse import PrefixReuse
 from amed_env.quantization.rounding import check_supported, integer_range
 from amed_env.quantization.statistics import ActivationStatistics
@@ -89,6 +89,8 @@ class QuantizedLayer(nn.Module):
         self.operands = [ActivationStatistics()]
         self.recording_share: float | None = None
         self.prepared: dict[int, PreparedWidth] = {}
+        self.integer_bias = False
+        self._on_step: dict[tuple[int, float], tuple[PreparedWidth, PreparedWidth]] = {}
         self._weights: dict[tuple[str, int], torch.Tensor] = {}
         self.weight_bits = self.activation_bits = FLOAT_BITS
         self.learning: Callable[[torch.Tensor], torch.Tensor] | None = None  # computes in place of it meanwhile
@@ -111,6 +113,19 @@ class QuantizedLayer(nn.Module):
         if bits != FLOAT_BITS and bits not in self.prepared:
             with torch_threads(1):  # many small operations: more threads only wait for each other
                 self.prepared[bits] = round_to_nearest(self.layer, self.statistics, bits)
+
+    def prepared_for(self, weight_bits: int, step: float) -> PreparedWidth:
+        """The layer at a width, for inputs that are integers times `step`: integer biases count in both scales."""
+        prepared = self.prepared[weight_bits]
+        if not self.integer_bias or prepared.bias is None:
+            return prepared
+        known = self._on_step.get((weight_bits, step))
+        if known is None or known[0] is not prepared:
+            units = prepared.scales.double() * step
+            bias = (bias_integers(prepared.bias, step, prepared.scales) * units).float()
+            known = prepared, replace(prepared, bias=bias)
+            self._on_step[weight_bits, step] = known
+        return known[1]
 
     def replace(self, bits: int, prepared: PreparedWidth) -> None:
         """Use other weights and scales at a width."""
@@ -163,7 +178,7 @@ class QuantizedLayer(nn.Module):
 
     def on_integers(self, integers: torch.Tensor, scale: float, weight_bits: int) -> torch.Tensor:
         """The output for inputs that are integers times a scale, at a width of at most 8 bits that is prepared."""
-        prepared = self.prepared[weight_bits]
+        prepared = self.prepared_for(weight_bits, scale)
         # Sums of integers are exact in float32 below 2^24, so the scales come afterwards, as the kernels have it.
         outputs = self.compute(integers, self._tensor("integers", weight_bits), None)
         channels = self._channels(outputs)

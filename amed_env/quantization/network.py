@@ -33,6 +33,7 @@ from amed_env.tracing.traced_network import TracedNetwork
 logger = logging.getLogger(__name__)
 
 Engine = Literal["auto", "float"]
+Bias = Literal["float", "int32"]
 # One batch at a time: neighbours in a sorted list share their first layers, and only these results are kept.
 SWEEP_MIB = 1024
 """Memory of a sweep for results of one batch."""
@@ -53,6 +54,7 @@ class QuantizedNetwork:
         engine: `auto` runs on integers where it can, `float` always on fake-quantized floats.
         device: Where floats are computed (`cpu`, `cuda`); integers are computed on the CPU only.
         equalize_layers: Whether channels are scaled for equal ranges first (`quantization.equalization`).
+        bias: `int32` rounds biases as integer-only devices do, where a layer computes on integers.
 
     Attributes:
         why_float: Why nothing runs on integers, or None if allocations of at most 8 bits do.
@@ -71,13 +73,14 @@ class QuantizedNetwork:
         engine: Engine = "auto",
         device: str = "cpu",
         equalize_layers: bool = False,
+        bias: Bias = "float",
     ) -> None:
         if calibration.shape[0] == 0:
             raise DataError("calibration needs at least one sample; it has none.")
         self.workload = traced.workload
         self.fixed_batch = traced.batch_size
         self.batch_size, self.device = traced.batch_size or batch_size, torch.device(device)
-        self.memory = ResultMemory(reuse_mib)
+        self.memory, self.bias = ResultMemory(reuse_mib), bias
         self._source = _Source(traced, self.filled(calibration[: traced.batch_size or 2]), engine, equalize_layers)
         self._build()
         self._calibrate(calibration)
@@ -105,6 +108,9 @@ class QuantizedNetwork:
             else QuantizedLayer(weighted[name], name, self._reuse)
             for name, layer in layers.items()
         }
+        for quantized in self._layers.values():
+            if isinstance(quantized, QuantizedLayer):
+                quantized.integer_bias = self.bias == "int32"
         self.module: fx.GraphModule = self._graph.module
         for name, quantized in self._layers.items():
             self.module.set_submodule(name, quantized)

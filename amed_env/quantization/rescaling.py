@@ -33,6 +33,21 @@ def multiplies_scales_first() -> bool:
     return torch.equal(found, sums * (scales * step))
 
 
+def bias_integers(bias: torch.Tensor, step: float, scales: torch.Tensor) -> torch.Tensor:
+    """Biases as integer-only devices add them to sums: multiples of the product of both scales, in 32 bits.
+
+    Args:
+        bias: float32 (channels,).
+        step: The activation's scale.
+        scales: The channels' scales, float32 (channels,).
+
+    Returns:
+        int64 (channels,), within the range of 32 bits.
+    """
+    integers = (bias.double() / (scales.double() * step)).round()
+    return integers.clamp(-(2**31), 2**31 - 1).long()
+
+
 def rescale_(sums: torch.Tensor, step: float, scales: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`rescaled` in place, where the sums are needed no more."""
     values = sums.mul_(scales * step) if multiplies_scales_first() else sums.mul_(step).mul_(scales)

@@ -63,7 +63,8 @@ def _settings_of(layer: QuantizedLayer, precisions: Sequence[tuple[int, int]]) -
         "scales": torch.stack([prepared.scales for prepared in weights]),
         **_grids(steps, ranges),
     }
-    biases = [prepared.bias for prepared in weights if prepared.bias is not None]
+    on_steps = [layer.prepared_for(bits, step) for (bits, _), step in zip(precisions, steps, strict=True)]
+    biases = [prepared.bias for prepared in on_steps if prepared.bias is not None]
     if biases:
         settings["bias"] = torch.stack(biases)
     return {key: tensor.to(device) for key, tensor in settings.items()}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from amed_env.evaluation.table import TableEvaluator
     from amed_env.hardware.protocol import HardwareBackend
     from amed_env.problem.workload import Workload
-    from amed_env.quantization.network import Engine
+    from amed_env.quantization.network import Bias, Engine
     from amed_env.quantization.recipe import Recipe
     from amed_env.tasks.task import Task
     from amed_env.tracing.original import OneTensor, Outputs
@@ -66,6 +66,7 @@ def make_task(
     reuse_mib: int | None = None,
     recipe: str | Recipe | None = None,
     engine: Engine = "auto",
+    bias: Bias = "float",
     evaluation_device: str = "cpu",
     evaluation: Literal["post-training", "in-training"] | InTraining = "post-training",
     score: str | Callable[[Any, Any], Any] | None = None,
@@ -105,6 +106,8 @@ def make_task(
         recipe: How the network is prepared for narrow widths: a name (`nearest`, `layer`, `block`, `network` …), a
             `Recipe`, or None for the default; see docs/evaluation.md. Learning runs once and is kept in the cache.
         engine: `auto` evaluates on integers where it can, `float` always on fake-quantized floats.
+        bias: `int32` evaluates with biases as integer-only devices have them: in 32 bits, counted in the product of
+            both scales. At narrow widths that is coarse.
         evaluation_device: Where floats are computed, for example `cuda`.
         evaluation: `post-training` scores the network as it is. `in-training` trains it at every allocation for some
             steps first (AMED), or as an `InTraining` says; that takes training samples with class numbers as labels.
@@ -132,6 +135,7 @@ def make_task(
         "threads": threads,
         "reuse_mib": reuse_mib,
         "engine": engine,
+        "bias": bias,
         "device": evaluation_device,
         "score": score,
         "metrics": metrics,
@@ -160,10 +164,10 @@ def make_task(
         )
     if entry.table is None:
         return _task_of_name(name, entry, backend, chosen, recipe, evaluating)
-    if recipe is not None or engine != "auto":
+    if recipe is not None or engine != "auto" or bias != "float":
         raise InputError(
-            f"task {name!r} is a table that was made with the default recipe; recipe and engine belong to the task of "
-            f"the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
+            f"task {name!r} is a table that was made with the default recipe; recipe, engine and bias belong to the "
+            f"task of the network itself, {name.removeprefix(TABULAR_PREFIX)!r}."
         )
     if metrics is not None:
         raise InputError(

@@ -4,6 +4,8 @@ Both agree to the last bit of the class scores, as both multiply the same intege
 at the same place. What may differ is left to processors on which the kernels fuse other operations.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from traced import trace_equals_once as trace
 from traced import traced_once
 
+from amed_env import make_task
 from amed_env.quantization import kernels
 from amed_env.quantization.codes import Codes, Format, quantize
 from amed_env.quantization.graph import find_graph
@@ -285,3 +288,28 @@ def test_dead_channels_make_no_nan():
     for bits in (2, 8, 16):
         quantized.select(quantized.workload.uniform(bits))
         assert torch.isfinite(quantized(inputs)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_integer_biases_count_in_both_scales(bits):
+    """Against a task whose float biases were rounded beforehand, by numpy, to what 32-bit integers can say."""
+    plain, whole = (make_task("digits-cnn", recipe="nearest", threads=1, bias=bias) for bias in ("float", "int32"))
+    allocation = plain.uniform(bits)
+    network = plain.evaluator.network
+    network.prepare_all(allocation)
+    moved = 0.0
+    for name, layer in network.weighted.items():
+        prepared = layer.prepared[bits]
+        units = prepared.scales.numpy().astype(np.float64) * prepared.activation_scale
+        rounded = np.rint(prepared.bias.numpy() / units) * units
+        moved = max(moved, float(np.abs(rounded - prepared.bias.numpy()).max()))
+        network.use(name, bits, replace(prepared, bias=torch.from_numpy(rounded.astype(np.float32))))
+    assert moved > 0
+    inputs = plain.evaluator.samples("search").inputs[:50]
+    for one in (network, whole.evaluator.network):
+        one.select(allocation)
+    np.testing.assert_array_equal(network(inputs).numpy(), whole.evaluator.network(inputs).numpy())
+    np.testing.assert_array_equal(network.run_in_float(inputs), whole.evaluator.network.run_in_float(inputs))
+    together = whole.evaluator.network.run_together([allocation], inputs)[0]
+    np.testing.assert_allclose(together.numpy(), network.run_in_float(inputs).numpy(), rtol=1e-5, atol=1e-5)
+    assert whole.evaluator.fingerprint != make_task("digits-cnn", recipe="nearest").evaluator.fingerprint

@@ -301,7 +301,7 @@ class _Writer:
         exact = layer.scales.astype(np.float64) * float(read_scale)
         bias = None if layer.bias is None else layer.bias.tolist()
         if layer.bias is not None and self._bias == "int32":
-            bias = _int32(layer.bias.astype(np.float64) / exact)
+            bias = layer.integer_bias(layer.scales).tolist()
         if not self._fixed:
             multipliers = layer.scales * read_scale if self._scales_first else layer.scales
             return multipliers.tolist(), bias, 0, 0

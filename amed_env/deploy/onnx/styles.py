@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from amed_env.deploy.onnx.layers import (
@@ -51,7 +50,7 @@ class IntegerWriter(StandardWriter):
         along = (-1,) if isinstance(layer.module, nn.Linear) else (1, -1, *[1] * (layer.module.weight.dim() - 2))
         bias: str | None = None
         if layer.bias is not None and self.bias == "int32":
-            integers = bias_integers(layer.bias, grid.scale, weights.scales).reshape(along)
+            integers = layer.integer_bias(weights.scales).reshape(along)
             sums = build.node("Add", sums, build.constant(integers, np.int32, f"{layer.name}.bias"))
         elif layer.bias is not None:
             bias = build.constant(layer.bias.reshape(along), np.float32, f"{layer.name}.bias")
@@ -156,13 +155,6 @@ class QdqWriter(StandardWriter):
         if layer.bias is None or self.bias == "float":
             return self.float_bias(layer)
         build = self.builder
-        integers = build.constant(bias_integers(layer.bias, grid.scale, weights.scales), np.int32, f"{layer.name}.bias")
+        integers = build.constant(layer.integer_bias(weights.scales), np.int32, f"{layer.name}.bias")
         steps = build.constant(np.float32(grid.scale) * weights.scales, np.float32, "steps")
         return build.node("DequantizeLinear", integers, steps, axis=0)
-
-
-def bias_integers(bias: npt.NDArray[np.float32], step: float, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-    """A bias as multiples of what a sum counts in, the product of both scales, as chips without floats add it."""
-    units = (np.float32(step) * scales).astype(np.float64)
-    limits = np.iinfo(np.int32)
-    return np.clip(np.rint(bias.astype(np.float64) / units), limits.min, limits.max).astype(np.int32)
