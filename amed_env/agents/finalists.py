@@ -38,8 +38,8 @@ def choose_finalist(
         progress: Called with the finalists done and all of them.
 
     Returns:
-        The choice; None, and nothing happens, if nothing is within the budgets, there are neither more samples than
-        those of the search nor steps of tuning, or there is nothing to choose from.
+        The choice; None, and nothing but uniform widths is scored, if nothing is within the budgets, there are neither
+        more samples than those of the search nor steps of tuning, or there is nothing to choose from.
 
     Raises:
         InputError: If a number is out of range, or the task has no network that could be tuned.
@@ -48,16 +48,16 @@ def choose_finalist(
     """
     check_finalists(result.task, finalists, tune_steps)
     evaluator = result.task.evaluator
-    judge = evaluator.with_more_samples(tuned=tune_steps > 0)
-    if judge is None and not tune_steps and not evaluator.learns:
-        logger.debug("%s has no more samples than those of the search, so nothing is scored again", result.task.network)
-        return None
     if result.best is None:
         return None
     trained = tune_steps > 0 or evaluator.learns
     candidates = _candidates(result, finalists, trained)
-    if len(candidates) == 1 and not trained:
+    if len(candidates) == 1 and not trained:  # before more samples are read, which takes as long as scoring thousands
         logger.debug("%s has one finalist, so nothing is scored again", result.task.network)
+        return None
+    judge = evaluator.with_more_samples(tuned=tune_steps > 0)
+    if judge is None and not trained:
+        logger.debug("%s has no more samples than those of the search, so nothing is scored again", result.task.network)
         return None
     scored = []
     for number, (name, trial) in enumerate(candidates):

@@ -107,10 +107,14 @@ class SearchResult:
         return next(same, None)
 
     def add_baselines(self) -> None:
-        """Evaluate the uniform allocations on the search split."""
+        """Evaluate the uniform allocations on the search split, but for those that the search evaluated."""
+        # A network in training changes between trials, so that theirs are of weights that are gone.
+        known = {} if self.task.evaluator.learns else {trial.allocation: trial for trial in self.trials}
         for bits in self.task.free_bits:
             if f"uniform-{bits}" not in self.baselines:
-                self.baselines[f"uniform-{bits}"] = self.task.measure(self.task.uniform(bits), learn=False)
+                allocation = self.task.uniform(bits)
+                trial = known.get(allocation) or self.task.measure(allocation, learn=False)
+                self.baselines[f"uniform-{bits}"] = trial
 
     def add_report(self) -> None:
         """Evaluate what the final report compares with, and read the test split, if there is one.

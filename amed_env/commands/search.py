@@ -91,6 +91,17 @@ class SearchOptions:
     prepare_time: PrepareTimeOption = PREPARE_SECONDS
     score: ScoreOption = None
     metric: MetricOption = field(default_factory=list)
+    search_samples: Annotated[
+        int | None,
+        cli_option(
+            PROBLEM,
+            "Search samples that score allocations; fewer are quicker, and the finalists are scored on all. All that "
+            "there are by default, of your own at most 5,000.",
+            "--search-samples",
+            min=1,
+            metavar="N",
+        ),
+    ] = None
     device: DeviceOption = DEFAULT_DEVICE
     device_timeout: Annotated[
         float | None,
@@ -218,6 +229,7 @@ def search(options: SearchOptions) -> int:
                     recipe=recipe,
                     score=options.score,
                     metrics=options.metric or None,
+                    search_samples=options.search_samples,
                 )
                 check_finalists(task, options.finalists, options.tune_steps)
                 if options.export is not None:

@@ -282,13 +282,18 @@ class PostTrainingEvaluator(NetworkEstimates):
             if reference is not None and reference.batches is None:
                 return self._evaluate_part([allocation], split, keep=True)[0]
             self.network.select(allocation)
+            in_float = allocation == self.workload.uniform(FLOAT_BITS)
             try:
                 for number, (inputs, labels) in enumerate(samples.batches(self.batch_size)):
-                    # The test split is for the final report: its batches do not come again. And where not even the
-                    # inputs are kept, the results of layers are not.
-                    come_again = split == "search" and not samples.streamed
-                    outputs = self.network(inputs, (samples, number) if come_again else None)
-                    tally.add(outputs, labels, _batch_of(reference, number), samples.counting(inputs))
+                    compared = _batch_of(reference, number)
+                    if in_float and compared is not None:
+                        outputs = compared
+                    else:
+                        # The test split is for the final report: its batches do not come again. And where not even the
+                        # inputs are kept, the results of layers are not.
+                        come_again = split == "search" and not samples.streamed
+                        outputs = self.network(inputs, (samples, number) if come_again else None)
+                    tally.add(outputs, labels, compared, samples.counting(inputs))
                 return tally.quality(allocation, split, 1.0 if reference is None else reference.spread)
             except NonFiniteError as error:
                 raise self._not_finite(allocation, split, error.layer) from error

@@ -12,7 +12,8 @@ them on the accumulators, before anything is rounded. What a group returns is ro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,27 @@ class NetworkGraph:
 
     module: fx.GraphModule
     groups: dict[fx.Node, Group]
+
+
+def compute_node(module: fx.GraphModule, node: fx.Node, argument: Callable[[fx.Node], Any]) -> Any:
+    """Run a node of a graph.
+
+    Args:
+        module: The graph's module.
+        node: No placeholder.
+        argument: What a node that it reads has for a value.
+    """
+    arguments = fx.node.map_arg(node.args, argument)
+    keywords = fx.node.map_arg(node.kwargs, argument)
+    if node.op == "output":
+        return arguments[0]
+    if node.op == "call_function":
+        return node.target(*arguments, **keywords)  # type: ignore[operator]
+    if node.op == "call_method":
+        return getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))(*arguments, **keywords)
+    return operator.attrgetter(str(node.target))(module)  # a parameter or buffer
 
 
 def find_graph(module: fx.GraphModule, layers: dict[str, nn.Module], example: torch.Tensor) -> NetworkGraph:

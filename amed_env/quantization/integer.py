@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +25,7 @@ from amed_env.quantization.graph import (
     Group,
     NetworkGraph,
     asks_shape,
+    compute_node,
     effective_readers,
     is_padding,
     passes_values,
@@ -278,21 +278,7 @@ class IntegerEngine:
         if step.layer is not None:
             operands = [argument(node) for node in step.node.args]  # type: ignore[arg-type]
             return step.layer.at(plan.allocation[step.layer.name], *operands)
-        return self._compute(step.node, argument)  # type: ignore[no-any-return]
-
-    def _compute(self, node: fx.Node, argument: Any, **changes: Any) -> Any:
-        """Run a node of the graph on arguments of our own."""
-        arguments = fx.node.map_arg(node.args, argument)
-        keywords = {**fx.node.map_arg(node.kwargs, argument), **changes}
-        if node.op == "output":
-            return arguments[0]
-        if node.op == "call_function":
-            return node.target(*arguments, **keywords)  # type: ignore[operator]
-        if node.op == "call_method":
-            return getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
-        if node.op == "call_module":
-            return self._graph.module.get_submodule(str(node.target))(*arguments, **keywords)
-        return operator.attrgetter(str(node.target))(self._graph.module)  # a parameter or buffer
+        return compute_node(self._graph.module, step.node, argument)  # type: ignore[no-any-return]
 
     def _run_on_codes(self, node: fx.Node, written: Format, values: dict[fx.Node, Value]) -> torch.Tensor:
         """An operation that only moves values, or takes the largest, on the codes themselves."""
@@ -305,8 +291,8 @@ class IntegerEngine:
             padded: torch.Tensor = F.pad(argument(node.all_input_nodes[0]), node.args[1], value=written.zero_point)  # type: ignore[arg-type]
             return padded
         if takes_maximum(node):  # torch's own kernel for uint8 refuses larger tensors
-            return self._compute(node, lambda source: argument(source).float()).to(torch.uint8)  # type: ignore[no-any-return]
-        return self._compute(node, argument)  # type: ignore[no-any-return]
+            return compute_node(self._graph.module, node, lambda source: argument(source).float()).to(torch.uint8)  # type: ignore[no-any-return]
+        return compute_node(self._graph.module, node, argument)  # type: ignore[no-any-return]
 
     def _run_group(self, group: Group, plan: Plan, values: dict[fx.Node, Value]) -> Value:
         layer, precision = self._layers[group.layer], plan.allocation[group.layer]

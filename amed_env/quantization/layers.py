@@ -12,7 +12,6 @@ from amed_env.problem.allocation import FLOAT_BITS, Precision
 from amed_env.quantization.finiteness import Check, check_finite
 from amed_env.quantization.ranges import quantize_weight
 from amed_env.quantization.rescaling import bias_integers, rescale_, rescaled
-from amed_env.quantization.reuse import PrefixReuse
 from amed_env.quantization.rounding import check_supported, integer_range
 from amed_env.quantization.statistics import ActivationStatistics
 from amed_env.support.threads import torch_threads
@@ -80,12 +79,11 @@ class QuantizedLayer(nn.Module):
     Args:
         layer: The float layer; it is kept as it is.
         name: Its name, for messages.
-        reuse: Knows outputs that were computed before.
     """
 
-    def __init__(self, layer: Quantizable, name: str, reuse: PrefixReuse) -> None:
+    def __init__(self, layer: Quantizable, name: str) -> None:
         super().__init__()
-        self.layer, self.name, self.reuse = layer, name, reuse
+        self.layer, self.name = layer, name
         self.operands = [ActivationStatistics()]
         self.recording_share: float | None = None
         self.prepared: dict[int, PreparedWidth] = {}
@@ -156,12 +154,7 @@ class QuantizedLayer(nn.Module):
             return self.learning(input)
         if self.given is not None:
             return self._on_given(input, self.given)
-        known = self.reuse.find((self.name, self.weight_bits, self.activation_bits))
-        if known is not None:
-            return known
-        outputs = self.at(Precision(self.weight_bits, self.activation_bits), input)
-        self.reuse.keep(outputs)
-        return outputs
+        return self.at(Precision(self.weight_bits, self.activation_bits), input)
 
     def at(self, precision: Precision, inputs: torch.Tensor) -> torch.Tensor:
         """The output at a precision whose widths are prepared."""

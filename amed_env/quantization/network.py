@@ -20,12 +20,13 @@ from torch import fx, nn
 from amed_env.errors import DataError, NonFiniteError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.equalization import equalize
+from amed_env.quantization.float_run import FloatProgram
 from amed_env.quantization.graph import find_graph
 from amed_env.quantization.integer import IntegerEngine, Plan
 from amed_env.quantization.kernels import integer_kernels_are_exact
 from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLayer, StoredTensor, channels_last
 from amed_env.quantization.products import QuantizedProduct
-from amed_env.quantization.reuse import PrefixReuse, ResultMemory
+from amed_env.quantization.reuse import ResultMemory
 from amed_env.quantization.together import run_together, stacked_settings
 from amed_env.tracing.lowering import EmbeddingTable, Product, QuantizableModule
 from amed_env.tracing.traced_network import TracedNetwork
@@ -88,7 +89,6 @@ class QuantizedNetwork:
     def _build(self) -> None:
         """Make the modules; they are not calibrated yet."""
         source = self._source
-        self._reuse = PrefixReuse(self.memory)
         module = copy.deepcopy(source.traced.module)
         layers = {name: module.get_submodule(name) for name in self.workload.layer_names}
         weighted = {n: cast(Quantizable, layer) for n, layer in layers.items() if not isinstance(layer, Product)}
@@ -103,9 +103,7 @@ class QuantizedNetwork:
         if source.equalize:
             equalize(self._graph, grouped, self.workload.sharing)
         self._layers: dict[str, QuantizedLayer | QuantizedProduct] = {
-            name: QuantizedProduct(layer, name, self._reuse)
-            if isinstance(layer, Product)
-            else QuantizedLayer(weighted[name], name, self._reuse)
+            name: QuantizedProduct(layer, name) if isinstance(layer, Product) else QuantizedLayer(weighted[name], name)
             for name, layer in layers.items()
         }
         for quantized in self._layers.values():
@@ -115,6 +113,7 @@ class QuantizedNetwork:
         for name, quantized in self._layers.items():
             self.module.set_submodule(name, quantized)
         self.stored = [child for child in self.module.modules() if isinstance(child, StoredTensor)]
+        self._program = FloatProgram(self._graph, self._layers)
         self.module.to(self.device)
         for parameter in self.module.parameters():
             parameter.data = channels_last(parameter.data)
@@ -138,7 +137,7 @@ class QuantizedNetwork:
         for batch in calibration.split(self.batch_size):
             for part in recording:
                 part.recording_share = batch.shape[0] / calibration.shape[0]
-            self._run_module(self.filled(batch), None)
+            self._run_module(self.filled(batch))
         for part in recording:
             part.recording_share = None
         for name, layer in self._layers.items():
@@ -293,8 +292,7 @@ class QuantizedNetwork:
                     outputs = self._engine()((inputs,), plan, memory, "batch")
                 else:
                     self.select(allocation)
-                    with self._reuse.within(memory):
-                        outputs = self._run_module(inputs, "batch")
+                    outputs = self._run_module(inputs, memory, "batch")
                 yield number, position, outputs[:count]
             memory.clear()
 
@@ -379,27 +377,25 @@ class QuantizedNetwork:
         count, inputs = len(inputs), self.filled(inputs)
         if self._plan is not None:
             return self._engine()((inputs,), self._plan, self.memory, batch)[:count]
-        return self._run_module(inputs, batch)[:count]
+        return self._run_module(inputs, self.memory, batch)[:count]
 
     def run_in_float(self, inputs: torch.Tensor) -> torch.Tensor:
         """Class scores of the fake-quantized float network at the selected precisions; nothing is kept or reused."""
-        return self._run_module(self.filled(inputs), None)[: len(inputs)]
+        return self._run_module(self.filled(inputs))[: len(inputs)]
 
     @torch.no_grad()
-    def _run_module(self, inputs: torch.Tensor, batch: Hashable | None) -> torch.Tensor:
-        self._reuse.start_batch(None if batch is None else ("float", batch, self._stored_are_active()))
-        try:
-            scores: torch.Tensor = self.module(channels_last(inputs.to(self.device)))
-        finally:
-            self._reuse.end_batch()
-        return scores
-
-    def _stored_are_active(self) -> bool:
-        return bool(self.stored) and self.stored[0].active
+    def _run_module(
+        self, inputs: torch.Tensor, memory: ResultMemory | None = None, batch: Hashable | None = None
+    ) -> torch.Tensor:
+        values = channels_last(inputs.to(self.device))
+        if memory is None or batch is None:
+            outputs: torch.Tensor = self.module(values)
+            return outputs
+        return self._program(values, memory, batch)
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs and the kernels' packed weights cannot be pickled; both are made again from what can.
-        made = ("_reuse", "_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
+        made = ("_program", "_graph", "_layers", "module", "stored", "why_float", "_integer", "_plan")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
         stored = [(stored.statistics, stored.scale) for stored in self.stored]
         state["calibrated"] = [layer.operands for layer in self._layers.values()], stored

@@ -11,7 +11,6 @@ from torch import nn
 from amed_env.problem.allocation import FLOAT_BITS, Precision
 from amed_env.quantization.finiteness import Check, check_finite
 from amed_env.quantization.layers import STORED_BITS, on_grid, select_grid
-from amed_env.quantization.reuse import PrefixReuse
 from amed_env.quantization.rounding import check_supported, integer_range
 from amed_env.quantization.statistics import ActivationStatistics
 from amed_env.tracing.lowering import Product
@@ -33,12 +32,11 @@ class QuantizedProduct(nn.Module):
     Args:
         product: The float product.
         name: Its name, for messages.
-        reuse: Knows outputs that were computed before.
     """
 
-    def __init__(self, product: Product, name: str, reuse: PrefixReuse) -> None:
+    def __init__(self, product: Product, name: str) -> None:
         super().__init__()
-        self.product, self.name, self.reuse = product, name, reuse
+        self.product, self.name = product, name
         self.operands = [ActivationStatistics(), ActivationStatistics()]
         self.recording_share: float | None = None
         self.prepared: dict[int, ProductWidth] = {}
@@ -73,12 +71,7 @@ class QuantizedProduct(nn.Module):
             return self.learning(left, right)
         if self.given is not None:
             return self._on_given(left, right, self.given)
-        known = self.reuse.find((self.name, self.weight_bits, self.activation_bits))
-        if known is not None:
-            return known
-        outputs = self.at(Precision(self.weight_bits, self.activation_bits), left, right)
-        self.reuse.keep(outputs)
-        return outputs
+        return self.at(Precision(self.weight_bits, self.activation_bits), left, right)
 
     def at(self, precision: Precision, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """The product at a precision whose widths are prepared."""

@@ -7,14 +7,10 @@ bit. A captured program changes nothing in place (`tracing.capture`), so results
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
-
-Step = tuple[str, int, int]
-"""Name, weight bits and activation bits of a layer that was called."""
 
 
 @dataclass
@@ -91,48 +87,6 @@ class ResultMemory:
 
     def __reduce__(self) -> tuple[object, ...]:
         return ResultMemory, (self.limit_mib,)
-
-
-class PrefixReuse:
-    """Results of the layers of a network that runs as a module: kept by the layers that were called up to each.
-
-    Args:
-        memory: Where they are kept.
-    """
-
-    def __init__(self, memory: ResultMemory) -> None:
-        self.memory = memory
-        self._batch: Hashable | None = None
-        self._path: tuple[Step, ...] = ()
-
-    @contextmanager
-    def within(self, memory: ResultMemory) -> Iterator[None]:
-        """Results are kept in another memory while this lasts."""
-        before, self.memory = self.memory, memory
-        try:
-            yield
-        finally:
-            self.memory = before
-
-    def start_batch(self, batch: Hashable | None) -> None:
-        """A batch enters the network; None is a batch that will not come again, whose outputs are not kept."""
-        self._batch, self._path = (batch if self.memory.limit_mib else None), ()
-
-    def end_batch(self) -> None:
-        """The batch has left the network: layers that are called outside of a run find and keep nothing."""
-        self._batch = None
-
-    def find(self, step: Step) -> torch.Tensor | None:
-        """The output of the layer that is called now, if it is known."""
-        if self._batch is None:
-            return None
-        self._path = (*self._path, step)
-        return self.memory.find(self._path, self._batch)
-
-    def keep(self, output: torch.Tensor) -> None:
-        """Remember the output of the layer that `find` did not know."""
-        if self._batch is not None:
-            self.memory.keep(self._path, self._batch, len(self._path), output)
 
 
 def _bytes_of(tensor: torch.Tensor) -> int:

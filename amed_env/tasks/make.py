@@ -17,6 +17,8 @@ from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
 from amed_env.tasks.parts import calibration_of, imported_parts
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from amed_env.datasets import Samples, Splits
     from amed_env.datasets.training import TrainingData
     from amed_env.evaluation.post_training import PostTrainingEvaluator
@@ -71,6 +73,7 @@ def make_task(
     evaluation: Literal["post-training", "in-training"] | InTraining = "post-training",
     score: str | Callable[[Any, Any], Any] | None = None,
     metrics: Sequence[Any] | None = None,
+    search_samples: int | None = None,
 ) -> Task:
     """Make a task from a name, or from a network of one's own.
 
@@ -119,6 +122,8 @@ def make_task(
         metrics: What is measured of labelled samples besides: names (`top-1`, `top-5`, `macro-f1`, `mcc`, `mean-iou`,
             `mae`, `r2`, `perplexity`, `torchmetrics:NAME`) or classes; see `register_metric`. By default the usual
             one: `top-1` for class numbers, `mean-iou` for masks, `perplexity` for tokens, `mae` for values.
+        search_samples: How many of the search samples score allocations during the search; the finalists are scored on
+            all. By default all of a task of the package, and at most 5,000 of your own.
 
     Returns:
         The task.
@@ -130,7 +135,9 @@ def make_task(
     from amed_env.hardware import load_device
 
     backend = load_device(device)
-    chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin, _in_training(evaluation))
+    _check_search_samples(search_samples)
+    in_training = _in_training(evaluation)
+    chosen = Chosen(bits, separate, activation_bits, parse_budgets(budget), pin, in_training, search_samples)
     evaluating: dict[str, Any] = {
         "threads": threads,
         "reuse_mib": reuse_mib,
@@ -164,6 +171,11 @@ def make_task(
         )
     if entry.table is None:
         return _task_of_name(name, entry, backend, chosen, recipe, evaluating)
+    if search_samples is not None:
+        raise InputError(
+            f"task {name!r} is a table of all its search samples; search_samples belongs to the task of the network "
+            f"itself, {name.removeprefix(TABULAR_PREFIX)!r}."
+        )
     if recipe is not None or engine != "auto" or bias != "float":
         raise InputError(
             f"task {name!r} is a table that was made with the default recipe; recipe, engine and bias belong to the "
@@ -178,6 +190,16 @@ def make_task(
     if score is not None:
         evaluator = evaluator.scored(str(score))
     return _task_of_table(name, evaluator, backend, chosen)
+
+
+def _check_search_samples(count: int | None) -> None:
+    """Check a number of search samples.
+
+    Raises:
+        InputError: If it is no whole number of at least 1.
+    """
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise InputError(f"search_samples is {count!r}; give a whole number of at least 1.")
 
 
 def _in_training(evaluation: str | InTraining) -> InTraining | None:
@@ -203,6 +225,7 @@ class Chosen:
     budgets: tuple[Budget, ...]
     pins: Mapping[str, Any] | Iterable[str] | None
     in_training: InTraining | None
+    search_samples: int | None
 
     def task(self, name: str, evaluator: Evaluator, backend: HardwareBackend, default_bits: Sequence[int]) -> Task:
         """The task of an evaluator and a device."""
@@ -239,10 +262,21 @@ def _task_of_name(
     """A task of the catalogue whose network is evaluated."""
     from amed_env.datasets.further import FurtherSamples  # here, as data bring torch
 
-    further = FurtherSamples(load_training=entry.training)
+    splits, left_out = entry.splits(), None
+    if chosen.search_samples is not None and chosen.search_samples < len(splits.search):
+        splits, left_out = _with_search_samples(splits, range(len(splits.search)), chosen.search_samples)
+    further = FurtherSamples(left_out, entry.training)
     options = {**evaluation, "further": further, "of_package": True}
-    evaluator = _evaluator(entry.trained(), None, None, entry.splits(), name, recipe, options)
+    evaluator = _evaluator(entry.trained(), None, None, splits, name, recipe, options)
     return chosen.task(name, evaluator, backend, DEFAULT_BITS)
+
+
+def _with_search_samples(
+    splits: Splits, order: Sequence[int] | np.ndarray, count: int
+) -> tuple[Splits, Samples | None]:
+    """The splits with the first `count` search samples of an order, and the others, if there are any."""
+    drawn = replace(splits, search=splits.search.subset(order[:count]), allow_duplicates=True)  # they were looked for
+    return drawn, splits.search.subset(order[count:]) if len(order) > count else None
 
 
 def _task_of_table(name: str, evaluator: TableEvaluator, backend: HardwareBackend, chosen: Chosen) -> Task:
@@ -303,10 +337,9 @@ def _task_of_module(
     # They may come sorted by class, and any first part of them should stand for all.
     if "search" in others:
         order = drawn_order(len(splits.search), _SEARCH_SALT)
-        drawn = splits.search.subset(order[:SEARCH_SAMPLES])
-        if len(order) > SEARCH_SAMPLES:
-            left_out = splits.search.subset(order[SEARCH_SAMPLES:])
-        splits = replace(splits, search=drawn, allow_duplicates=True)  # they were looked for already
+        splits, left_out = _with_search_samples(splits, order, chosen.search_samples or SEARCH_SAMPLES)
+    elif chosen.search_samples is not None:
+        raise InputError("search_samples counts search samples, and none are given; leave it out, or give some.")
     evaluation = {**evaluation, "further": FurtherSamples(left_out, load_training)}
     picked = None if outputs is None else OneTensor(outputs)
     evaluator = _evaluator(network, example_input, picked, splits, name, recipe, evaluation)

@@ -310,3 +310,17 @@ def test_the_report_reads_the_test_split_only_at_the_end():
     document = result.to_json()
     assert document["best"]["test"]["accuracy"] == task.quality(result.best.allocation, "test").accuracy
     assert document["best"]["relative_costs"]["latency"] <= 0.5 + 1e-9
+
+
+def test_uniform_widths_that_the_search_evaluated_are_not_evaluated_again():
+    task = formula_task(4, {"latency": 0.5})
+    result = make_agent("uniform").search(task, 10)
+    tried = {trial.allocation: trial for trial in result.trials}
+    task.evaluator.asked.clear()
+    result.add_baselines()
+    assert 0 < len(tried) < len(task.free_bits)
+    evaluated = {allocation for allocation, _ in task.evaluator.asked}
+    for bits in task.free_bits:
+        allocation, baseline = task.uniform(bits), result.baselines[f"uniform-{bits}"]
+        assert (allocation in evaluated) == (allocation not in tried)
+        assert baseline.allocation == allocation and baseline is tried.get(allocation, baseline)

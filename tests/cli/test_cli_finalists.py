@@ -74,3 +74,10 @@ def test_where_there_are_no_more_samples_nothing_is_chosen_again(amed, own):
     assert document["finalists"] is None
     arguments = ["search", "tabular/digits-cnn", "--agent", "milp", "--budget", "latency=0.5", "-n", 3]
     assert amed(*arguments, "--finalists", 4, "--out", "table", "--json").json["finalists"] is None
+
+
+def test_fewer_search_samples_are_another_search(amed, own):
+    document = amed(*own, "--search-samples", 10, "--finalists", 3, "--out", "few", "--json").json
+    assert document["best"]["search"]["samples"] == 10 and document["finalists"]["samples"] == 270
+    resumed = amed(*own, "--finalists", 3, "--out", "few", "--resume")
+    assert resumed.code != 0 and "fingerprint" in resumed.err

@@ -263,6 +263,23 @@ def test_float_outputs_that_are_too_large_to_keep_change_nothing(kind, monkeypat
         assert found.per_sample[name] == pytest.approx(expected.per_sample[name])
 
 
+@pytest.mark.parametrize("kind", [Classes, Values, Pixels, Tokens])
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_the_float_network_runs_once_for_its_outputs_and_its_quality(kind, split, monkeypatch, tmp_path):
+    monkeypatch.setenv("AMED_CACHE_DIR", str(tmp_path))
+    task = task_of(kind)
+    network, calls = task.evaluator.network, []
+    run = network._run_module
+    monkeypatch.setattr(network, "_run_module", lambda *given: calls.append(len(given[0])) or run(*given))
+    in_float = task.quality(task.workload.uniform(32), split)
+    assert sum(calls[1:]) == SAMPLES  # the first run of a batch tells how large the outputs are
+    (values,) = in_float.per_sample.values()
+    assert in_float.score == pytest.approx(0, abs=1e-9) and (values <= 1e-6).all()
+    calls.clear()
+    task.quality(task.workload.uniform(32), split)
+    assert calls == []
+
+
 def test_many_at_once_are_what_each_is_alone():
     task = task_of(Classes, LABELS)
     allocations = [task.workload.uniform(bits) for bits in (8, 2, 3)]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted(path for folder in ("benchmarks", "docs/examples") for path in (ROOT / folder).glob("*.py"))
+SCRIPTS = sorted(
+    path for folder in ("benchmarks", "benchmarks/peers", "docs/examples") for path in (ROOT / folder).glob("*.py")
+)
 
 
 def missing_names(source):

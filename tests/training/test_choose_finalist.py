@@ -28,6 +28,7 @@ from amed_env.hardware import load_device
 from amed_env.problem.objective import parse_budgets
 from amed_env.problem.score import DIVERGENCE
 from amed_env.tasks import make
+from amed_env.tasks.catalogue import named_network
 from amed_env.training.checkpoint import use_trained, write_trained
 
 USED = 12
@@ -178,6 +179,39 @@ def test_a_search_of_few_samples_is_what_it_was(monkeypatch):
     result = Everything().search(all_used, 27)
     best = result.best
     assert choose_finalist(result) is None and result.best is best and result.to_json()["finalists"] is None
+
+
+def test_a_search_uses_as_many_samples_as_are_asked_for_and_the_choice_all(monkeypatch):
+    few, more, most = (small_task(monkeypatch, search_samples=count) for count in (20, 40, 1_000))
+    assert [len(task.evaluator.samples("search")) for task in (few, more, most)] == [20, 40, 300]
+    assert torch.equal(more.evaluator.samples("search").inputs[:20], few.evaluator.samples("search").inputs)
+    assert len({task.evaluator.fingerprint for task in (few, more, most)}) == 3
+    assert few.quality(few.uniform(3)).samples == 20
+    choice = choose_finalist(Everything().search(few, 27), 3)
+    assert {finalist.quality.samples for finalist in choice.finalists} == {300}
+
+
+def test_so_do_searches_of_the_tasks_of_the_package():
+    splits = named_network("digits-cnn").splits()
+    usual, few, all_of_them = (make_task("digits-cnn", search_samples=count) for count in (None, 100, 500))
+    inputs = few.evaluator.samples("search").inputs
+    assert torch.equal(inputs, splits.search.inputs[:100])
+    assert usual.evaluator.fingerprint == all_of_them.evaluator.fingerprint != few.evaluator.fingerprint
+    assert len(usual.evaluator.samples("search")) == 500
+    assert len(few.evaluator.with_more_samples().samples("search")) == 500
+
+
+@pytest.mark.parametrize("count", [0, -3, True, 2.5])
+def test_numbers_of_search_samples_that_make_no_sense_are_refused(count, monkeypatch):
+    with pytest.raises(InputError, match="search_samples is"):
+        small_task(monkeypatch, search_samples=count)
+
+
+def test_search_samples_are_counted_where_there_are_some(monkeypatch):
+    with pytest.raises(InputError, match="none are given"):
+        small_task(monkeypatch, search=None, search_samples=10)
+    with pytest.raises(InputError, match="is a table of all its search samples"):
+        make_task("tabular/digits-cnn", search_samples=10)
 
 
 def test_nothing_happens_where_quality_is_looked_up_or_has_no_samples():
