@@ -116,7 +116,7 @@ def test_a_search_is_continued_with_its_own_score(amed, tmp_path):
         (["digits-cnn", "--score", "divergance"], "did you mean 'divergence'"),
         (["digits-cnn", "--metric", "macro-f"], "did you mean 'macro-f1'"),
         (["digits-cnn", "--score", "nowhere:function"], "cannot import 'nowhere'"),
-        (["tabular/digits-cnn", "--score", "divergence"], "holds no divergence"),
+        (["tabular/digits-cnn", "--score", "mae"], "unknown score of a table 'mae'"),
         (["tabular/digits-cnn", "--metric", "mcc"], "other metrics belong to the task of the network itself"),
     ],
 )

@@ -15,7 +15,7 @@ from packaging_tools import ROOT, copy_of, environment, pip, run
 pytestmark = pytest.mark.slow
 
 
-SUFFIXES = (".py", ".yaml", ".safetensors", ".json", ".npz", ".html", ".css", ".js")
+SUFFIXES = (".py", ".yaml", ".safetensors", ".json", ".npz", ".c", ".txt", ".html", ".css", ".js")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_wheel_holds_every_module_and_data_file(names):
 
 
 def test_the_wheel_is_small(wheel):
-    assert wheel.stat().st_size < 3_000_000
+    assert wheel.stat().st_size < 3_500_000  # half of it are tables of all allocations of three networks
 
 
 def test_metadata(wheel, names):
