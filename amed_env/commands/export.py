@@ -249,8 +249,10 @@ def _check_source(options: ExportOptions) -> None:
     if len(given) != 1:
         what = " and ".join(given) or "none"
         raise InputError(f"give one of --allocation FILE, --bits N, --run DIR and --finetuned DIR, not {what}.")
-    if options.bits is None and (options.activation_bits or options.pin):
-        raise InputError("--activation-bits and --pin go with --bits.")
+    if options.bits is None and options.pin:
+        raise InputError("--pin goes with --bits; the others have their own widths.")
+    if options.finetuned is not None and options.activation_bits is not None:
+        raise InputError("--finetuned brings its own allocation; leave --activation-bits out.")
 
 
 def _trained_folder(options: ExportOptions) -> Path | None:

@@ -61,7 +61,13 @@ LayersOption = Annotated[
 ]
 AllocationOption = Annotated[
     Path | None,
-    cli_option(PROBLEM, "An allocation file, as [b]amed search[/b] writes.", "--allocation", metavar="FILE"),
+    cli_option(
+        PROBLEM,
+        "An allocation file, as [b]amed search[/b] writes; or AIMET's encodings, ModelOpt's quant_cfg, "
+        "or an object of layers and widths.",
+        "--allocation",
+        metavar="FILE",
+    ),
 ]
 BitsOption = Annotated[int | None, cli_option(PROBLEM, f"The same width everywhere. {_WIDTHS}", "--bits", metavar="N")]
 ActivationBitsOption = Annotated[

@@ -130,9 +130,9 @@ def chosen_allocation(
     """
     _check_exactly_one(allocation, bits, "give either --allocation FILE or --bits N")
     if allocation is not None:
-        if activation_bits is not None or pins:
-            raise InputError("--activation-bits and --pin go with --bits; an allocation file has its own.")
-        return load_allocation(allocation, workload)
+        if pins:
+            raise InputError("--pin goes with --bits; an allocation file has its own widths.")
+        return load_allocation(allocation, workload, activation_bits)
     assert bits is not None
     return workload.uniform(bits, activation_bits).replace(parse_pins(pins, workload.layer_names))
 

@@ -208,6 +208,15 @@ class BitAllocation(Mapping[str, Precision]):
         Raises:
             AllocationError: If the file is missing, is no JSON, repeats a layer, or is malformed.
         """
+        return cls.from_json(cls.read_json(path), where=str(path))
+
+    @staticmethod
+    def read_json(path: str | Path) -> Any:
+        """The document of a file, whatever it is.
+
+        Raises:
+            AllocationError: If the file is missing, is no JSON, or repeats a key.
+        """
 
         def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             # Python's JSON keeps the last of equal keys and says nothing.
@@ -221,7 +230,6 @@ class BitAllocation(Mapping[str, Precision]):
         except (OSError, UnicodeDecodeError) as error:
             raise AllocationError(f"cannot read the allocation file {path}: {error}.") from error
         try:
-            document = json.loads(text, object_pairs_hook=reject_duplicates)
+            return json.loads(text, object_pairs_hook=reject_duplicates)
         except (ValueError, RecursionError) as error:
             raise AllocationError(f"{path} is no valid JSON: {error}.") from error
-        return cls.from_json(document, where=str(path))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from amed_env.errors import DataError, InputError, UnsupportedPrecisionError
 from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation
+from amed_env.problem.foreign_allocations import foreign_allocation
 from amed_env.problem.objective import Budget, parse_budgets
 from amed_env.problem.pins import parse_pins
 from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
@@ -422,6 +423,21 @@ def _check_same_form(example_input: Inputs, sample: Inputs) -> None:
         )
 
 
-def load_allocation(path: str | Path, workload: Workload) -> BitAllocation:
-    """An allocation file, checked against the layers that it is meant for."""
-    return BitAllocation.load(path).require_layers(workload.layer_names, f"network {workload.name!r}")
+def load_allocation(path: str | Path, workload: Workload, activation_bits: int | None = None) -> BitAllocation:
+    """An allocation file of ours or of another tool, checked against the layers that it is meant for.
+
+    Args:
+        path: The file; other tools' forms are those of `problem.foreign_allocations`.
+        workload: The network's layers.
+        activation_bits: Width of activations that another tool's file says nothing of.
+
+    Raises:
+        AllocationError: If it cannot be read, or does not fit.
+    """
+    document = BitAllocation.read_json(path)
+    if isinstance(document, dict) and not {"format", "layers"} & set(document):
+        return foreign_allocation(document, workload.layer_names, str(path), activation_bits)
+    if activation_bits is not None:
+        raise InputError(f"{path} has the widths of activations; leave --activation-bits out.")
+    found = BitAllocation.from_json(document, str(path))
+    return found.require_layers(workload.layer_names, f"network {workload.name!r}")

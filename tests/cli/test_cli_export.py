@@ -43,7 +43,7 @@ def test_a_search_ends_with_files(amed, tmp_path):
         (("--bits", 4, "--verify", "0"), "--verify takes test, search or a number of samples, not '0'"),
         (("--bits", 4, "--verify", 5, "--no-verify"), "exclude each other"),
         (("--bits", 32), "C is exported for integers of at most 8 bits"),
-        (("--pin", "first=8", "--run", "x"), "go with --bits"),
+        (("--pin", "first=8", "--run", "x"), "--pin goes with --bits"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(amed, tmp_path, arguments, message):
