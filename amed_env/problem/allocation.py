@@ -208,28 +208,28 @@ class BitAllocation(Mapping[str, Precision]):
         Raises:
             AllocationError: If the file is missing, is no JSON, repeats a layer, or is malformed.
         """
-        return cls.from_json(cls.read_json(path), where=str(path))
+        return cls.from_json(read_json(path), where=str(path))
 
-    @staticmethod
-    def read_json(path: str | Path) -> Any:
-        """The document of a file, whatever it is.
 
-        Raises:
-            AllocationError: If the file is missing, is no JSON, or repeats a key.
-        """
+def read_json(path: str | Path) -> Any:
+    """The document of a file, whatever it is.
 
-        def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            # Python's JSON keeps the last of equal keys and says nothing.
-            twice = repeated(key for key, _ in pairs)
-            if twice:
-                raise AllocationError(f"{path}: {', '.join(map(repr, twice))} is repeated.")
-            return dict(pairs)
+    Raises:
+        AllocationError: If the file is missing, is no JSON, or repeats a key.
+    """
 
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise AllocationError(f"cannot read the allocation file {path}: {error}.") from error
-        try:
-            return json.loads(text, object_pairs_hook=reject_duplicates)
-        except (ValueError, RecursionError) as error:
-            raise AllocationError(f"{path} is no valid JSON: {error}.") from error
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Python's JSON keeps the last of equal keys and says nothing.
+        twice = repeated(key for key, _ in pairs)
+        if twice:
+            raise AllocationError(f"{path}: {', '.join(map(repr, twice))} is repeated.")
+        return dict(pairs)
+
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AllocationError(f"cannot read the allocation file {path}: {error}.") from error
+    try:
+        return json.loads(text, object_pairs_hook=reject_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise AllocationError(f"{path} is no valid JSON: {error}.") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from amed_env.errors import DataError, InputError, UnsupportedPrecisionError
-from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation
+from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation, read_json
 from amed_env.problem.foreign_allocations import foreign_allocation
 from amed_env.problem.objective import Budget, parse_budgets
 from amed_env.problem.pins import parse_pins
@@ -434,7 +434,7 @@ def load_allocation(path: str | Path, workload: Workload, activation_bits: int |
     Raises:
         AllocationError: If it cannot be read, or does not fit.
     """
-    document = BitAllocation.read_json(path)
+    document = read_json(path)
     if isinstance(document, dict) and not {"format", "layers"} & set(document):
         return foreign_allocation(document, workload.layer_names, str(path), activation_bits)
     if activation_bits is not None:

@@ -101,7 +101,7 @@ def test_features_stand_where_the_table_says():
 
 
 def test_rewards_are_those_of_the_formulas():
-    task = amed_env.make_task("tabular/digits-cnn", budget={"latency": 0.6})
+    task = amed_env.make_task("tabular/digits-cnn", budget={"latency": 0.6}, score="metric")
     for gamma in (1.0, 0.9):
         env = gym.make(LAYER_WISE, task=task, gamma=gamma)
         env.reset()

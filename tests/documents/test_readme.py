@@ -24,7 +24,7 @@ COMMANDS = [
 
 
 def test_there_is_something_to_run():
-    assert len(PYTHON) == 4 and len(COMMANDS) == 10
+    assert len(PYTHON) == 4 and len(COMMANDS) == 11
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=["own-network", "train", "benchmark", "device"])
