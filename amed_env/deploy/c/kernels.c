@@ -47,6 +47,27 @@ static float clamped(float value, float low, float high) {
   return value < low ? low : value > high ? high : value;
 }
 
+/* kernel: layer pool */
+/* A sum of floats, in blocks of 16 values, 256, and so on, as the evaluator adds what a mean is over. */
+typedef struct {
+  float level[4];
+  int32_t count;
+} sum_t;
+
+static void add_to(sum_t *sum, float value) {
+  int32_t i, block = 16;
+  sum->level[0] += value;
+  sum->count++;
+  for (i = 0; i < 3 && sum->count % block == 0; i++, block *= 16) {
+    sum->level[i + 1] += sum->level[i];
+    sum->level[i] = 0.0f;
+  }
+}
+
+static float mean_of(const sum_t *sum) {
+  return (((sum->level[0] + sum->level[1]) + sum->level[2]) + sum->level[3]) / (float)sum->count;
+}
+
 /* kernel: layer */
 static void unpack(const layer_t *layer, int32_t channel, int32_t count, int8_t *row) {
   uint32_t bits = (uint32_t)layer->bits, mask = (1u << bits) - 1u, at = (uint32_t)channel * (uint32_t)count * bits;
@@ -88,7 +109,7 @@ static void layer(const layer_t *layer, const uint8_t *input, const void *addend
   int32_t count = s->kernel_height * s->kernel_width * depth;
   for (channel = 0; channel < s->out_channels; channel++) {
     int32_t first = channel / in_group * depth;
-    float total = 0.0f;
+    sum_t total = {{0.0f, 0.0f, 0.0f, 0.0f}, 0};
     unpack(layer, channel, count, row);
     for (y = 0; y < s->out_height; y++) {
       for (x = 0; x < s->out_width; x++) {
@@ -97,7 +118,7 @@ static void layer(const layer_t *layer, const uint8_t *input, const void *addend
         EPILOGUE
       }
     }
-    if (mean) values[channel] = total / (float)(s->out_height * s->out_width);
+    if (mean) values[channel] = mean_of(&total);
   }
 }
 
@@ -161,6 +182,7 @@ static void pool(const shape_t *s, const void *source, const format_t *format, i
         right = ((x + 1) * s->width + s->out_width - 1) / s->out_width;
       }
       for (c = 0; c < s->channels; c++) {
+        sum_t all = {{0.0f, 0.0f, 0.0f, 0.0f}, 0};
         float total = 0.0f, most = 0.0f;
         int32_t number = 0, best = 0, at = (y * s->out_width + x) * s->channels + c;
         for (i = top; i < bottom; i += step_y) {
@@ -172,11 +194,13 @@ static void pool(const shape_t *s, const void *source, const format_t *format, i
             value = value_of(source, format, from);
             if (number == 0 || value > most) most = value, best = from;
             total += value;
+            add_to(&all, value);
             number++;
           }
         }
         if (codes) codes[at] = ((const uint8_t *)source)[best];
         else if (divisor < 0) values[at] = most;
+        else if (s->kernel_height == 0 && s->out_height * s->out_width == 1) values[at] = mean_of(&all);
         else values[at] = total / (float)(divisor ? divisor : number);
       }
     }

@@ -39,7 +39,7 @@ _SUM_WITH_BIAS = "if (layer->bias) sum += layer->bias[channel];\n        "
 _FLOAT_EPILOGUE = """float value = (float)sum * {scaled};
         {bias}if (addend) value += value_of(addend, addend_format, at);
         if (codes) codes[at] = code_of(value, written);
-        else if (mean) total += clamped(value, low, high);
+        else if (mean) add_to(&total, clamped(value, low, high));
         else values[at] = clamped(value, low, high);"""
 _FLOAT_BIAS = "if (layer->bias) value += layer->bias[channel];\n        "
 # 64 bits hold a 32-bit sum times a 31-bit multiplier; microcontrollers multiply and add these in one instruction.
@@ -55,7 +55,7 @@ _FIXED_EPILOGUE = """int64_t exact = (int64_t)sum * layer->multiplier[channel];
           float value = ldexpf((float)exact, -layer->shift);
           if (addend && !addend_format) value += ((const float *)addend)[at];
           value = clamped(value, low, high);
-          if (mean) total += value;
+          if (mean) add_to(&total, value);
           else values[at] = value;
         }}"""
 _FIXED_BIAS = "if (layer->bias) exact += layer->bias[channel];\n        "
