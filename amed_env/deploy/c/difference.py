@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from amed_env.deploy.c.building import build, run_raw
-from amed_env.deploy.c.lowering import LayerStep, Lowered
+from amed_env.deploy.c.steps import LayerStep, Lowered
 from amed_env.deploy.c.writing import Bias, Epilogue, write_c
 from amed_env.quantization.codes import quantize
 from amed_env.quantization.network import QuantizedNetwork

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env._version import __version__
-from amed_env.deploy.c.lowering import (
+from amed_env.deploy.c.moves import MOST_AXES, Loops
+from amed_env.deploy.c.steps import (
     ConvertStep,
     CStep,
     ElementStep,
@@ -25,7 +26,6 @@ from amed_env.deploy.c.lowering import (
     Tensor,
     sizes_of,
 )
-from amed_env.deploy.c.moves import MOST_AXES, Loops
 from amed_env.deploy.memory_plan import Lifetime, MemoryPlan, plan_memory
 from amed_env.deploy.packing import bit_stream, mirrored_channels, unsigned_codes
 from amed_env.quantization.codes import Format

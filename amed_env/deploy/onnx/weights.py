@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.deploy.onnx.builder import GraphBuilder
+from amed_env.deploy.packing import bit_stream, mirrored_channels
 from amed_env.deploy.program import LayerProgram
 from amed_env.quantization.codes import WIDEST
 
@@ -91,8 +92,7 @@ class WeightStore:
         from onnx import TensorProto
 
         data_type = TensorProto.DataType.Value(f"{'UINT' if unsigned else 'INT'}{bits}")
-        codes = _low_bits(integers, bits).reshape(-1, 1)
-        stream = np.packbits((codes >> np.arange(bits, dtype=np.uint8)) & 1, bitorder="little")
+        stream = bit_stream(_low_bits(integers, bits), bits)
         stored = self._kept(self._builder.raw_constant(data_type, integers.shape, stream.tobytes(), name))
         # Runtimes have no kernels for these types, and ONNX Runtime fuses nothing that reads them.
         return self._as_bytes(stored, unsigned)
@@ -124,8 +124,7 @@ class WeightStore:
 def channel_signs(layer: LayerProgram) -> npt.NDArray[np.int32]:
     """-1 for every output channel that holds +2^(w-1), which two's complement of w bits does not have; else 1."""
     assert layer.integers is not None
-    largest = layer.integers.reshape(len(layer.integers), -1).max(axis=1)
-    return np.where(largest > 2 ** (layer.precision.weight_bits - 1) - 1, -1, 1).astype(np.int32)
+    return np.where(mirrored_channels(layer.integers, layer.precision.weight_bits), -1, 1).astype(np.int32)
 
 
 def bit_planes(integers: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
