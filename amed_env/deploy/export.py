@@ -16,7 +16,7 @@ import torch
 
 from amed_env.deploy.agreement import LEAST, Agreement, compare
 from amed_env.deploy.program import Program, program_of
-from amed_env.errors import DisagreementError, UnknownNameError
+from amed_env.errors import DisagreementError, ExportError, UnknownNameError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import Evaluator
 from amed_env.problem.allocation import BitAllocation
@@ -161,6 +161,10 @@ def export(
     evaluator = task.evaluator.network_evaluator()
     evaluator.prepare()
     folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot make the folder {folder}: {error.strerror}; choose another one.") from error
     options = options or ExportOptions()
     with torch_threads(evaluator.threads):
         program = program_of(evaluator.network, allocation)
@@ -277,7 +281,6 @@ def _write_onnx(evaluator: PostTrainingEvaluator, program: Program, folder: Path
     from amed_env.deploy.onnx import first_difference, run_onnx, write_onnx
 
     path = folder / "model.onnx"
-    folder.mkdir(parents=True, exist_ok=True)
     artefact = write_onnx(
         program, path, style=options.style, storage=options.storage, bias=options.bias, opset=options.opset
     )
@@ -302,7 +305,6 @@ def _write_qonnx(evaluator: PostTrainingEvaluator, program: Program, folder: Pat
     from amed_env.deploy.onnx import run_qonnx, write_qonnx
 
     path = folder / "model.qonnx.onnx"
-    folder.mkdir(parents=True, exist_ok=True)
     artefact = write_qonnx(program, path)
     found = Export(
         "qonnx",

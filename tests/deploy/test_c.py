@@ -244,6 +244,12 @@ def test_widths_without_integers_are_refused(digits, tmp_path):
         amed_env.export(digits, digits.uniform(4), tmp_path, format="onxx")
 
 
+def test_a_folder_that_cannot_be_made_is_named(digits, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot make the folder .*file"):
+        amed_env.export(digits, digits.uniform(4), tmp_path / "file" / "c")
+
+
 def test_names_of_networks_end_no_comment(digits, tmp_path):
     program = program_of(digits.evaluator.network, digits.uniform(4))
     write_c(lower(digits.evaluator.network, program), tmp_path, "evil */ int x; /* \n#é", scales_first=True)
