@@ -246,7 +246,7 @@ def test_widths_without_integers_are_refused(digits, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(digits, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match="cannot make the folder .*file"):
+    with pytest.raises(ExportError, match=r"cannot make the folder .*file"):
         amed_env.export(digits, digits.uniform(4), tmp_path / "file" / "c")
 
 
