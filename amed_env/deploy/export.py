@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.saturation import sums_saturate
 from amed_env.support.files import write_atomically
 from amed_env.support.threads import torch_threads
+
+if TYPE_CHECKING:
+    from amed_env.deploy.onnx import OnnxArtefact
 
 Format = Literal["c", "onnx", "qonnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -122,12 +125,12 @@ class _Written:
     Attributes:
         export: What was written.
         runs: Settings to what makes a function from inputs to outputs, with a scratch folder; the last one counts.
-        difference: Says what differs first on a sample.
+        difference: Says what differs first on a sample; None where nobody looks.
     """
 
     export: Export
     runs: Mapping[str, Callable[[Path], _Run]]
-    difference: Callable[[torch.Tensor], str | None]
+    difference: Callable[[torch.Tensor], str | None] | None
 
 
 def export(
@@ -177,14 +180,20 @@ def export(
     document = {**found.to_json(), "allocation": allocation.to_json(evaluator.workload.name)}
     write_atomically(folder / REPORT_FILE, (json.dumps(document, indent=2) + "\n").encode())
     if agreements and not agreements[-1].enough:
-        where = written.difference(_first_inputs(evaluator, verify))
         raise DisagreementError(
             f"the export answers otherwise than the evaluated network: {100 * agreements[-1].same_answer:.2f} % of "
             f"{agreements[-1].samples:,} answers are equal, expected {100 * LEAST:.0f} %. "
-            f"{'First difference: ' + where if where else 'No code of the first sample differs'}. The files stay in "
+            f"{_where(written, _first_inputs(evaluator, verify))} The files stay in "
             f"{folder} for inspection.{_advice(format, options)}"
         )
     return found
+
+
+def _where(written: _Written, sample: torch.Tensor) -> str:
+    if written.difference is None:
+        return "Where they part is not looked for in this format."
+    found = written.difference(sample)
+    return f"First difference: {found}." if found else "No code of the first sample differs."
 
 
 def _advice(format_: Format, options: ExportOptions) -> str:
@@ -287,17 +296,7 @@ def _write_onnx(evaluator: PostTrainingEvaluator, program: Program, folder: Path
     runs = {"runtime's defaults": lambda scratch: lambda inputs: run_onnx(path, inputs, None)}
     if artefact.session_options:
         runs["recommended settings"] = lambda scratch: lambda inputs: run_onnx(path, inputs, artefact.session_options)
-    found = Export(
-        "onnx",
-        (path,),
-        path.stat().st_size,
-        artefact.weight_bytes,
-        program.weight_bytes,
-        _float_bytes(program),
-        settings=artefact.session_options,
-        remarks=tuple(artefact.remarks),
-        saturates=sums_saturate(False),
-    )
+    found = _onnx_export("onnx", program, artefact)
     return _Written(found, runs, lambda sample: first_difference(program, path, sample.numpy()))
 
 
@@ -306,14 +305,19 @@ def _write_qonnx(evaluator: PostTrainingEvaluator, program: Program, folder: Pat
 
     path = folder / "model.qonnx.onnx"
     artefact = write_qonnx(program, path)
-    found = Export(
-        "qonnx",
-        (path,),
-        path.stat().st_size,
+    found = _onnx_export("qonnx", program, artefact)
+    return _Written(found, {"qonnx": lambda scratch: lambda inputs: run_qonnx(path, inputs)}, None)
+
+
+def _onnx_export(format_: Format, program: Program, artefact: OnnxArtefact) -> Export:
+    return Export(
+        format_,
+        (artefact.path,),
+        artefact.path.stat().st_size,
         artefact.weight_bytes,
         program.weight_bytes,
         _float_bytes(program),
+        settings=artefact.session_options,
         remarks=tuple(artefact.remarks),
         saturates=sums_saturate(False),
     )
-    return _Written(found, {"qonnx": lambda scratch: lambda inputs: run_qonnx(path, inputs)}, lambda sample: None)

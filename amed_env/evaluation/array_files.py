@@ -26,6 +26,23 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
 
 
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an `.npz` file by name."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def sealed(header: bytes, digest: str) -> dict[str, npt.NDArray[Any]]:
+    """A header and a digest (hex) as the arrays `header` and `sha256`."""
+    pair = {"header": header, "sha256": bytes.fromhex(digest)}
+    return {name: np.frombuffer(content, dtype=np.uint8) for name, content in pair.items()}
+
+
+def unsealed(arrays: dict[str, npt.NDArray[Any]]) -> tuple[bytes, str]:
+    """Takes header and digest (hex) out of the arrays of a file."""
+    return arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes().hex()
+
+
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
     """Turns whatever goes wrong inside into a `TableError` that names the file and what it should be."""

@@ -16,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import TableError
-from amed_env.evaluation.array_files import digest_of, packed, reading, unpacked, write_arrays
+from amed_env.evaluation.array_files import (
+    digest_of,
+    packed,
+    read_arrays,
+    reading,
+    sealed,
+    unpacked,
+    unsealed,
+    write_arrays,
+)
 from amed_env.evaluation.quality import SPLITS
 from amed_env.evaluation.table_file import QualityTable
 
@@ -79,8 +88,7 @@ class StoredDivergences:
         raw = json.dumps(header, sort_keys=True, allow_nan=False).encode()
         values: dict[str, npt.NDArray[Any]] = {split: np.asarray(self.values[split], dtype="<f2") for split in SPLITS}
         parts = {
-            "header": np.frombuffer(raw, dtype=np.uint8),
-            "sha256": np.frombuffer(bytes.fromhex(digest_of(raw, values)), dtype=np.uint8),
+            **sealed(raw, digest_of(raw, values)),
             **{split: packed(array) for split, array in values.items()},
         }
         write_arrays(path, parts)
@@ -93,9 +101,8 @@ class StoredDivergences:
             TableError: If it is missing or damaged, or no such file.
         """
         with reading(path, "file of divergences"):
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            raw, digest = arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes().hex()
+            arrays = read_arrays(path)
+            raw, digest = unsealed(arrays)
             header = json.loads(raw)
             if header.get("format") != FORMAT:
                 raise TableError(f"its format is {header.get('format')!r}, expected {FORMAT!r}.")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import TableError
-from amed_env.evaluation.array_files import reading, write_arrays
+from amed_env.evaluation.array_files import read_arrays, reading, write_arrays
 from amed_env.evaluation.quality import Evaluator, GradientMeasure
 from amed_env.evaluation.table_file import QualityTable, members_of
 from amed_env.problem.ties import Ties
@@ -89,8 +89,7 @@ class StoredProxies:
             TableError: If it is missing or damaged, or belongs to another table.
         """
         with reading(path, "file of proxies"):
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            arrays = read_arrays(path)
             header = json.loads(arrays.pop("header").tobytes())
             if header.get("format") != FORMAT:
                 raise TableError(f"its format is {header.get('format')!r}, expected {FORMAT!r}.")

@@ -19,7 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import TableError, UnsupportedPrecisionError
-from amed_env.evaluation.array_files import digest_of, packed, reading, unpacked, write_arrays
+from amed_env.evaluation.array_files import (
+    digest_of,
+    packed,
+    read_arrays,
+    reading,
+    sealed,
+    unpacked,
+    unsealed,
+    write_arrays,
+)
 from amed_env.evaluation.quality import SPLITS, Quality
 from amed_env.problem.allocation import BitAllocation, Precision, check_bits
 from amed_env.problem.score import DIVERGENCE, LOSS, TOP_1, Score
@@ -212,8 +221,7 @@ class QualityTable:
         """Write the file; equal tables give equal bytes."""
         header, arrays = self._header(), self._arrays()
         parts = {
-            "header": np.frombuffer(header, dtype=np.uint8),
-            "sha256": np.frombuffer(bytes.fromhex(self.digest), dtype=np.uint8),
+            **sealed(header, self.digest),
             **{name: array if array.dtype == "<f8" else packed(array) for name, array in arrays.items()},
         }
         write_arrays(path, parts)
@@ -230,9 +238,8 @@ class QualityTable:
 
     @classmethod
     def _load(cls, path: Path) -> QualityTable:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        raw, digest = arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes().hex()
+        arrays = read_arrays(path)
+        raw, digest = unsealed(arrays)
         header = json.loads(raw)
         if header.get("format") != FORMAT:
             raise TableError(f"its format is {header.get('format')!r}, expected {FORMAT!r}.")

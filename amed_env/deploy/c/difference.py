@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from amed_env.deploy.c.building import build, run_raw
+from amed_env.deploy.c.recording import node_values
 from amed_env.deploy.c.steps import LayerStep, Lowered
 from amed_env.deploy.c.writing import Bias, Epilogue, write_c
 from amed_env.quantization.codes import quantize
@@ -40,14 +39,12 @@ def first_difference(
         folder = Path(scratch)
         write_c(lowered, folder, "", scales_first=scales_first, epilogue=epilogue, bias=bias, traced=True)
         written = np.frombuffer(run_raw(build(folder, folder), sample.numpy()), np.uint8)
-    recorder = _Values(network.module)
-    with torch.no_grad():
-        recorder.run(sample)
+    known = node_values(network.module, sample)
     place = 0
     for step in lowered.steps:
         if not isinstance(step, LayerStep) or step.target.format is None:
             continue
-        values = recorder.found[lowered.nodes[step.layer.name]]
+        values = known[lowered.nodes[step.layer.name]]
         expected = quantize(values, step.target.format, step.low, step.high).tensor
         stored = expected.permute(*step.target.order).contiguous().numpy().reshape(-1)
         found = written[place : place + stored.size]
@@ -55,16 +52,3 @@ def first_difference(
         if not np.array_equal(stored, found):
             return f"layer {step.layer.name!r}: {int((stored != found).sum()):,} of {stored.size:,} codes differ"
     return None
-
-
-class _Values(fx.Interpreter):
-    """What every node of a network returns."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """See `fx.Interpreter`."""
-        self.found[n] = super().run_node(n)
-        return self.found[n]

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from amed_env.deploy.c.moves import is_same, moved, positions
+from amed_env.deploy.c.recording import node_values
 from amed_env.deploy.c.steps import (
     ConvertStep,
     CStep,
@@ -66,30 +67,16 @@ def _and_more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-class _Recorder(fx.Interpreter):
-    """What every node returns for one sample: a tensor's shape, or a number."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """See `fx.Interpreter`."""
-        result = super().run_node(n)
-        self.found[n] = tuple(result.shape) if isinstance(result, torch.Tensor) else result
-        return result
-
-
 class _Lowering:
     def __init__(self, network: QuantizedNetwork, program: Program) -> None:
         self._program = program
         self._engine: IntegerEngine
         self._plan: Plan
         self._engine, self._plan = network.on_integers(program.allocation)
-        recorder = _Recorder(network.module)
-        with torch.no_grad():
-            recorder.run(program.example[:1])
-        self._known = recorder.found
+        # The shape of every tensor, and every number, for one sample.
+        self._known: dict[fx.Node, Any] = {}
+        for node, value in node_values(network.module, program.example[:1]).items():
+            self._known[node] = tuple(value.shape) if isinstance(value, torch.Tensor) else value
         self._values: dict[fx.Node, Tensor] = {}
         self._padded: dict[fx.Node, tuple[Tensor, tuple[int, int]]] = {}
         self._steps: list[CStep] = []
