@@ -14,9 +14,11 @@ from amed_env import BitAllocation, ExportOptions, make_task
 from amed_env.deploy.c.building import MICROCONTROLLER, MICROCONTROLLER_FLAGS, build, compiler, run
 from amed_env.deploy.c.difference import first_difference
 from amed_env.deploy.c.lowering import lower
+from amed_env.deploy.c.steps import buffers_of
 from amed_env.deploy.c.writing import write_c
 from amed_env.deploy.program import program_of
 from amed_env.errors import DisagreementError, ExportError, UnknownNameError
+from amed_env.problem import memory_plan
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 
@@ -177,6 +179,43 @@ def test_networks_of_ones_own_are_bit_equal_at_odd_widths(name, tmp_path):
     for seed in range(2):
         found = amed_env.export(task, mixed(task.workload, seed), tmp_path / str(seed), verify="search")
         assert found.agreements[0].bit_equal == 1, found.agreements
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("epilogue", ["float", "fixed"])
+def test_packed_results_are_the_same_results(name, epilogue, tmp_path, monkeypatch):
+    from amed_env.deploy.c import writing
+
+    task = own_task(name)
+    network, chosen = task.evaluator.network, mixed(task.workload, 2)
+    program = program_of(network, chosen)
+    lowered = lower(network, program)
+    sample = task.evaluator.samples("search").inputs[:5]
+
+    def outputs(folder):
+        how = {"scales_first": program.scales_first, "epilogue": epilogue, "bias": "float"}
+        write_c(lowered, tmp_path / folder, "", **how)
+        return run(build(tmp_path / folder, tmp_path / folder), sample.numpy(), lowered.output.elements)
+
+    plain = outputs("plain")
+    narrow = {name for name, buffer in buffers_of(lowered).items() if buffer.bits < 8}
+    assert narrow
+    monkeypatch.setattr(writing, "plan_memory", lambda buffers: memory_plan._plan(buffers, frozenset(narrow)))
+    np.testing.assert_array_equal(outputs("packed"), plain)
+    assert "#if 1" in (tmp_path / "packed" / "model.c").read_text()
+
+
+def test_a_chain_at_four_bits_takes_half_the_memory_for_results(tmp_path):
+    convolutions = [layer for _ in range(3) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), *convolutions, nn.Flatten(), nn.Linear(512, 2))
+    task = make_task(
+        network=network.eval(), recipe="nearest", threads=1, calibration=images(size=8), score="squared-error"
+    )
+    row = 512  # weights of one output of the last layer
+    for bits in (8, 4, 2):
+        found = amed_env.export(task, task.uniform(bits), tmp_path / str(bits), verify="search")
+        assert found.ram == 2 * 8 * 8 * 8 * bits // 8 + row
+        assert found.agreements[0].bit_equal == 1
 
 
 @pytest.mark.parametrize("bias", ["float", "int32"])

@@ -1,12 +1,13 @@
 /* Kernels of a quantized network: no dependency but <stdint.h> and <math.h>, no heap.
 
-   Values are codes of one byte, (code - zero) * scale, or floats. Weights are a stream of bits, lowest bit first, one
+   Values are codes, (code - zero) * scale, or floats. A code takes a byte, or `bits` bits of `code - least`. Weights are a stream of bits, lowest bit first, one
    output channel after the other, each channel in the order height, width, input channel. Layers read and write
    channels last. Sums are exact in 32 bits. */
 
 typedef struct {
   float scale, inverse; /* of one step, and 1 / scale */
   int32_t zero, low, high;
+  int32_t bits, least; /* that a code takes in memory; 8 and 0 for a byte */
 } format_t;
 
 typedef struct {
@@ -29,8 +30,37 @@ typedef struct {
   format_t read;
 } layer_t;
 
+static uint8_t code_at(const void *values, const format_t *format, int32_t at) {
+  const uint8_t *codes = values;
+#if PACKED
+  if (format->bits < 8) {
+    uint32_t bits = (uint32_t)format->bits, first = (uint32_t)at * bits, shift = first & 7;
+    uint32_t two = codes[first >> 3];
+    if (shift + bits > 8) two |= (uint32_t)codes[(first >> 3) + 1] << 8;
+    return (uint8_t)((two >> shift & ((1u << bits) - 1u)) + (uint32_t)format->least);
+  }
+#endif
+  (void)format;
+  return codes[at];
+}
+
+static void keep(uint8_t *codes, const format_t *format, int32_t at, uint8_t code) {
+#if PACKED
+  if (format->bits < 8) {
+    uint32_t bits = (uint32_t)format->bits, first = (uint32_t)at * bits, shift = first & 7;
+    uint32_t mask = ((1u << bits) - 1u) << shift, two = (uint32_t)(code - format->least) << shift;
+    uint8_t *byte = codes + (first >> 3);
+    byte[0] = (uint8_t)((byte[0] & ~mask) | two);
+    if (shift + bits > 8) byte[1] = (uint8_t)((byte[1] & ~(mask >> 8)) | two >> 8);
+    return;
+  }
+#endif
+  (void)format;
+  codes[at] = code;
+}
+
 static float value_of(const void *values, const format_t *format, int32_t at) {
-  if (format) return (float)((int32_t)((const uint8_t *)values)[at] - format->zero) * format->scale;
+  if (format) return (float)((int32_t)code_at(values, format, at) - format->zero) * format->scale;
   return ((const float *)values)[at];
 }
 
@@ -90,10 +120,21 @@ static int32_t sum_of(const layer_t *layer, const uint8_t *input, const int8_t *
     if (from_y < 0 || from_y >= s->height) continue;
     for (j = 0; j < s->kernel_width; j++) {
       int32_t from_x = x * s->stride_width + j * s->dilation_width - s->pad_left;
-      const uint8_t *codes = input + (from_y * s->width + from_x) * s->channels + first;
+      int32_t from = (from_y * s->width + from_x) * s->channels + first;
       const int8_t *weights = row + (i * s->kernel_width + j) * depth;
       if (from_x < 0 || from_x >= s->width) continue;
-      for (k = 0; k < depth; k++) sum += ((int32_t)codes[k] - zero) * weights[k];
+#if PACKED
+      if (layer->read.bits < 8) {
+        uint32_t bits = (uint32_t)layer->read.bits, mask = (1u << bits) - 1u, at = (uint32_t)from * bits;
+        for (k = 0; k < depth; k++, at += bits) {
+          uint32_t shift = at & 7, two = input[at >> 3];
+          if (shift + bits > 8) two |= (uint32_t)input[(at >> 3) + 1] << 8;
+          sum += ((int32_t)(two >> shift & mask) + layer->read.least - zero) * weights[k];
+        }
+        continue;
+      }
+#endif
+      for (k = 0; k < depth; k++) sum += ((int32_t)input[from + k] - zero) * weights[k];
     }
   }
   return sum;
@@ -128,7 +169,7 @@ static void convert(const void *source, const format_t *read, const format_t *wr
   int32_t i;
   for (i = 0; i < count; i++) {
     float value = value_of(source, read, i);
-    if (codes) codes[i] = code_of(value, written);
+    if (codes) keep(codes, written, i, code_of(value, written));
     else values[i] = value;
   }
 }
@@ -139,7 +180,7 @@ typedef struct {
   int32_t counts[5], source[5], target[5], source_first, target_first;
 } loops_t;
 
-static void move(const void *source, void *target, int32_t bytes, const loops_t *loops) {
+static void move(const void *source, const format_t *read, void *target, const format_t *written, const loops_t *loops) {
   const int32_t *n = loops->counts, *s = loops->source, *t = loops->target;
   int32_t a, b, c, d, e;
   for (a = 0; a < n[0]; a++)
@@ -149,7 +190,7 @@ static void move(const void *source, void *target, int32_t bytes, const loops_t 
           for (e = 0; e < n[4]; e++) {
             int32_t from = loops->source_first + a * s[0] + b * s[1] + c * s[2] + d * s[3] + e * s[4];
             int32_t to = loops->target_first + a * t[0] + b * t[1] + c * t[2] + d * t[3] + e * t[4];
-            if (bytes == 1) ((uint8_t *)target)[to] = ((const uint8_t *)source)[from];
+            if (written) keep(target, written, to, code_at(source, read, from));
             else ((float *)target)[to] = ((const float *)source)[from];
           }
 }
@@ -158,7 +199,7 @@ static void move(const void *source, void *target, int32_t bytes, const loops_t 
 static void fill(void *target, const format_t *format, int32_t count) {
   int32_t i;
   for (i = 0; i < count; i++) {
-    if (format) ((uint8_t *)target)[i] = (uint8_t)format->zero;
+    if (format) keep(target, format, i, (uint8_t)format->zero);
     else ((float *)target)[i] = 0.0f;
   }
 }
@@ -166,7 +207,8 @@ static void fill(void *target, const format_t *format, int32_t count) {
 /* kernel: pool */
 /* `divisor`: -1 for the largest value, 0 to divide by the number of values, else what sums are divided by. Windows of
    an adaptive pooling (kernel_height 0) share the input out. */
-static void pool(const shape_t *s, const void *source, const format_t *format, int32_t divisor, uint8_t *codes, float *values) {
+static void pool(const shape_t *s, const void *source, const format_t *format, int32_t divisor, const format_t *written,
+                 uint8_t *codes, float *values) {
   int32_t y, x, c, i, j;
   for (y = 0; y < s->out_height; y++) {
     for (x = 0; x < s->out_width; x++) {
@@ -198,7 +240,7 @@ static void pool(const shape_t *s, const void *source, const format_t *format, i
             number++;
           }
         }
-        if (codes) codes[at] = ((const uint8_t *)source)[best];
+        if (codes) keep(codes, written, at, code_at(source, format, best));
         else if (divisor < 0) values[at] = most;
         else if (s->kernel_height == 0 && s->out_height * s->out_width == 1) values[at] = mean_of(&all);
         else values[at] = total / (float)(divisor ? divisor : number);

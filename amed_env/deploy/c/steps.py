@@ -10,6 +10,7 @@ from torch import fx
 
 from amed_env.deploy.c.moves import Loops
 from amed_env.deploy.program import LayerProgram
+from amed_env.problem.memory_plan import FLOAT_BITS, Buffer
 from amed_env.quantization.codes import Format
 
 
@@ -21,7 +22,7 @@ class Tensor:
         name: Its name in C.
         shape: Of one sample, the axis of samples (1) in front.
         order: Axes from the slowest to the fastest in memory.
-        format: Of its codes, one byte each; None for floats of four bytes.
+        format: Of its codes; None for floats of four bytes.
     """
 
     name: str
@@ -35,9 +36,9 @@ class Tensor:
         return math.prod(self.shape)
 
     @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.elements * (4 if self.format is None else 1)
+    def bits(self) -> int:
+        """Of a value: 32 for floats."""
+        return FLOAT_BITS if self.format is None else (self.format.high - self.format.low).bit_length()
 
 
 @dataclass(frozen=True)
@@ -145,3 +146,50 @@ def sizes_of(tensor: Tensor) -> tuple[int, int, int]:
     if len(places) > 2:  # a linear layer on rows
         places = [math.prod(places[:-1]), places[-1]]
     return (*[1] * (2 - len(places)), *places, channels)  # type: ignore[return-value]
+
+
+def read_by(step: CStep) -> tuple[Tensor, ...]:
+    """What a step reads."""
+    if isinstance(step, LayerStep):
+        return (step.source,) if step.addend is None else (step.source, step.addend)
+    if isinstance(step, MoveStep | ElementStep):
+        return step.sources
+    return (step.source,)
+
+
+def buffers_of(lowered: Lowered) -> dict[str, Buffer]:
+    """All results but those that are the caller's, with how long they live."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    results: dict[str, tuple[Tensor, CStep]] = {}
+    for number, step in enumerate(lowered.steps):
+        for tensor in (*read_by(step), step.target):
+            last[tensor.name] = number
+        first[step.target.name] = number
+        results[step.target.name] = step.target, step
+    results.pop(lowered.output.name, None)
+    return {
+        name: Buffer(target.elements, target.bits, first[name], last[name], *_overwrites(step))
+        for name, (target, step) in results.items()
+    }
+
+
+def _overwrites(step: CStep) -> tuple[str | None, bool]:
+    """What a step may write over if nobody else reads it, and whether with values of less bits.
+
+    Kernels write a value after they read those at its own and all earlier places, so that they may go over what they
+    read in order. A layer goes over its result once a channel: what it adds must be as wide as what it writes.
+    """
+    if isinstance(step, LayerStep):
+        own = step.addend is not None and step.addend.name != step.source.name and not step.mean
+        return (step.addend.name if own and step.addend else None), False
+    if isinstance(step, ConvertStep):
+        return step.source.name, True
+    if isinstance(step, ElementStep):
+        return step.sources[-1].name, True
+    if isinstance(step, PoolStep):
+        height, width, _ = sizes_of(step.source)
+        out_height, out_width, _ = sizes_of(step.target)
+        forward = step.window.padding == (0, 0) and out_height <= height and out_width <= width
+        return (step.source.name if forward else None), True
+    return None, False

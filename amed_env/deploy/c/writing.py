@@ -24,10 +24,11 @@ from amed_env.deploy.c.steps import (
     MoveStep,
     PoolStep,
     Tensor,
+    buffers_of,
     sizes_of,
 )
-from amed_env.deploy.memory_plan import Lifetime, MemoryPlan, plan_memory
 from amed_env.deploy.packing import bit_stream, mirrored_channels, unsigned_codes
+from amed_env.problem.memory_plan import BYTE, plan_memory
 from amed_env.quantization.codes import Format
 from amed_env.support.files import write_atomically
 
@@ -38,19 +39,20 @@ Bias = Literal["float", "int32"]
 _SUM_WITH_BIAS = "if (layer->bias) sum += layer->bias[channel];\n        "
 _FLOAT_EPILOGUE = """float value = (float)sum * {scaled};
         {bias}if (addend) value += value_of(addend, addend_format, at);
-        if (codes) codes[at] = code_of(value, written);
+        if (codes) keep(codes, written, at, code_of(value, written));
         else if (mean) add_to(&total, clamped(value, low, high));
         else values[at] = clamped(value, low, high);"""
 _FLOAT_BIAS = "if (layer->bias) value += layer->bias[channel];\n        "
 # 64 bits hold a 32-bit sum times a 31-bit multiplier; microcontrollers multiply and add these in one instruction.
 _FIXED_EPILOGUE = """int64_t exact = (int64_t)sum * layer->multiplier[channel];
         {bias}if (addend && addend_format)
-          exact += (int64_t)(((const uint8_t *)addend)[at] - addend_format->zero) * layer->addend_multiplier;
+          exact += (int64_t)(code_at(addend, addend_format, at) - addend_format->zero) * layer->addend_multiplier;
         if (addend && !addend_format && codes)
           exact += (int64_t)(((const float *)addend)[at] * written->inverse * (float)((int64_t)1 << layer->shift));
         if (codes) {{
           int64_t code = written->zero + ((exact + ((int64_t)1 << (layer->shift - 1))) >> layer->shift);
-          codes[at] = (uint8_t)(code < written->low ? written->low : code > written->high ? written->high : code);
+          code = code < written->low ? written->low : code > written->high ? written->high : code;
+          keep(codes, written, at, (uint8_t)code);
         }} else {{
           float value = ldexpf((float)exact, -layer->shift);
           if (addend && !addend_format) value += ((const float *)addend)[at];
@@ -164,9 +166,9 @@ class _Writer:
     def __init__(self, lowered: Lowered, scales_first: bool, epilogue: Epilogue, bias: Bias, traced: bool) -> None:
         self._lowered, self._scales_first, self._fixed = lowered, scales_first, epilogue == "fixed"
         self._bias, self._traced = bias, traced
-        self._plan = _plan(lowered)
+        self._plan = plan_memory(buffers_of(lowered))
         self._constants: list[str] = []
-        self._formats: dict[Format, str] = {}
+        self._formats: dict[str, str] = {}
         self._weights = self._ideal = self._tables = 0.0
         self._row = 1
 
@@ -182,6 +184,7 @@ class _Writer:
         if not self._lowered.steps or returned.name == given.name:
             calls.append(f"for (int i = 0; i < {returned.elements}; i++) output[i] = input[i];")
         kernels = _used_kernels(_resource("kernels.c"), calls).replace("LARGEST_ROW", str(self._row))
+        kernels = kernels.replace("PACKED", str(int(bool(self._plan.packed))))
         kernels = kernels.replace("EPILOGUE_T", "int32_t" if self._fixed else "float")
         kernels = kernels.replace("BIAS_T", self._bias_type()).replace("EPILOGUE", self._epilogue())
         parts = [
@@ -214,29 +217,28 @@ class _Writer:
             return self._layer(number, step)
         codes, values = self._written(step.target)
         if isinstance(step, ConvertStep):
-            read, written = self._format(step.source.format), self._format(step.target.format)
+            read, written = self._format(step.source), self._format(step.target)
             return [f"convert({self._at(step.source)}, {read}, {written}, {step.target.elements}, {codes}, {values});"]
         if isinstance(step, ElementStep):
-            terms = [f"{self._at(term)}, {self._format(term.format)}" for term in step.sources] + ["0, 0"]
+            terms = [f"{self._at(term)}, {self._format(term)}" for term in step.sources] + ["0, 0"]
             limits = f"{_float(step.low)}, {_float(step.high)}"
             return [f"add({terms[0]}, {terms[1]}, {limits}, {step.target.elements}, {values});"]
         if isinstance(step, PoolStep):
             self._constants.append(f"static const shape_t shape_{number} = {_pool_shape(step)};")
             divisor = -1 if step.divisor is None else step.divisor
-            source, read = self._at(step.source), self._format(step.source.format)
-            return [f"pool(&shape_{number}, {source}, {read}, {divisor}, {codes}, {values});"]
+            source, read, written = self._at(step.source), self._format(step.source), self._format(step.target)
+            return [f"pool(&shape_{number}, {source}, {read}, {divisor}, {written}, {codes}, {values});"]
         return self._moves(number, step)
 
     def _moves(self, number: int, step: MoveStep) -> Iterable[str]:
-        target = self._at(step.target)
+        target, written = self._at(step.target), self._format(step.target)
         calls = []
         if step.padded:
-            calls.append(f"fill({target}, {self._format(step.target.format)}, {step.target.elements});")
-        width = 4 if step.target.format is None else 1
+            calls.append(f"fill({target}, {written}, {step.target.elements});")
         for part, (operand, loops) in enumerate(step.loops):
             self._constants.append(f"static const loops_t loops_{number}_{part} = {_loops(loops)};")
-            source = self._at(step.sources[operand])
-            calls.append(f"move({source}, {target}, {width}, &loops_{number}_{part});")
+            source, read = self._at(step.sources[operand]), self._format(step.sources[operand])
+            calls.append(f"move({source}, {read}, {target}, {written}, &loops_{number}_{part});")
         return calls
 
     def _layer(self, number: int, step: LayerStep) -> Iterable[str]:
@@ -269,21 +271,19 @@ class _Writer:
         read = layer.read.format
         fields = [
             _layer_shape(step), f"weights_{number}", marks, str(bits), f"multipliers_{number}",
-            "0" if bias is None else f"bias_{number}", str(shift), str(of_addend), _float(read.scale), _fields(read),
+            "0" if bias is None else f"bias_{number}", str(shift), str(of_addend), _float(read.scale),
+            self._fields(read, step.source),
         ]  # fmt: skip
         self._constants.append(f"static const layer_t layer_{number} = {{{', '.join(fields)}}};")
-        written: Format | None = None
-        if target.format is not None:
-            low, high = target.format.clamped(step.low, step.high)
-            written = target.format._replace(low=low, high=high)
+        written = None if target.format is None else target.format.clamped(step.low, step.high)
         addend = "0, 0"
         if step.addend is not None:
-            addend = f"{self._at(step.addend)}, {self._format(step.addend.format)}"
+            addend = f"{self._at(step.addend)}, {self._format(step.addend)}"
         codes, values = self._written(target)
         limits = f"{_float(step.low)}, {_float(step.high)}"
         operands = f"&layer_{number}, {self._at(step.source)}, {addend}"
         return [
-            f"layer({operands}, {limits}, {self._format(written)}, {codes}, {values}, {int(step.mean)});",
+            f"layer({operands}, {limits}, {self._format(target, written)}, {codes}, {values}, {int(step.mean)});",
             *self._trace(target),
         ]
 
@@ -291,7 +291,8 @@ class _Writer:
         """What writes a result of codes to the standard output."""
         if not self._traced or target.format is None:
             return []
-        return [f"fwrite({self._at(target)}, 1, {target.size}, stdout);"]
+        place, format_ = self._at(target), self._format(target)
+        return [f"for (int i = 0; i < {target.elements}; i++) putchar(code_at({place}, {format_}, i));"]
 
     def _arithmetic(self, step: LayerStep) -> tuple[list[Any], list[Any] | None, int, int]:
         """Multipliers, biases, shift, and the multiplier of the addend."""
@@ -329,14 +330,27 @@ class _Writer:
         said = f"/* {_comment(comment)} */\n" if comment else ""
         self._constants.append(f"{said}static const {type_} {name}[] = {{\n{body}\n}};")
 
-    def _format(self, format_: Format | None) -> str:
-        """A pointer to a format."""
-        if format_ is None:
+    def _format(self, tensor: Tensor, limits: tuple[int, int] | None = None) -> str:
+        """A pointer to the format of a tensor's codes, perhaps of the smallest and largest one that is written."""
+        if tensor.format is None:
             return "0"
-        if format_ not in self._formats:
-            self._formats[format_] = f"format_{len(self._formats)}"
-            self._constants.append(f"static const format_t {self._formats[format_]} = {_fields(format_)};")
-        return f"&{self._formats[format_]}"
+        low, high = limits or (tensor.format.low, tensor.format.high)
+        fields = self._fields(tensor.format._replace(low=low, high=high), tensor)
+        if fields not in self._formats:
+            self._formats[fields] = f"format_{len(self._formats)}"
+            self._constants.append(f"static const format_t {self._formats[fields]} = {fields};")
+        return f"&{self._formats[fields]}"
+
+    def _fields(self, format_: Format, tensor: Tensor) -> str:
+        """A format, and how the codes of a tensor are stored."""
+        bits, least = BYTE, 0
+        if tensor.name in self._plan.packed:
+            assert tensor.format is not None
+            bits, least = tensor.bits, tensor.format.low
+        # The inverse is rounded once, from the double that the evaluator multiplies by.
+        inverse = np.float32(1.0 / format_.scale)
+        scales = f"{_float(format_.scale)}, {_float(float(inverse))}"
+        return f"{{{scales}, {format_.zero_point}, {format_.low}, {format_.high}, {bits}, {least}}}"
 
     def _at(self, tensor: Tensor) -> str:
         if tensor.name == self._lowered.input.name:
@@ -348,27 +362,6 @@ class _Writer:
 
     def _written(self, tensor: Tensor) -> tuple[str, str]:
         return ("0", self._at(tensor)) if tensor.format is None else (self._at(tensor), "0")
-
-
-def _plan(lowered: Lowered) -> MemoryPlan:
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for number, step in enumerate(lowered.steps):
-        for tensor in (*_read_by(step), step.target):
-            first.setdefault(tensor.name, number)
-            last[tensor.name] = number
-            sizes[tensor.name] = tensor.size
-    kept = [name for name in first if name not in (lowered.input.name, lowered.output.name)]
-    return plan_memory({name: Lifetime(sizes[name], first[name], last[name]) for name in kept})
-
-
-def _read_by(step: CStep) -> tuple[Tensor, ...]:
-    if isinstance(step, LayerStep):
-        return (step.source,) if step.addend is None else (step.source, step.addend)
-    if isinstance(step, MoveStep | ElementStep):
-        return step.sources
-    return (step.source,)
 
 
 def _layer_shape(step: LayerStep) -> str:
@@ -396,12 +389,6 @@ def _loops(loops: Loops) -> str:
     counts = ", ".join(map(str, [1] * missing + list(loops.counts)))
     steps = [", ".join(map(str, [0] * missing + list(values))) for values in (loops.source_steps, loops.target_steps)]
     return f"{{{{{counts}}}, {{{steps[0]}}}, {{{steps[1]}}}, {loops.source_offset}, {loops.target_offset}}}"
-
-
-def _fields(format_: Format) -> str:
-    # The inverse is rounded once, from the double that the evaluator multiplies by.
-    inverse = np.float32(1.0 / format_.scale)
-    return f"{{{_float(format_.scale)}, {_float(float(inverse))}, {format_.zero_point}, {format_.low}, {format_.high}}}"
 
 
 def _float(value: float) -> str:

@@ -1,0 +1,156 @@
+"""The memory that results of layers take while a network runs: which share a place, and which are stored in few bits.
+
+A result lives from the step that makes it to the last one that reads it. Results that do not live at the same time
+share memory; a step that goes over the places of a result in order may write over it; codes of less than 8 bits take
+a byte each, but are packed where the network would otherwise need more memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+ALIGNMENT = 4
+"""Bytes: floats and 32-bit integers are read from aligned addresses."""
+BYTE = 8
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A result.
+
+    Attributes:
+        elements: Values.
+        bits: Of each: 32 for floats, 2 to 8 for codes.
+        first, last: The steps between which it must be kept.
+        over: A result that step `first` may write over, if it is the last one that reads it; None if there is none.
+        narrower: Whether it may do so with values of less bits than it reads, or only with values of as many.
+    """
+
+    elements: int
+    bits: int
+    first: int
+    last: int
+    over: str | None = None
+    narrower: bool = False
+
+    def stored_bits(self, packed: bool) -> int:
+        """Bits that a value takes in memory."""
+        return self.bits if packed or self.bits > BYTE else BYTE
+
+    def size(self, packed: bool) -> int:
+        """Bytes."""
+        return -(-self.elements * self.stored_bits(packed) // BYTE)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Places of results in one arena.
+
+    Attributes:
+        offsets: Name to the first byte.
+        size: Bytes of the arena.
+        packed: Names of codes that are stored at their width and not in a byte each.
+    """
+
+    offsets: Mapping[str, int]
+    size: int
+    packed: frozenset[str] = frozenset()
+
+
+def plan_memory(buffers: Mapping[str, Buffer]) -> MemoryPlan:
+    """Places without overlap of what lives at the same time, in as little memory as several usual orders find.
+
+    Unpacking costs time, so codes are packed only where the arena would be larger without.
+    """
+    plain = _plan(buffers, frozenset())
+    packed = frozenset(name for name, buffer in buffers.items() if buffer.bits < BYTE)
+    smallest = _plan(buffers, packed) if packed else plain
+    if smallest.size >= plain.size:
+        return plain
+    for group in _halves(sorted(packed)):
+        if packed & set(group):
+            found = _plan(buffers, packed - set(group))
+            if found.size <= smallest.size:
+                smallest, packed = found, found.packed
+    return smallest
+
+
+def _halves(names: Sequence[str]) -> list[Sequence[str]]:
+    """Groups to try, from all names to each one: two halves of every group."""
+    groups = [names]
+    for group in groups:
+        if len(group) > 1:
+            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+    return groups
+
+
+def _plan(buffers: Mapping[str, Buffer], packed: frozenset[str]) -> MemoryPlan:
+    """The best of several orders: each buffer goes to the lowest place that is free, as in embedded runtimes.
+
+    Which buffer goes first decides how much is wasted: the largest is usually best, but not where sizes are nearly
+    equal.
+    """
+    sizes = {name: buffer.size(name in packed) for name, buffer in buffers.items()}
+    orders = (
+        sorted(buffers, key=lambda name: (-sizes[name], buffers[name].first, name)),
+        sorted(buffers, key=lambda name: (buffers[name].first, -sizes[name], name)),
+        sorted(buffers, key=lambda name: (-buffers[name].last, -sizes[name], name)),
+        sorted(buffers, key=lambda name: (buffers[name].first - buffers[name].last, -sizes[name], name)),
+    )
+    shared = [
+        frozenset((name, buffer.over))
+        for name, buffer in buffers.items()
+        if buffer.over is not None and _may_overwrite(buffers, name, buffer.over, packed)
+    ]
+    # Writing over a result ties two places together, which may waste more elsewhere: both are tried.
+    found = [_placed(buffers, sizes, order, set(shared)) for order in orders]
+    if shared:
+        found += [_placed(buffers, sizes, order, set()) for order in orders]
+    best = min(found, key=lambda plan: plan.size)
+    return MemoryPlan(best.offsets, best.size, packed)
+
+
+def _may_overwrite(buffers: Mapping[str, Buffer], name: str, over: str, packed: Collection[str]) -> bool:
+    if over not in buffers:
+        return False
+    buffer, read = buffers[name], buffers[over]
+    mine, theirs = buffer.stored_bits(name in packed), read.stored_bits(over in packed)
+    return read.last == buffer.first and (mine == theirs or (buffer.narrower and mine < theirs))
+
+
+def _placed(
+    buffers: Mapping[str, Buffer], sizes: Mapping[str, int], order: Sequence[str], pairs: set[frozenset[str]]
+) -> MemoryPlan:
+    offsets: dict[str, int] = {}
+    for name in order:
+        mine = buffers[name]
+        alive = [other for other in offsets if buffers[other].first <= mine.last and mine.first <= buffers[other].last]
+        shared = [other for other in alive if frozenset((name, other)) in pairs]
+        offsets[name] = _place(sizes, offsets, name, alive, shared)
+    size = max((offsets[name] + _aligned(sizes[name]) for name in offsets), default=0)
+    return MemoryPlan(offsets, size)
+
+
+def _place(
+    sizes: Mapping[str, int], offsets: Mapping[str, int], name: str, alive: Sequence[str], shared: Sequence[str]
+) -> int:
+    """That of a result which is written over, or else the lowest one that is free."""
+    taken = {other: (offsets[other], offsets[other] + _aligned(sizes[other])) for other in alive}
+    size = _aligned(sizes[name])
+    for other in shared:
+        place = offsets[other]
+        others = [taken[third] for third in alive if third != other]
+        if all(place + size <= start or end <= place for start, end in others):
+            return place
+    place = 0
+    for start, end in sorted(taken.values()):
+        if place + size <= start:
+            break
+        place = max(place, end)
+    return place
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
