@@ -436,7 +436,8 @@ def load_allocation(path: str | Path, workload: Workload, activation_bits: int |
     """
     document = read_json(path)
     if isinstance(document, dict) and not {"format", "layers"} & set(document):
-        return foreign_allocation(document, workload.layer_names, str(path), activation_bits)
+        kinds = {layer.name: layer.kind for layer in workload}
+        return foreign_allocation(document, kinds, str(path), activation_bits)
     if activation_bits is not None:
         raise InputError(f"{path} has the widths of activations; leave --activation-bits out.")
     found = BitAllocation.from_json(document, str(path))
