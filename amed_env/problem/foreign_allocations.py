@@ -2,11 +2,11 @@
 
 Three forms are read, all JSON:
 
-- AIMET's encodings of versions 0.6.1 (names to encodings), 1.0.0 (lists of encodings with names) and 2.0.0 (one list, with
-  types such as `int4`). A file seldom says what a layer reads, but what is written where; if all activations in it have
-  one width, it is that.
+- AIMET's encodings of versions 0.6.1 (names to encodings), 1.0.0 (lists of encodings with names) and 2.0.0 (one list,
+  with types such as `int4`). A file seldom says what a layer reads, but what is written where; if all activations in
+  it have one width, it is that.
 - ModelOpt's `quant_cfg`: `num_bits` of the quantizers `LAYER.weight_quantizer` and `LAYER.input_quantizer`. Entries are
-  patterns, of which the last one that fits decides: a list of entries since version 0.40, an object before.
+  patterns, of which the last one that fits decides: a list of entries in version 0.47, an object in older ones.
 - a mapping from layer to a width, or to a pair of them (weights, activations), as anyone writes it by hand or from the
   result of a search, MCT's for example.
 

@@ -356,6 +356,11 @@ def test_qonnx_has_a_quant_node_for_all_that_is_rounded(digits, tmp_path):
         np.testing.assert_array_equal(scale.ravel() < 0, mirrored)
     assert len(quants) == 2 * len(exported.layers) + len(exported.stored)
     assert "does not shrink" in written.remarks[0]
+    # FINN and hls4ml take biases apart from convolutions, and know no mean but a pooling.
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 7 and all(len(node.input) == 2 for node in convolutions)
+    operations = {node.op_type for node in model.graph.node}
+    assert "GlobalAveragePool" in operations and "ReduceMean" not in operations
 
 
 @pytest.mark.skipif(importlib.util.find_spec("qonnx") is None, reason="qonnx is not installed beside this package")

@@ -52,12 +52,13 @@ class _Placeholder(nn.Module):
         return symbol
 
 
-def graph_of(program: Program, opset: int) -> Any:
+def graph_of(program: Program, opset: int, *, pooled_means: bool = False) -> Any:
     """An ONNX model of a network in which every layer is a node of our domain.
 
     Args:
         program: The network.
         opset: Version of the standard operators.
+        pooled_means: Whether means over all places become poolings: hls4ml and FINN read no other mean.
 
     Returns:
         The `onnx.ModelProto`; its input takes any number of samples if the network does.
@@ -95,7 +96,10 @@ def graph_of(program: Program, opset: int) -> Any:
             f"({type(cause).__name__}: {first}). Write that part with operations that ONNX has, or export to C."
         ) from error
     assert exported is not None
-    model = _tidied(exported.model_proto)
+    model = exported.model_proto
+    if pooled_means:
+        _pool_means(model)
+    model = _tidied(model)
     model.graph.name = program.name
     return model
 
@@ -140,6 +144,28 @@ def _tidied(model: Any) -> Any:
                 if size.dim_param == batch:
                     size.dim_param = "batch"
     return model
+
+
+def _pool_means(model: Any) -> None:
+    """Means over all places of images as poolings, in place."""
+    from onnx import helper, numpy_helper
+
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    numbers = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        axes = numbers.get(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) > 1 else None
+        rank = ranks.get(node.input[0]) if axes is not None else None
+        if axes is None or rank != 4 or {int(axis) % rank for axis in axes} != {2, 3}:
+            nodes.append(node)
+            continue
+        keeps = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
+        pooled = node.output[0] if keeps else f"{node.output[0]}.pooled"
+        nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=f"{node.name}.pool"))
+        if not keeps:
+            nodes.append(helper.make_node("Flatten", [pooled], list(node.output), name=node.name, axis=1))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _drop_notes(graph: Any) -> None:

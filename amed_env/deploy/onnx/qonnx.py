@@ -57,14 +57,20 @@ class QonnxWriter(LayerWriter):
     def layer(self, layer: LayerProgram, values: str, call: str) -> str:
         """A layer with weights."""
         build = self.builder
-        bias = None if layer.bias is None else build.constant(layer.bias, np.float32, f"{layer.name}.bias")
+        bias = None
+        if layer.bias is not None:
+            axes = layer.module.weight.ndim - 2
+            shaped = layer.bias.reshape(1, -1, *[1] * axes) if axes else layer.bias
+            bias = build.constant(shaped, np.float32, f"{layer.name}.bias")
         if isinstance(layer.module, EmbeddingTable):
             return build.node("Gather", self._weight(layer, turned=False), values, name=call)
         read = values if layer.read is None else self._rounded(values, layer.read, codes_name(call))
         if isinstance(layer.module, nn.Linear):
             product = build.node("MatMul", read, self._weight(layer, turned=True), name=call)
             return add_bias(build, product, bias)
-        return float_layer(build, layer, read, self._weight(layer, turned=False), bias, call)
+        sums = float_layer(build, layer, read, self._weight(layer, turned=False), None, call)
+        # FINN and hls4ml move scales through a convolution only if it has no bias.
+        return add_bias(build, sums, bias)
 
     def _weight(self, layer: LayerProgram, turned: bool) -> str:
         """The name of rounded weights; a matrix is turned where it is stored, as tools look for it beside the Quant."""
@@ -116,7 +122,7 @@ def write_qonnx(program: Program, path: Path) -> OnnxArtefact:
     require("onnx", "onnxscript")
     from onnx import helper
 
-    model = graph_of(program, OPSET)
+    model = graph_of(program, OPSET, pooled_means=True)
     builder = GraphBuilder(names_in(model.graph))
     writer = QonnxWriter(builder, program)
     replace_layers(model, builder, writer)
