@@ -35,10 +35,10 @@ def _captured_once():
     """Torch's exporter takes seconds, and what it writes depends on the network alone."""
     graphs = {}
 
-    def once(program, opset):
-        key = (id(program.module), bool(program.stored), opset)
+    def once(program, opset, **how):
+        key = (id(program.module), bool(program.stored), opset, *how)
         if key not in graphs:
-            graphs[key] = program, graph_of(program, opset)  # the program too, so that no other gets its id
+            graphs[key] = program, graph_of(program, opset, **how)  # the program too, so that no other gets its id
         return copy.deepcopy(graphs[key][1])
 
     with pytest.MonkeyPatch.context() as patch:
