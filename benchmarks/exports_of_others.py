@@ -1,0 +1,117 @@
+"""Networks that nobody here wrote, exported to ONNX and run: do they answer as they were evaluated?
+
+The networks are those of `networks_of_others.py`, with random weights and batch norms settled; widths of 2 to 8 are
+drawn, weights and activations apart. Each is written with integer operators, run by ONNX Runtime on the samples that it
+was calibrated with, and compared; what is no layer stays in float. It needs the environment of that script, and
+`amed-env[export]`.
+
+    python benchmarks/exports_of_others.py --out exports.json
+    python benchmarks/exports_of_others.py --table exports.json > table.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from networks_of_others import settle
+from other_networks import NETWORKS
+
+from amed_env import BitAllocation, export, make_task
+from amed_env.errors import AmedError, DisagreementError
+
+
+def row_of(name: str) -> dict[str, Any]:
+    """What is found out about a network."""
+    library, make = NETWORKS[name]
+    torch.manual_seed(0)
+    network, inputs = make()
+    settle(network, inputs)
+    row: dict[str, Any] = {"network": name, "library": library}
+    start = time.process_time()
+    task = make_task(network=network, recipe="nearest", threads=1, calibration=inputs, score="squared-error")
+    drawn = np.random.default_rng(0).integers(2, 9, (len(task.workload), 2)).tolist()
+    pairs = zip(task.workload, map(tuple, drawn), strict=True)
+    allocation = BitAllocation({layer.name: pair for layer, pair in pairs})
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = export(task, allocation, folder, "onnx", verify="search")
+        except DisagreementError as error:
+            return {**row, "refused": f"DIFFERS: {error}"}
+        except AmedError as error:
+            return {**row, "refused": str(error)}
+    last = found.agreements[-1]
+    return {
+        **row,
+        "layers": len(task.workload),
+        "float_bytes": found.float_bytes,
+        "bytes": found.size,
+        "weight_bytes": found.weight_bytes,
+        "ideal_bytes": found.ideal_bytes,
+        "same": last.same_answer,
+        "bit_equal": last.bit_equal,
+        "largest": last.largest_difference,
+        "cpu_s": time.process_time() - start,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table of Markdown."""
+    lines = [
+        "| network | library | layers | float bytes | bytes | weights, ideal | same % | bit-equal % |",
+        "|---|" * 8,
+    ]
+    lines[1] = "|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        reason = row.get("refused") or row.get("failed")
+        if reason:
+            lines.append(f"| {row['network']} | {row['library']} | {reason[:160]} |{' |' * 5}")
+            continue
+        weights = f"{row['weight_bytes']:,}, {row['ideal_bytes']:,.0f}"
+        shares = f"{100 * row['same']:.2f} | {100 * row['bit_equal']:.1f}"
+        sizes = f"{row['float_bytes']:,} | {row['bytes']:,} | {weights}"
+        lines.append(f"| {row['network']} | {row['library']} | {row['layers']} | {sizes} | {shares} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="networks; all by default")
+    parser.add_argument("--out", type=Path, help="JSON file; networks that it has are not run again")
+    parser.add_argument("--table", type=Path, help="print the table of such a file and do nothing else")
+    given = parser.parse_args()
+    if given.table is not None:
+        print(table(json.loads(given.table.read_text())))
+        return
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out and given.out.exists() else []
+    missing = {library for library, _ in NETWORKS.values() if importlib.util.find_spec(library) is None}
+    if missing:
+        print(f"left out, as they are not installed: {', '.join(sorted(missing))}", file=sys.stderr)
+    for name in given.names or NETWORKS:
+        if NETWORKS[name][0] in missing or name in {row["network"] for row in rows}:
+            continue
+        try:
+            rows.append(row_of(name))
+        except Exception as error:  # a row with the reason says more than a run that ends
+            rows.append({"network": name, "library": NETWORKS[name][0], "failed": f"{type(error).__name__}: {error}"})
+        print(json.dumps(rows[-1]), flush=True)
+        if given.out is not None:
+            given.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
