@@ -7,13 +7,14 @@ a byte each, but are packed where the network would otherwise need more memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
 
 ALIGNMENT = 4
 """Bytes: floats and 32-bit integers are read from aligned addresses."""
 BYTE = 8
-FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,71 @@ class Buffer:
     def size(self, packed: bool) -> int:
         """Bytes."""
         return -(-self.elements * self.stored_bits(packed) // BYTE)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result, whatever the allocation.
+
+    Attributes:
+        name: Its name.
+        elements: Values.
+        layer: The layer that reads it, at the width of its activations; empty if it is kept in floats.
+        stored: Whether it is kept at 8 bits instead, for several readers; `layer` is the one that makes it.
+        first, last: The steps between which it must be kept.
+        over, narrower: See `Buffer`.
+    """
+
+    name: str
+    elements: int
+    layer: str
+    stored: bool
+    first: int
+    last: int
+    over: str | None = None
+    narrower: bool = False
+
+    def bits(self, allocation: BitAllocation) -> int:
+        """Of a value."""
+        if not self.layer:
+            return FLOAT_BITS
+        return BYTE if self.stored else allocation[self.layer].activation_bits
+
+
+def buffers_under(results: Iterable[Result], allocation: BitAllocation) -> dict[str, Buffer]:
+    """Results under an allocation.
+
+    What several readers share is kept in floats, not at 8 bits, if any layer has more than 8 bits, as the evaluator
+    has it.
+    """
+    wide = any(max(precision) > BYTE for precision in allocation.values())
+    buffers = {}
+    for result in results:
+        bits = FLOAT_BITS if result.stored and wide else result.bits(allocation)
+        buffers[result.name] = Buffer(result.elements, bits, result.first, result.last, result.over, result.narrower)
+    return buffers
+
+
+@dataclass(frozen=True)
+class NetworkMemory:
+    """What a network keeps in memory while it runs one sample.
+
+    Attributes:
+        results: Results of its steps; input and output are the caller's.
+        scratch: Bytes that the kernels need for themselves: the weights of one output, unpacked, and 256 for a table of
+            codes if some layer reads what is kept at another width.
+    """
+
+    results: tuple[Result, ...]
+    scratch: int
+
+    def plan(self, allocation: BitAllocation) -> MemoryPlan:
+        """Where results lie under an allocation."""
+        return plan_memory(buffers_under(self.results, allocation))
+
+    def bytes(self, allocation: BitAllocation) -> int:
+        """All memory under an allocation: what exported C declares."""
+        return self.plan(allocation).size + self.scratch
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from amed_env.errors import WorkloadError
 from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.memory_plan import NetworkMemory
 from amed_env.support.text import read_csv, repeated
 
 LayerKind = Literal["conv", "depthwise", "linear", "matmul", "transposed", "embedding"]
@@ -133,6 +134,7 @@ class Workload:
         layers: At least one layer; names are unique.
         edges: Pairs of layers (from, to): the second computes with what the first returns, whatever stands between
             them but other layers. Empty where it is not known, as in a file of layers.
+        memory: What it keeps in memory while it runs; None where that is not known, as in a file of layers.
 
     Raises:
         WorkloadError: If there is no layer, a name is repeated, or an edge or a shared weight names no layer.
@@ -141,6 +143,7 @@ class Workload:
     name: str
     layers: tuple[Layer, ...] = field(default_factory=tuple)
     edges: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    memory: NetworkMemory | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))

@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from amed_env.quantization.graph import Group, NetworkGraph, effective_readers
+from amed_env.quantization.graph import NetworkGraph
+from amed_env.tracing.groups import Group, effective_readers
 from amed_env.tracing.lowering import QuantizableModule
 
 _ROUNDS = 10  # pairs in a chain disturb each other; the ranges settle after a few rounds

@@ -21,20 +21,19 @@ from torch.nn import functional as F
 from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.codes import WIDEST, Codes, Format, quantize
 from amed_env.quantization.finiteness import check_finite
-from amed_env.quantization.graph import (
+from amed_env.quantization.graph import NetworkGraph, compute_node
+from amed_env.quantization.kernels import LayerKernel, Requantizer
+from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
+from amed_env.quantization.products import QuantizedProduct
+from amed_env.quantization.reuse import ResultMemory
+from amed_env.tracing.groups import (
     Group,
-    NetworkGraph,
     asks_shape,
-    compute_node,
     effective_readers,
     is_padding,
     passes_values,
     takes_maximum,
 )
-from amed_env.quantization.kernels import LayerKernel, Requantizer
-from amed_env.quantization.layers import STORED_BITS, QuantizedLayer, StoredTensor, channels_last
-from amed_env.quantization.products import QuantizedProduct
-from amed_env.quantization.reuse import ResultMemory
 from amed_env.tracing.shapes import shape_of
 
 logger = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLa
 from amed_env.quantization.products import QuantizedProduct
 from amed_env.quantization.reuse import ResultMemory
 from amed_env.quantization.together import run_together, stacked_settings
+from amed_env.tracing.groups import Group
 from amed_env.tracing.lowering import EmbeddingTable, Product, QuantizableModule
 from amed_env.tracing.traced_network import TracedNetwork
 
@@ -339,11 +340,10 @@ class QuantizedNetwork:
             self._integer = IntegerEngine(self._graph, self._layers)
         return self._integer
 
-    def on_integers(self, allocation: BitAllocation) -> tuple[IntegerEngine, Plan]:
-        """The steps on integers of an allocation of at most 8 bits, also where this machine has no kernels for them."""
-        allocation = self.as_stored(allocation)
-        self.prepare_all(allocation)
-        return self._engine(), self._engine().plan(allocation)
+    @property
+    def groups(self) -> Mapping[fx.Node, Group]:
+        """Layers with what is computed on their sums, by their last node in `module`."""
+        return self._graph.groups
 
     @property
     def runs_on_integers(self) -> bool:

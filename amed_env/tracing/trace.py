@@ -17,10 +17,12 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from amed_env.errors import AmedError, NetworkError
+from amed_env.problem.memory_plan import NetworkMemory
 from amed_env.problem.workload import Layer, Workload
 from amed_env.support.text import first_few
 from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path, quiet
 from amed_env.tracing.comparison import compare, difference_in_float64
+from amed_env.tracing.execution.memory import memory_of
 from amed_env.tracing.finite import check_finite_weights
 from amed_env.tracing.kept_programs import drop, find, keep, place_of
 from amed_env.tracing.lowering import PATH, QUANTIZABLE, Lowered, lower
@@ -72,6 +74,27 @@ def trace(
             called again, or if what was captured computes something else; what is at fault is named.
         NonFiniteError: If a weight, or what the network returns on the example, is NaN or infinite; it is named.
     """
+    traced, example = _traced(network, example_input, name, samples, outputs)
+    sample = of_size(example, traced.batch_size or 1)
+    return replace(traced, workload=replace(traced.workload, memory=_memory(traced, sample)))
+
+
+def _memory(traced: TracedNetwork, sample: torch.Tensor) -> NetworkMemory | None:
+    try:
+        return memory_of(traced.module, traced.workload, sample)
+    except Exception as error:  # an operation that nobody thought of must not refuse a network that can be quantized
+        logger.warning("memory of network %r is not known: %s: %s", traced.workload.name, type(error).__name__, error)
+        return None
+
+
+def _traced(
+    network: Network,
+    example_input: Inputs | None,
+    name: str | None,
+    samples: torch.Tensor | None,
+    outputs: Outputs | None,
+) -> tuple[TracedNetwork, torch.Tensor]:
+    """The traced network, and an example of what it takes."""
     given = given_network(network)
     network, name = given.module, name or given.name
     example, form = _packed_example(given, example_input, name)
@@ -81,7 +104,7 @@ def trace(
     place = place_of(network, example, call, name)
     kept = None if place is None else _kept_program(place, network, call, example, expected, samples)
     if kept is not None:
-        return kept
+        return kept, example
     program = capture(network, example, call, name, any_batch=given.batch_size is None)
     tolerance = _HALF_TOLERANCE if program.has_half or _uses_half(network) else RELATIVE_TOLERANCE
     plain = _flat_outputs(program.module)
@@ -116,7 +139,7 @@ def trace(
     traced = _compared(traced, network, call, (example, expected), samples, tolerance, plain)
     if place is not None:
         keep(place, traced, {"tolerance": tolerance}, example)
-    return traced
+    return traced, example
 
 
 def _kept_program(

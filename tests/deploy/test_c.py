@@ -1,5 +1,6 @@
 """Exports to C: compiled here, and equal to the evaluator to the last bit; what C cannot hold is refused by name."""
 
+import dataclasses
 import shutil
 import subprocess
 
@@ -14,11 +15,11 @@ from amed_env import BitAllocation, ExportOptions, make_task
 from amed_env.deploy.c.building import MICROCONTROLLER, MICROCONTROLLER_FLAGS, build, compiler, run
 from amed_env.deploy.c.difference import first_difference
 from amed_env.deploy.c.lowering import lower
-from amed_env.deploy.c.steps import buffers_of
 from amed_env.deploy.c.writing import write_c
 from amed_env.deploy.program import program_of
 from amed_env.errors import DisagreementError, ExportError, UnknownNameError
 from amed_env.problem import memory_plan
+from amed_env.tracing.execution.steps import results_of
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 
@@ -46,6 +47,7 @@ def test_the_shipped_network_is_bit_equal_on_all_test_samples(digits, tmp_path, 
     bits = [layer.weight_elements * chosen[layer.name].weight_bits for layer in digits.workload]
     assert found.ideal_bytes == sum(bits) / 8
     assert found.weight_bytes == sum(-(-count // 8) for count in bits)
+    assert found.ram == digits.workload.memory.bytes(chosen)
     assert {path.name for path in found.files} == {"model.c", "model.h", "main.c", "Makefile"}
 
 
@@ -177,32 +179,34 @@ def own_task(name):
 def test_networks_of_ones_own_are_bit_equal_at_odd_widths(name, tmp_path):
     task = own_task(name)
     for seed in range(2):
-        found = amed_env.export(task, mixed(task.workload, seed), tmp_path / str(seed), verify="search")
+        chosen = mixed(task.workload, seed)
+        found = amed_env.export(task, chosen, tmp_path / str(seed), verify="search")
         assert found.agreements[0].bit_equal == 1, found.agreements
+        # What is known of the network without its weights is what its export declares.
+        assert found.ram == task.workload.memory.bytes(chosen)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("epilogue", ["float", "fixed"])
-def test_packed_results_are_the_same_results(name, epilogue, tmp_path, monkeypatch):
-    from amed_env.deploy.c import writing
-
+def test_packed_results_are_the_same_results(name, epilogue, tmp_path):
     task = own_task(name)
     network, chosen = task.evaluator.network, mixed(task.workload, 2)
     program = program_of(network, chosen)
     lowered = lower(network, program)
     sample = task.evaluator.samples("search").inputs[:5]
 
-    def outputs(folder):
+    def outputs(folder, lowered):
         how = {"scales_first": program.scales_first, "epilogue": epilogue, "bias": "float"}
         write_c(lowered, tmp_path / folder, "", **how)
         return run(build(tmp_path / folder, tmp_path / folder), sample.numpy(), lowered.output.elements)
 
-    plain = outputs("plain")
-    narrow = {name for name, buffer in buffers_of(lowered).items() if buffer.bits < 8}
-    assert narrow
-    monkeypatch.setattr(writing, "plan_memory", lambda buffers: memory_plan._plan(buffers, frozenset(narrow)))
-    np.testing.assert_array_equal(outputs("packed"), plain)
-    assert "#if 1" in (tmp_path / "packed" / "model.c").read_text()
+    buffers = memory_plan.buffers_under(results_of(lowered.execution), chosen)
+    narrow = frozenset(name for name, buffer in buffers.items() if buffer.bits < 8)
+    plans = [memory_plan._plan(buffers, packed) for packed in (frozenset(), narrow)]
+    assert narrow and plans[1].packed == narrow
+    plain, packed = (outputs(str(n), dataclasses.replace(lowered, plan=plan)) for n, plan in enumerate(plans))
+    np.testing.assert_array_equal(packed, plain)
+    assert "bits < 8" in (tmp_path / "1" / "model.c").read_text()
 
 
 def test_a_chain_at_four_bits_takes_half_the_memory_for_results(tmp_path):
@@ -265,7 +269,11 @@ class Looked(nn.Module):
     [
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 3)), images, "gelu"),
         (lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), images, "'0', a TransposedConvolution"),
-        (Looked, lambda: torch.randint(0, 9, (20, 5), generator=torch.Generator().manual_seed(0)), "'table' looks"),
+        (
+            Looked,
+            lambda: torch.randint(0, 9, (20, 5), generator=torch.Generator().manual_seed(0)),
+            "'table' (it looks rows up)",
+        ),
     ],
 )
 def test_what_c_cannot_hold_is_named(network, inputs, what, tmp_path):

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from amed_env.deploy.c.building import build, run_raw
+from amed_env.deploy.c.lowering import Lowered
 from amed_env.deploy.c.recording import node_values
-from amed_env.deploy.c.steps import LayerStep, Lowered
 from amed_env.deploy.c.writing import Bias, Epilogue, write_c
 from amed_env.quantization.codes import quantize
 from amed_env.quantization.network import QuantizedNetwork
+from amed_env.tracing.execution.steps import LayerStep
 
 
 def first_difference(
@@ -41,14 +42,15 @@ def first_difference(
         written = np.frombuffer(run_raw(build(folder, folder), sample.numpy()), np.uint8)
     known = node_values(network.module, sample)
     place = 0
-    for step in lowered.steps:
-        if not isinstance(step, LayerStep) or step.target.format is None:
+    for step in lowered.execution.steps:
+        written_format = lowered.format_of(step.target)
+        if not isinstance(step, LayerStep) or written_format is None:
             continue
-        values = known[lowered.nodes[step.layer.name]]
-        expected = quantize(values, step.target.format, step.low, step.high).tensor
+        values = known[lowered.execution.nodes[step.layer]]
+        expected = quantize(values, written_format, step.low, step.high).tensor
         stored = expected.permute(*step.target.order).contiguous().numpy().reshape(-1)
         found = written[place : place + stored.size]
         place += stored.size
         if not np.array_equal(stored, found):
-            return f"layer {step.layer.name!r}: {int((stored != found).sum()):,} of {stored.size:,} codes differ"
+            return f"layer {step.layer!r}: {int((stored != found).sum()):,} of {stored.size:,} codes differ"
     return None

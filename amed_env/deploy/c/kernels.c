@@ -110,9 +110,10 @@ static void unpack(const layer_t *layer, int32_t channel, int32_t count, int8_t 
   }
 }
 
-/* Sum of products of one output channel at one place; what lies outside the input is zero. */
-static int32_t sum_of(const layer_t *layer, const uint8_t *input, const int8_t *row, int32_t first, int32_t depth, int32_t y,
-                      int32_t x) {
+/* Sum of products of one output channel at one place; what lies outside the input is zero. `codes_of`, if it is not 0,
+   has the layer's code for each code that is stored. */
+static int32_t sum_of(const layer_t *layer, const uint8_t *input, const format_t *stored, const uint8_t *codes_of,
+                      const int8_t *row, int32_t first, int32_t depth, int32_t y, int32_t x) {
   const shape_t *s = &layer->shape;
   int32_t zero = layer->read.zero, sum = 0, i, j, k;
   for (i = 0; i < s->kernel_height; i++) {
@@ -123,13 +124,19 @@ static int32_t sum_of(const layer_t *layer, const uint8_t *input, const int8_t *
       int32_t from = (from_y * s->width + from_x) * s->channels + first;
       const int8_t *weights = row + (i * s->kernel_width + j) * depth;
       if (from_x < 0 || from_x >= s->width) continue;
+#if REMAPPED
+      if (codes_of) {
+        for (k = 0; k < depth; k++) sum += ((int32_t)codes_of[code_at(input, stored, from + k)] - zero) * weights[k];
+        continue;
+      }
+#endif
 #if PACKED
-      if (layer->read.bits < 8) {
-        uint32_t bits = (uint32_t)layer->read.bits, mask = (1u << bits) - 1u, at = (uint32_t)from * bits;
+      if (stored->bits < 8) {
+        uint32_t bits = (uint32_t)stored->bits, mask = (1u << bits) - 1u, at = (uint32_t)from * bits;
         for (k = 0; k < depth; k++, at += bits) {
           uint32_t shift = at & 7, two = input[at >> 3];
           if (shift + bits > 8) two |= (uint32_t)input[(at >> 3) + 1] << 8;
-          sum += ((int32_t)(two >> shift & mask) + layer->read.least - zero) * weights[k];
+          sum += ((int32_t)(two >> shift & mask) + stored->least - zero) * weights[k];
         }
         continue;
       }
@@ -137,24 +144,36 @@ static int32_t sum_of(const layer_t *layer, const uint8_t *input, const int8_t *
       for (k = 0; k < depth; k++) sum += ((int32_t)input[from + k] - zero) * weights[k];
     }
   }
+  (void)stored;
+  (void)codes_of;
   return sum;
 }
 
-/* A convolution or linear layer. `addend` may be 0; either `codes` or `values` is written, or with `mean` the mean of
-   the values of each channel. */
-static void layer(const layer_t *layer, const uint8_t *input, const void *addend, const format_t *addend_format, float low,
-                  float high, const format_t *written, uint8_t *codes, float *values, int32_t mean) {
+/* A convolution or linear layer on codes that are stored in a format; `remapped` if that is not the layer's own. `addend`
+   may be 0; either `codes` or `values` is written, or with `mean` the mean of the values of each channel. */
+static void layer(const layer_t *layer, const uint8_t *input, const format_t *stored, int32_t remapped, const void *addend,
+                  const format_t *addend_format, float low, float high, const format_t *written, uint8_t *codes,
+                  float *values, int32_t mean) {
   static int8_t row[LARGEST_ROW];
+  const uint8_t *codes_of = 0;
   const shape_t *s = &layer->shape;
   int32_t depth = s->channels / s->groups, in_group = s->out_channels / s->groups, channel, y, x;
   int32_t count = s->kernel_height * s->kernel_width * depth;
+#if REMAPPED
+  static uint8_t table[256];
+  if (remapped) {
+    for (x = 0; x < 256; x++) table[x] = code_of((float)(x - stored->zero) * stored->scale, &layer->read);
+    codes_of = table;
+  }
+#endif
+  (void)remapped;
   for (channel = 0; channel < s->out_channels; channel++) {
     int32_t first = channel / in_group * depth;
     sum_t total = {{0.0f, 0.0f, 0.0f, 0.0f}, 0};
     unpack(layer, channel, count, row);
     for (y = 0; y < s->out_height; y++) {
       for (x = 0; x < s->out_width; x++) {
-        int32_t sum = sum_of(layer, input, row, first, depth, y, x);
+        int32_t sum = sum_of(layer, input, stored, codes_of, row, first, depth, y, x);
         int32_t at = (y * s->out_width + x) * s->out_channels + channel;
         EPILOGUE
       }

@@ -36,12 +36,6 @@ class Loops:
     target_offset: int
 
 
-def positions(shape: Sequence[int], order: Sequence[int]) -> torch.Tensor:
-    """Where the values of a tensor lie: int64 of its shape, for axes that are stored in an order, slowest first."""
-    stored = torch.arange(int(np.prod(shape))).reshape([shape[axis] for axis in order])
-    return stored.permute(*np.argsort(order).tolist()) if len(shape) else stored
-
-
 def moved(
     sources: Sequence[torch.Tensor], order: Sequence[int], operation: Callable[..., torch.Tensor]
 ) -> list[tuple[int, Loops]] | None:
@@ -72,11 +66,6 @@ def moved(
             return None
         found.append((number, loops))
     return found
-
-
-def is_same(loops: Sequence[tuple[int, Loops]], size: int) -> bool:
-    """Whether a move leaves all values where they are."""
-    return len(loops) == 1 and loops[0][1] == Loops((size,), (1,), (1,), 0, 0)
 
 
 def _loops(read: Positions, written: Positions) -> Loops | None:

@@ -14,23 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env._version import __version__
+from amed_env.deploy.c.lowering import Lowered, is_padded
 from amed_env.deploy.c.moves import MOST_AXES, Loops
-from amed_env.deploy.c.steps import (
-    ConvertStep,
-    CStep,
-    ElementStep,
-    LayerStep,
-    Lowered,
-    MoveStep,
-    PoolStep,
-    Tensor,
-    buffers_of,
-    sizes_of,
-)
 from amed_env.deploy.packing import bit_stream, mirrored_channels, unsigned_codes
-from amed_env.problem.memory_plan import BYTE, plan_memory
+from amed_env.problem.memory_plan import BYTE
 from amed_env.quantization.codes import Format
 from amed_env.support.files import write_atomically
+from amed_env.tracing.execution.steps import (
+    ConvertStep,
+    ElementStep,
+    LayerStep,
+    MoveStep,
+    PoolStep,
+    Step,
+    Tensor,
+    sizes_of,
+)
 
 Epilogue = Literal["float", "fixed"]
 
@@ -73,6 +72,7 @@ class Sizes:
         tables: Scales, biases and the marks of mirrored channels.
         arena: Results of steps, which share memory.
         row: Weights of one output channel, unpacked.
+        codes: A table of codes, where a layer reads those of another width.
     """
 
     weights: int
@@ -80,11 +80,12 @@ class Sizes:
     tables: int
     arena: int
     row: int
+    codes: int
 
     @property
     def ram(self) -> int:
         """Bytes of static memory; input and output are the caller's."""
-        return self.arena + self.row
+        return self.arena + self.row + self.codes
 
 
 def write_c(
@@ -166,25 +167,28 @@ class _Writer:
     def __init__(self, lowered: Lowered, scales_first: bool, epilogue: Epilogue, bias: Bias, traced: bool) -> None:
         self._lowered, self._scales_first, self._fixed = lowered, scales_first, epilogue == "fixed"
         self._bias, self._traced = bias, traced
-        self._plan = plan_memory(buffers_of(lowered))
+        self._plan = lowered.plan
         self._constants: list[str] = []
         self._formats: dict[str, str] = {}
         self._weights = self._ideal = self._tables = 0.0
-        self._row = 1
+        self._row, self._codes = 1, 0
 
     @property
     def sizes(self) -> Sizes:
         """Known once the text is made."""
-        return Sizes(int(self._weights), self._ideal / 8, int(self._tables), self._plan.size, self._row)
+        return Sizes(int(self._weights), self._ideal / 8, int(self._tables), self._plan.size, self._row, self._codes)
 
     def text(self, name: str, note: str) -> str:
         """`model.c`."""
-        calls = [line for number, step in enumerate(self._lowered.steps) for line in self._calls(number, step)]
+        calls = [
+            line for number, step in enumerate(self._lowered.execution.steps) for line in self._calls(number, step)
+        ]
         given, returned = self._lowered.input, self._lowered.output
-        if not self._lowered.steps or returned.name == given.name:
+        if not self._lowered.execution.steps or returned.name == given.name:
             calls.append(f"for (int i = 0; i < {returned.elements}; i++) output[i] = input[i];")
         kernels = _used_kernels(_resource("kernels.c"), calls).replace("LARGEST_ROW", str(self._row))
         kernels = kernels.replace("PACKED", str(int(bool(self._plan.packed))))
+        kernels = kernels.replace("REMAPPED", str(int(self._codes > 0)))
         kernels = kernels.replace("EPILOGUE_T", "int32_t" if self._fixed else "float")
         kernels = kernels.replace("BIAS_T", self._bias_type()).replace("EPILOGUE", self._epilogue())
         parts = [
@@ -212,7 +216,7 @@ class _Writer:
         scaled = "layer->multiplier[channel]" if self._scales_first else "layer->step * layer->multiplier[channel]"
         return before + _FLOAT_EPILOGUE.format(scaled=scaled, bias="" if before else _FLOAT_BIAS)
 
-    def _calls(self, number: int, step: CStep) -> Iterable[str]:
+    def _calls(self, number: int, step: Step) -> Iterable[str]:
         if isinstance(step, LayerStep):
             return self._layer(number, step)
         codes, values = self._written(step.target)
@@ -228,21 +232,23 @@ class _Writer:
             divisor = -1 if step.divisor is None else step.divisor
             source, read, written = self._at(step.source), self._format(step.source), self._format(step.target)
             return [f"pool(&shape_{number}, {source}, {read}, {divisor}, {written}, {codes}, {values});"]
+        assert isinstance(step, MoveStep)  # others are refused
         return self._moves(number, step)
 
     def _moves(self, number: int, step: MoveStep) -> Iterable[str]:
         target, written = self._at(step.target), self._format(step.target)
         calls = []
-        if step.padded:
+        loops_of = self._lowered.loops[number]
+        if is_padded(step, loops_of):
             calls.append(f"fill({target}, {written}, {step.target.elements});")
-        for part, (operand, loops) in enumerate(step.loops):
+        for part, (operand, loops) in enumerate(loops_of):
             self._constants.append(f"static const loops_t loops_{number}_{part} = {_loops(loops)};")
             source, read = self._at(step.sources[operand]), self._format(step.sources[operand])
             calls.append(f"move({source}, {read}, {target}, {written}, &loops_{number}_{part});")
         return calls
 
     def _layer(self, number: int, step: LayerStep) -> Iterable[str]:
-        layer, target = step.layer, step.target
+        layer, target = self._lowered.program.layers[step.layer], step.target
         assert layer.integers is not None and layer.scales is not None and layer.read is not None
         bits, integers = layer.precision.weight_bits, layer.integers
         channels = len(integers)
@@ -270,18 +276,22 @@ class _Writer:
             self._tables += (8 if self._bias_type() == "int64_t" else 4) * channels
         read = layer.read.format
         fields = [
-            _layer_shape(step), f"weights_{number}", marks, str(bits), f"multipliers_{number}",
+            _layer_shape(step, channels), f"weights_{number}", marks, str(bits), f"multipliers_{number}",
             "0" if bias is None else f"bias_{number}", str(shift), str(of_addend), _float(read.scale),
-            self._fields(read, step.source),
+            self._fields(read, None),
         ]  # fmt: skip
         self._constants.append(f"static const layer_t layer_{number} = {{{', '.join(fields)}}};")
-        written = None if target.format is None else target.format.clamped(step.low, step.high)
+        of_target = self._lowered.format_of(target)
+        written = None if of_target is None else of_target.clamped(step.low, step.high)
         addend = "0, 0"
         if step.addend is not None:
             addend = f"{self._at(step.addend)}, {self._format(step.addend)}"
         codes, values = self._written(target)
         limits = f"{_float(step.low)}, {_float(step.high)}"
-        operands = f"&layer_{number}, {self._at(step.source)}, {addend}"
+        remapped = step.source.codes != (step.layer, False)
+        if remapped:
+            self._codes = 256
+        operands = f"&layer_{number}, {self._at(step.source)}, {self._format(step.source)}, {int(remapped)}, {addend}"
         return [
             f"layer({operands}, {limits}, {self._format(target, written)}, {codes}, {values}, {int(step.mean)});",
             *self._trace(target),
@@ -289,14 +299,14 @@ class _Writer:
 
     def _trace(self, target: Tensor) -> list[str]:
         """What writes a result of codes to the standard output."""
-        if not self._traced or target.format is None:
+        if not self._traced or target.codes is None:
             return []
         place, format_ = self._at(target), self._format(target)
         return [f"for (int i = 0; i < {target.elements}; i++) putchar(code_at({place}, {format_}, i));"]
 
     def _arithmetic(self, step: LayerStep) -> tuple[list[Any], list[Any] | None, int, int]:
         """Multipliers, biases, shift, and the multiplier of the addend."""
-        layer = step.layer
+        layer = self._lowered.program.layers[step.layer]
         assert layer.scales is not None and layer.read is not None
         read_scale = np.float32(layer.read.scale)
         exact = layer.scales.astype(np.float64) * float(read_scale)
@@ -306,9 +316,10 @@ class _Writer:
         if not self._fixed:
             multipliers = layer.scales * read_scale if self._scales_first else layer.scales
             return multipliers.tolist(), bias, 0, 0
-        step_out = 1.0 if step.target.format is None else step.target.format.scale
-        addend = step.addend
-        of_addend = 0.0 if addend is None or addend.format is None else addend.format.scale / step_out
+        of_target = self._lowered.format_of(step.target)
+        added = None if step.addend is None else self._lowered.format_of(step.addend)
+        step_out = 1.0 if of_target is None else of_target.scale
+        of_addend = 0.0 if added is None else added.scale / step_out
         ratios = exact / step_out
         # The largest shift at which all multipliers fit in 31 bits: as many digits as there are.
         shift = 30 - max(math.frexp(max(float(ratios.max()), of_addend))[1], -31)
@@ -332,21 +343,23 @@ class _Writer:
 
     def _format(self, tensor: Tensor, limits: tuple[int, int] | None = None) -> str:
         """A pointer to the format of a tensor's codes, perhaps of the smallest and largest one that is written."""
-        if tensor.format is None:
+        format_ = self._lowered.format_of(tensor)
+        if format_ is None:
             return "0"
-        low, high = limits or (tensor.format.low, tensor.format.high)
-        fields = self._fields(tensor.format._replace(low=low, high=high), tensor)
+        low, high = limits or (format_.low, format_.high)
+        fields = self._fields(format_._replace(low=low, high=high), tensor)
         if fields not in self._formats:
             self._formats[fields] = f"format_{len(self._formats)}"
             self._constants.append(f"static const format_t {self._formats[fields]} = {fields};")
         return f"&{self._formats[fields]}"
 
-    def _fields(self, format_: Format, tensor: Tensor) -> str:
+    def _fields(self, format_: Format, tensor: Tensor | None) -> str:
         """A format, and how the codes of a tensor are stored."""
         bits, least = BYTE, 0
-        if tensor.name in self._plan.packed:
-            assert tensor.format is not None
-            bits, least = tensor.bits, tensor.format.low
+        if tensor is not None and tensor.name in self._plan.packed:
+            all_codes = self._lowered.format_of(tensor)
+            assert all_codes is not None
+            bits, least = (all_codes.high - all_codes.low).bit_length(), all_codes.low
         # The inverse is rounded once, from the double that the evaluator multiplies by.
         inverse = np.float32(1.0 / format_.scale)
         scales = f"{_float(format_.scale)}, {_float(float(inverse))}"
@@ -358,14 +371,14 @@ class _Writer:
         if tensor.name == self._lowered.output.name:
             return "output"
         place = f"arena.bytes + {self._plan.offsets[tensor.name]}"
-        return place if tensor.format is not None else f"(float *)(void *)({place})"
+        return place if tensor.codes is not None else f"(float *)(void *)({place})"
 
     def _written(self, tensor: Tensor) -> tuple[str, str]:
-        return ("0", self._at(tensor)) if tensor.format is None else (self._at(tensor), "0")
+        return ("0", self._at(tensor)) if tensor.codes is None else (self._at(tensor), "0")
 
 
-def _layer_shape(step: LayerStep) -> str:
-    window, channels = step.window, int(step.layer.module.weight.shape[0])
+def _layer_shape(step: LayerStep, channels: int) -> str:
+    window = step.window
     sizes = [
         *sizes_of(step.source),
         *step.places,

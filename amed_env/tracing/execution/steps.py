@@ -1,17 +1,29 @@
-"""What a network is in C: steps in order, and the results that they read and write."""
+"""What a network is to a device: steps in order, and the results that they read and write."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from torch import fx
 
-from amed_env.deploy.c.moves import Loops
-from amed_env.deploy.program import LayerProgram
-from amed_env.problem.memory_plan import FLOAT_BITS, Buffer
-from amed_env.quantization.codes import Format
+from amed_env.problem.memory_plan import Result
+
+
+class Codes(NamedTuple):
+    """In what a result is kept, if not in floats.
+
+    Attributes:
+        layer: A layer.
+        stored: Whether it is what the layer returns, at 8 bits for several readers, or what the layer reads, at the
+            width of its activations.
+    """
+
+    layer: str
+    stored: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,26 +31,21 @@ class Tensor:
     """A result in memory.
 
     Attributes:
-        name: Its name in C.
+        name: Its name; tensors of one name are the same values in the same places.
         shape: Of one sample, the axis of samples (1) in front.
         order: Axes from the slowest to the fastest in memory.
-        format: Of its codes; None for floats of four bytes.
+        codes: What its values are; None for floats of four bytes.
     """
 
     name: str
     shape: tuple[int, ...]
     order: tuple[int, ...]
-    format: Format | None
+    codes: Codes | None
 
     @property
     def elements(self) -> int:
         """Values."""
         return math.prod(self.shape)
-
-    @property
-    def bits(self) -> int:
-        """Of a value: 32 for floats."""
-        return FLOAT_BITS if self.format is None else (self.format.high - self.format.low).bit_length()
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Window:
 
 @dataclass(frozen=True)
 class ConvertStep:
-    """Every value to another format."""
+    """Every value to other codes, or to floats."""
 
     source: Tensor
     target: Tensor
@@ -66,12 +73,19 @@ class ConvertStep:
 
 @dataclass(frozen=True)
 class MoveStep:
-    """Values to other places; `padded` places that nothing moves to hold zero."""
+    """Values to other places.
+
+    Attributes:
+        sources: What is read.
+        operation: Takes tensors in place of the sources, and returns one of the target's shape; what it pads with is 0.
+        target: What is written.
+        what: Its name, for messages.
+    """
 
     sources: tuple[Tensor, ...]
-    loops: tuple[tuple[int, Loops], ...]
+    operation: Callable[..., torch.Tensor]
     target: Tensor
-    padded: bool
+    what: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class LayerStep:
     """A convolution or linear layer, with what is computed on its sums.
 
     Attributes:
-        layer: The layer.
+        layer: Its name.
         window, groups: Of the convolution.
         source, addend: What is read, and what is added to the sums, or None.
         low, high: What values are clamped to.
@@ -88,7 +102,7 @@ class LayerStep:
         target: What is written.
     """
 
-    layer: LayerProgram
+    layer: str
     window: Window
     groups: int
     source: Tensor
@@ -121,22 +135,39 @@ class ElementStep:
     target: Tensor
 
 
-CStep = ConvertStep | MoveStep | LayerStep | PoolStep | ElementStep
+@dataclass(frozen=True)
+class OtherStep:
+    """Any other operation.
+
+    Attributes:
+        what: The operation, for messages.
+        sources: What is read.
+        target: What is written.
+        over: What it may write over.
+    """
+
+    what: str
+    sources: tuple[Tensor, ...]
+    target: Tensor
+    over: Tensor | None = None
+
+
+Step = ConvertStep | MoveStep | LayerStep | PoolStep | ElementStep | OtherStep
 
 
 @dataclass(frozen=True)
-class Lowered:
+class Execution:
     """A network as steps.
 
     Attributes:
         steps: In order.
-        input, output: What the caller gives and gets, float, as torch has them.
+        inputs, outputs: What the caller gives and gets, float, as torch has them.
         nodes: Layer to the node of the network's graph whose value its step writes.
     """
 
-    steps: tuple[CStep, ...]
-    input: Tensor
-    output: Tensor
+    steps: tuple[Step, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     nodes: Mapping[str, fx.Node]
 
 
@@ -148,41 +179,42 @@ def sizes_of(tensor: Tensor) -> tuple[int, int, int]:
     return (*[1] * (2 - len(places)), *places, channels)  # type: ignore[return-value]
 
 
-def read_by(step: CStep) -> tuple[Tensor, ...]:
+def read_by(step: Step) -> tuple[Tensor, ...]:
     """What a step reads."""
     if isinstance(step, LayerStep):
         return (step.source,) if step.addend is None else (step.source, step.addend)
-    if isinstance(step, MoveStep | ElementStep):
+    if isinstance(step, MoveStep | ElementStep | OtherStep):
         return step.sources
     return (step.source,)
 
 
-def buffers_of(lowered: Lowered) -> dict[str, Buffer]:
-    """All results but those that are the caller's, with how long they live."""
-    first: dict[str, int] = {}
+def results_of(execution: Execution) -> tuple[Result, ...]:
+    """All results but those that are the caller's, with how long they live, in the order in which they are made."""
+    callers = {tensor.name for tensor in (*execution.inputs, *execution.outputs)}
     last: dict[str, int] = {}
-    results: dict[str, tuple[Tensor, CStep]] = {}
-    for number, step in enumerate(lowered.steps):
+    for number, step in enumerate(execution.steps):
         for tensor in (*read_by(step), step.target):
             last[tensor.name] = number
-        first[step.target.name] = number
-        results[step.target.name] = step.target, step
-    results.pop(lowered.output.name, None)
-    return {
-        name: Buffer(target.elements, target.bits, first[name], last[name], *_overwrites(step))
-        for name, (target, step) in results.items()
-    }
+    results = []
+    for number, step in enumerate(execution.steps):
+        target = step.target
+        if target.name in callers:
+            continue
+        layer, stored = target.codes or ("", False)
+        over, narrower = _overwrites(step)
+        results.append(Result(target.name, target.elements, layer, stored, number, last[target.name], over, narrower))
+    return tuple(results)
 
 
-def _overwrites(step: CStep) -> tuple[str | None, bool]:
+def _overwrites(step: Step) -> tuple[str | None, bool]:
     """What a step may write over if nobody else reads it, and whether with values of less bits.
 
     Kernels write a value after they read those at its own and all earlier places, so that they may go over what they
     read in order. A layer goes over its result once a channel: what it adds must be as wide as what it writes.
     """
     if isinstance(step, LayerStep):
-        own = step.addend is not None and step.addend.name != step.source.name and not step.mean
-        return (step.addend.name if own and step.addend else None), False
+        addend = step.addend
+        return (None if addend is None or addend.name == step.source.name or step.mean else addend.name), False
     if isinstance(step, ConvertStep):
         return step.source.name, True
     if isinstance(step, ElementStep):
@@ -192,4 +224,11 @@ def _overwrites(step: CStep) -> tuple[str | None, bool]:
         out_height, out_width, _ = sizes_of(step.target)
         forward = step.window.padding == (0, 0) and out_height <= height and out_width <= width
         return (step.source.name if forward else None), True
+    if isinstance(step, OtherStep):
+        return (None if step.over is None else step.over.name), False
     return None, False
+
+
+def arguments_of(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
