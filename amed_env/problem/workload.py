@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from amed_env.errors import WorkloadError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.memory_plan import NetworkMemory
+from amed_env.problem.operations import Operation
 from amed_env.support.text import read_csv, repeated
 
 LayerKind = Literal["conv", "depthwise", "linear", "matmul", "transposed", "embedding"]
@@ -135,6 +136,7 @@ class Workload:
         edges: Pairs of layers (from, to): the second computes with what the first returns, whatever stands between
             them but other layers. Empty where it is not known, as in a file of layers.
         memory: What it keeps in memory while it runs; None where that is not known, as in a file of layers.
+        operations: Its layers, and what is computed between them, in order; empty where that is not known.
 
     Raises:
         WorkloadError: If there is no layer, a name is repeated, or an edge or a shared weight names no layer.
@@ -144,6 +146,7 @@ class Workload:
     layers: tuple[Layer, ...] = field(default_factory=tuple)
     edges: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     memory: NetworkMemory | None = field(default=None, compare=False)
+    operations: tuple[Operation, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))

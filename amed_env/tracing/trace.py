@@ -17,12 +17,12 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from amed_env.errors import AmedError, NetworkError
-from amed_env.problem.memory_plan import NetworkMemory
 from amed_env.problem.workload import Layer, Workload
 from amed_env.support.text import first_few
 from amed_env.tracing.capture import HALF_TYPES, PARAMETERS, capture, constant_of, module_path, quiet
 from amed_env.tracing.comparison import compare, difference_in_float64
 from amed_env.tracing.execution.memory import memory_of
+from amed_env.tracing.execution.operations import operations_of
 from amed_env.tracing.finite import check_finite_weights
 from amed_env.tracing.kept_programs import drop, find, keep, place_of
 from amed_env.tracing.lowering import PATH, QUANTIZABLE, Lowered, lower
@@ -75,16 +75,18 @@ def trace(
         NonFiniteError: If a weight, or what the network returns on the example, is NaN or infinite; it is named.
     """
     traced, example = _traced(network, example_input, name, samples, outputs)
-    sample = of_size(example, traced.batch_size or 1)
-    return replace(traced, workload=replace(traced.workload, memory=_memory(traced, sample)))
+    return replace(traced, workload=_with_graph(traced, of_size(example, traced.batch_size or 1)))
 
 
-def _memory(traced: TracedNetwork, sample: torch.Tensor) -> NetworkMemory | None:
+def _with_graph(traced: TracedNetwork, sample: torch.Tensor) -> Workload:
+    """The workload with its operations, and what they keep in memory."""
+    workload = traced.workload
     try:
-        return memory_of(traced.module, traced.workload, sample)
+        operations = operations_of(traced.module, workload, sample)
+        return replace(workload, operations=operations, memory=memory_of(traced.module, workload, sample))
     except Exception as error:  # an operation that nobody thought of must not refuse a network that can be quantized
-        logger.warning("memory of network %r is not known: %s: %s", traced.workload.name, type(error).__name__, error)
-        return None
+        logger.warning("memory of network %r is not known: %s: %s", workload.name, type(error).__name__, error)
+        return workload
 
 
 def _traced(

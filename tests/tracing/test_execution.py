@@ -56,3 +56,36 @@ def test_memory_of_odd_networks_is_known(name):
     workload = trace(odd.make().eval(), odd.inputs).workload
     wide, narrow = (workload.memory.bytes(workload.uniform(bits)) for bits in (8, 2))
     assert wide >= narrow > 0
+
+
+def edges(operations):
+    """Pairs of layers between which no other layer stands."""
+    layers_behind = {"input": set()}
+    found = set()
+    for operation in operations:
+        read = set().union(*(layers_behind[name] for name in operation.inputs))
+        found |= {(name, operation.layer) for name in read if operation.layer}
+        layers_behind[operation.name] = {operation.layer} if operation.layer else read
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["masked attention", "concatenations", "three dimensions", "interpolation and shuffles"]
+)
+def test_operations_lead_from_layer_to_layer(name):
+    odd = NETWORKS[name]
+    workload = trace(odd.make().eval(), odd.inputs).workload
+    assert edges(workload.operations) == set(workload.edges)
+    assert [operation.layer for operation in workload.operations if operation.layer] == list(workload.layer_names)
+
+
+def test_operations_have_shapes_and_sizes():
+    convolution = nn.Conv2d(3, 4, (3, 5), stride=(2, 1), padding=(0, 2), dilation=(2, 1))
+    network = nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 2 * 5, 7))
+    operations = trace(network.eval(), torch.randn(2, 3, 12, 10)).workload.operations
+    first, activation, pool, last = operations
+    assert (first.input_shapes, first.output_shape) == (((3, 12, 10),), (4, 4, 10))
+    assert first.sizes == {"kernel": (3, 5), "stride": (2, 1), "padding": (0, 2), "dilation": (2, 1)}
+    assert (activation.kind, activation.elements) == ("relu", 160)
+    assert (pool.kind, pool.output_shape, pool.sizes["kernel"]) == ("max_pool2d", (4, 2, 5), (2, 2))
+    assert (last.inputs, last.input_shapes, last.read_elements) == ((pool.name,), ((40,),), 40)
