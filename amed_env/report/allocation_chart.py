@@ -89,21 +89,18 @@ def _draw_widths(axes: Axes, allocation: BitAllocation, names: Sequence[str]) ->
         legend_above(axes)
 
 
-def _draw_shares(axes: Axes, names: Sequence[str], metric: str, cost: Cost, reference: Cost | None) -> None:
+def _draw_shares(axes: Axes, names: Sequence[str], metric: str, cost: Cost, reference: Cost) -> None:
     """Each layer's cost as a percentage of the whole network at 8 bit, so that what was saved is seen as well."""
-    whole = cost[metric] if reference is None else reference[metric]
+    whole = reference[metric]
     if not whole:
         return
     rows = np.arange(len(cost.layers))
     title = metric_title(metric)
-    series = [("this allocation", cost, ACCENT)]
-    if reference is not None:
-        series.insert(0, ("uniform 8 bit", reference, LIGHT))
+    series = (("uniform 8 bit", reference, LIGHT), ("this allocation", cost, ACCENT))
     height = 0.76 / len(series)
     for number, (label, of, colour) in enumerate(series):
         shares = [100 * layer.metrics[metric] / whole for layer in of.layers]
         shift = (number - (len(series) - 1) / 2) * height
         axes.barh(rows + shift, shares, height, color=colour, label=f"{label}, sum {sum(shares):.1f} %")
-    of_what = "of this network" if reference is None else "of the whole network at uniform 8 bit"
-    layer_axis(axes, names, f"{title} of the layer, % {of_what}")
+    layer_axis(axes, names, f"{title} of the layer, % of the whole network at uniform 8 bit")
     legend_above(axes)

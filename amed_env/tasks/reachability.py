@@ -81,7 +81,7 @@ def _reachable(costs: DeviceCosts, budget: Budget, least: float) -> str:
     metric, reference = budget.metric, costs.reference
     bound = "" if metric in costs.table else "at least "
     text = f"the smallest reachable {metric} is {bound}{least:.6g}"
-    if reference is not None and reference[metric] > 0:
+    if reference[metric] > 0:
         # Rounded up, so that the printed value can be used as a budget.
         ratio = np.ceil(least / reference[metric] * 1e4) / 1e4
         text += f" ({budget.name}={ratio:.4f} of uniform {REFERENCE_BITS} bit)"
