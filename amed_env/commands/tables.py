@@ -189,7 +189,8 @@ def finalists_table(finalists: Finalists) -> Table:
 def comparison_table(result: SearchResult) -> Table:
     """The best allocation against every uniform width and the float network."""
     task = result.task
-    notes = ["costs relative to uniform 8 bit", *([f"pinned: {pins_text(task.pins)}"] if task.pins else [])]
+    pinned = [f"pinned: {pins_text(task.pins)}"] if task.pins else []
+    notes = [f"costs relative to {task.device_costs.reference_text}", *pinned]
     table = table_of(f"Comparison ({'; '.join(notes)})")
     table.add_column("")
     scores = list(dict.fromkeys((task.score, *task.evaluator.metrics)))

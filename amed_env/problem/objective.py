@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
-from amed_env.errors import BudgetError, InputError, UnknownNameError
+from amed_env.errors import BudgetError, UnknownNameError
 from amed_env.problem.units import unit_factor, units_like
 from amed_env.support.text import repeated
 
@@ -168,8 +168,7 @@ def resolve(
     """
     limits = {}
     for budget in budgets:
-        if budget.metric not in reference:
-            raise _not_reported(budget, reference)
+        check_reported(budget, reference)
         scale = reference[budget.metric]
         if budget.relative and not scale > 0:
             raise BudgetError(
@@ -181,12 +180,20 @@ def resolve(
     return limits
 
 
-def _not_reported(budget: Budget, reference: Mapping[str, float]) -> InputError:
+def check_reported(budget: Budget, metrics: Collection[str]) -> None:
+    """Check that a device reports what a budget limits.
+
+    Raises:
+        UnknownNameError: If there is no such budget and no such metric.
+        BudgetError: If the device does not report the metric.
+    """
+    if budget.metric in metrics:
+        return
     if budget.name not in BUDGET_METRICS:
-        names = [_NAME_OF_METRIC.get(metric, metric) for metric in reference]
-        return UnknownNameError("budget", budget.name, names, "It is the name of a metric that the device reports.")
-    return BudgetError(
-        f"budget {budget.name}: this device reports no {budget.metric}; it reports {', '.join(sorted(reference))}."
+        names = [_NAME_OF_METRIC.get(metric, metric) for metric in metrics]
+        raise UnknownNameError("budget", budget.name, names, "It is the name of a metric that the device reports.")
+    raise BudgetError(
+        f"budget {budget.name}: this device reports no {budget.metric}; it reports {', '.join(sorted(metrics))}."
     )
 
 

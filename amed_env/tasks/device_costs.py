@@ -24,7 +24,7 @@ from amed_env.hardware.faults import FaultLog
 from amed_env.hardware.protocol import METRIC_UNITS, Cost, HardwareBackend
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.constraints import least_choosable
-from amed_env.problem.objective import Budget, resolve
+from amed_env.problem.objective import REFERENCE_BITS, Budget, resolve
 from amed_env.tasks.search_space import SearchSpace
 
 _REMEMBERED_COSTS = 20_000  # answers of a few kilobytes each, so that a long search stays below 100 MB of them
@@ -111,7 +111,18 @@ class DeviceCosts:
 
         Layers that the device cannot run at 8 bits have what stands for it; see `reference_allocation`.
         """
-        return self.evaluate(reference_allocation(self.backend, self.space.workload))
+        return self.evaluate(self.reference_allocation)
+
+    @cached_property
+    def reference_allocation(self) -> BitAllocation:
+        """The allocation behind `reference`."""
+        return reference_allocation(self.backend, self.space.workload)
+
+    @property
+    def reference_text(self) -> str:
+        """What the reference is, for messages and tables."""
+        uniform = self.reference_allocation == self.space.workload.uniform(REFERENCE_BITS)
+        return f"uniform {REFERENCE_BITS} bit{'' if uniform else ', as far as the device runs it'}"
 
     def evaluate(self, allocation: BitAllocation) -> Cost:
         """Cost of an allocation; see `evaluate_many`."""

@@ -64,6 +64,13 @@ class SearchSpace:
         self.runnable = self._mask(runnable) | self.choosable
         self.free_choices = np.flatnonzero([precision in (free or used) for precision in self.precisions])
 
+    @property
+    def text(self) -> str:
+        """What layers choose from, for messages: widths, or pairs where these differ."""
+        if self.separate or all(p.activation_bits in (p.weight_bits, self.activation_bits) for p in self.precisions):
+            return f"widths {', '.join(map(str, self.free_bits))}"
+        return f"the pairs {', '.join(map(str, self.precisions))}"
+
     def _mask(self, of_layers: Sequence[Collection[Precision]]) -> npt.NDArray[np.bool_]:
         return np.array([[precision in of_layer for precision in self.precisions] for of_layer in of_layers])
 
