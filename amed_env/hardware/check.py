@@ -163,9 +163,7 @@ def _check_lower_bound(backend: HardwareBackend, capabilities: Capabilities, wor
         return
     precisions, runnable = _runnable(backend, workload)
     bounds = lower_bounds(backend, workload, precisions, runnable)
-    everywhere = [
-        precision for precision, of_all in zip(precisions, runnable.all(axis=0).tolist(), strict=True) if of_all
-    ]
+    everywhere = [precisions[column] for column in np.flatnonzero(runnable.all(axis=0))]
     for allocation in (*_allocations(backend, workload), *(workload.uniform(*precision) for precision in everywhere)):
         choices = [precisions.index(precision) for precision in allocation.values()]
         cost = evaluate_cost(backend, workload, allocation)
