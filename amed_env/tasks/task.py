@@ -337,7 +337,7 @@ def space_of(
     pins: Mapping[str, Any] | Iterable[str] | None,
 ) -> SearchSpace:
     """The search space of a task; arguments and errors are those of `Task`."""
-    table = evaluator.complete_table()
+    table = evaluator.complete_table() if evaluator.looked_up else None
     known = None if table is None else table.precisions
     workload = evaluator.workload
     wishes = Wishes.of(workload.layer_names, bits, separate, activation_bits, pins, known)
