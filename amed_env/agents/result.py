@@ -193,6 +193,7 @@ class SearchResult:
             "network": task.network,
             "device": task.device,
             "bits": list(task.free_bits),
+            **({"choices": task.space.differing_choices} if task.space.differing_choices else {}),
             "pins": pins_json(task.pins),
             "separate": task.separate,
             **({} if task.activation_bits is None else {"activation_bits": task.activation_bits}),

@@ -253,6 +253,11 @@ def search(options: SearchOptions) -> int:
                 output.note(f"kept in float: {kept}")
             for remark in (*task.evaluator.score_remarks(), *task.evaluator.float_remarks()):
                 output.note(remark)
+            if (task.choosable.sum(axis=1) == 1).all():
+                output.warn(
+                    f"{backend.name} leaves every layer a single precision, so there is one allocation and nothing to "
+                    "search; `amed devices show` lists what it can run, --bits and --separate what is left of it."
+                )
             if task.pins:
                 output.note(f"pinned: {pins_text(task.pins)}")
             settings = {

@@ -71,6 +71,15 @@ class SearchSpace:
             return f"widths {', '.join(map(str, self.free_bits))}"
         return f"the pairs {', '.join(map(str, self.precisions))}"
 
+    @property
+    def differing_choices(self) -> dict[str, list[str]]:
+        """What each layer that is not pinned chooses from, by name; empty where all of them choose from the same."""
+        named = zip(self.workload.layer_names, self.layer_choices, strict=True)
+        free = {name: choices for name, choices in named if name not in self.pins}
+        if len(set(free.values())) < 2:
+            return {}
+        return {name: [str(precision) for precision in choices] for name, choices in free.items()}
+
     def _mask(self, of_layers: Sequence[Collection[Precision]]) -> npt.NDArray[np.bool_]:
         return np.array([[precision in of_layer for precision in self.precisions] for of_layer in of_layers])
 
