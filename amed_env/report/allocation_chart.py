@@ -36,7 +36,7 @@ def draw_allocation(result: SearchResult) -> Figure:
     left, *others = figure.subplots(1, 2 if has_layers else 1, sharey=True, squeeze=False)[0]
     _draw_widths(left, allocation, names)
     if others:
-        _draw_shares(others[0], names, metric, cost, task.reference_cost)
+        _draw_shares(others[0], names, metric, cost, task.device_costs.uniform_reference)
     reached = task.score.described(result.best.quality.score)
     budgets = ", ".join(map(str, task.budgets)) or "no budget"
     figure.suptitle(
@@ -89,18 +89,21 @@ def _draw_widths(axes: Axes, allocation: BitAllocation, names: Sequence[str]) ->
         legend_above(axes)
 
 
-def _draw_shares(axes: Axes, names: Sequence[str], metric: str, cost: Cost, reference: Cost) -> None:
+def _draw_shares(axes: Axes, names: Sequence[str], metric: str, cost: Cost, reference: Cost | None) -> None:
     """Each layer's cost as a percentage of the whole network at 8 bit, so that what was saved is seen as well."""
-    whole = reference[metric]
+    whole = cost[metric] if reference is None else reference[metric]
     if not whole:
         return
     rows = np.arange(len(cost.layers))
     title = metric_title(metric)
-    series = (("uniform 8 bit", reference, LIGHT), ("this allocation", cost, ACCENT))
+    series = [("this allocation", cost, ACCENT)]
+    if reference is not None:
+        series.insert(0, ("uniform 8 bit", reference, LIGHT))
     height = 0.76 / len(series)
     for number, (label, of, colour) in enumerate(series):
         shares = [100 * layer.metrics[metric] / whole for layer in of.layers]
         shift = (number - (len(series) - 1) / 2) * height
         axes.barh(rows + shift, shares, height, color=colour, label=f"{label}, sum {sum(shares):.1f} %")
-    layer_axis(axes, names, f"{title} of the layer, % of the whole network at uniform 8 bit")
+    of_what = "of this network" if reference is None else "of the whole network at uniform 8 bit"
+    layer_axis(axes, names, f"{title} of the layer, % {of_what}")
     legend_above(axes)

@@ -119,10 +119,16 @@ class DeviceCosts:
         return reference_allocation(self.backend, self.space.workload)
 
     @property
+    def uniform_reference(self) -> Cost | None:
+        """The reference where it is uniform 8 bit in every layer, else None."""
+        uniform = self.reference_allocation == self.space.workload.uniform(REFERENCE_BITS)
+        return self.reference if uniform else None
+
+    @property
     def reference_text(self) -> str:
         """What the reference is, for messages and tables."""
-        uniform = self.reference_allocation == self.space.workload.uniform(REFERENCE_BITS)
-        return f"uniform {REFERENCE_BITS} bit{'' if uniform else ', as far as the device runs it'}"
+        further = ", as far as the device runs it" if self.uniform_reference is None else ""
+        return f"uniform {REFERENCE_BITS} bit{further}"
 
     def evaluate(self, allocation: BitAllocation) -> Cost:
         """Cost of an allocation; see `evaluate_many`."""

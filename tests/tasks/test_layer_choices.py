@@ -232,8 +232,8 @@ def test_such_devices_pass_the_checks(sets, kind):
 
 
 DEVICES = {
-    "ethos-like": (ETHOS_LIKE, {"latency": 0.6}),
-    "hailo-like": (HAILO_LIKE, {"energy": 0.8}),
+    "ethos-like": (ETHOS_LIKE, {"memory": 0.6}),
+    "hailo-like": (HAILO_LIKE, {"memory": 0.8}),
     "dataflow": (Dataflow, {"luts": 0.6, "frame_time": "0.004ms"}),
     "bounded-dataflow": (BoundedDataflow, {"luts": 0.6}),
 }
@@ -254,3 +254,14 @@ def test_every_agent_searches_devices_with_choices_of_their_own(name, device):
     assert task.feasible(result.best.costs)
     result.add_report()
     assert set(budget) <= set(result.relative_costs(result.best.costs))
+
+
+@pytest.mark.parametrize("name", sorted(agent_names()))
+def test_every_agent_ends_where_nothing_is_within_the_budgets(name):
+    """On a device whose costs do not add up nobody knows that beforehand."""
+    budgets = parse_budgets({"luts": 0.01})
+    task = Task("formula", FormulaEvaluator(3), Dataflow(), budgets=budgets)
+    agent = make_agent(name)
+    if hasattr(agent, "warm_start_steps"):
+        agent.warm_start_steps = 400
+    assert agent.search(task, 5, 0).best is None
