@@ -110,9 +110,8 @@ class SearchResult:
         """Evaluate the uniform allocations on the search split, but for those that the search evaluated."""
         # A network in training changes between trials, so that theirs are of weights that are gone.
         known = {} if self.task.evaluator.learns else {trial.allocation: trial for trial in self.trials}
-        for bits in self.task.free_bits:
+        for bits, allocation in self.task.space.uniform_widths().items():
             if f"uniform-{bits}" not in self.baselines:
-                allocation = self.task.uniform(bits)
                 trial = known.get(allocation) or self.task.measure(allocation, learn=False)
                 self.baselines[f"uniform-{bits}"] = trial
 
@@ -176,11 +175,12 @@ class SearchResult:
         return min(feasible, key=lambda name: quality[name].order, default=None)
 
     def relative_costs(self, costs: Mapping[str, float]) -> dict[str, float]:
-        """Costs as factors of the uniform 8-bit cost, by budget name, where the device has both."""
-        reference = {} if self.task.reference_cost is None else self.task.reference_cost.metrics
+        """Costs as factors of the reference cost, by budget name: of the usual budgets and of those of the task."""
+        reference = self.task.reference_cost.metrics
+        names = {**BUDGET_METRICS, **{budget.name: budget.metric for budget in self.task.budgets}}
         return {
             name: costs[metric] / reference[metric]
-            for name, metric in BUDGET_METRICS.items()
+            for name, metric in names.items()
             if metric in costs and reference.get(metric)
         }
 
@@ -193,6 +193,7 @@ class SearchResult:
             "network": task.network,
             "device": task.device,
             "bits": list(task.free_bits),
+            **({"choices": task.space.differing_choices} if task.space.differing_choices else {}),
             "pins": pins_json(task.pins),
             "separate": task.separate,
             **({} if task.activation_bits is None else {"activation_bits": task.activation_bits}),

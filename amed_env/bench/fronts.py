@@ -69,7 +69,7 @@ def trades_of(comparison: Comparison) -> list[Trade]:
     """
     cells: dict[tuple[str, str, str], list[int]] = {}
     for number, truth in enumerate(comparison.truths):
-        if len(truth.cell.budget) == 1 and truth.task.reference_cost is not None:
+        if len(truth.cell.budget) == 1:
             metric = BUDGET_METRICS[truth.cell.budget[0][0]]
             cells.setdefault((truth.cell.task, truth.cell.device, metric), []).append(number)
     return [_trade(comparison, metric, numbers) for (_, _, metric), numbers in cells.items()]
@@ -107,9 +107,7 @@ def _trade(comparison: Comparison, metric: str, numbers: Sequence[int]) -> Trade
 
 
 def _reference(truth: CellTruth, metric: str) -> float:
-    cost = truth.task.reference_cost
-    assert cost is not None  # `trades_of` takes no others
-    return float(cost[metric])
+    return float(truth.task.reference_cost[metric])
 
 
 def _median_find(agent: AgentRuns, comparison: Comparison, number: int, metric: str) -> tuple[float, float]:

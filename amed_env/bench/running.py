@@ -16,7 +16,6 @@ from amed_env.bench.counting import counted
 from amed_env.bench.result_file import Improvement, Run, one_line, sequence_digest
 from amed_env.bench.suites import Cell, cell_task
 from amed_env.evaluation.store import Trial
-from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.support.threads import torch_threads
 from amed_env.tasks.task import Task
 
@@ -191,6 +190,4 @@ def improvement(task: Task, trial: Trial, number: int) -> Improvement:
 
 def relative_costs(task: Task, costs: Mapping[str, float]) -> dict[str, float]:
     """Costs that the task limits, as factors of the uniform 8-bit cost."""
-    reference = task.reference_cost
-    assert reference is not None  # a relative budget needs one
-    return {budget.name: costs[BUDGET_METRICS[budget.name]] / reference[budget.metric] for budget in task.budgets}
+    return {budget.name: costs[budget.metric] / task.reference_cost[budget.metric] for budget in task.budgets}

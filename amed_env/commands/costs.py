@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from amed_env.errors import UnsupportedPrecisionError
+from amed_env.hardware.choices import reference_allocation
 from amed_env.hardware.costs import evaluate_cost
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import BitAllocation
-from amed_env.problem.objective import BUDGET_METRICS, REFERENCE_BITS
+from amed_env.problem.objective import BUDGET_METRICS
 from amed_env.problem.workload import Workload
 
 
@@ -23,10 +24,10 @@ def costs_of(
 
 
 def relative_costs(backend: HardwareBackend, workload: Workload, costs: Mapping[str, float]) -> dict[str, float]:
-    """Costs as factors of uniform 8 bit, by the name of their budget; empty where the device lacks 8 bit."""
+    """Costs as factors of those of uniform 8 bit (see `reference_allocation`), by the name of their budget."""
     if not costs:
         return {}
-    reference, _ = costs_of(backend, workload, workload.uniform(REFERENCE_BITS))
+    reference, _ = costs_of(backend, workload, reference_allocation(backend, workload))
     return {
         name: costs[metric] / reference[metric]
         for name, metric in BUDGET_METRICS.items()

@@ -54,7 +54,7 @@ def show(device: DeviceArgument, as_json: JsonOption = False) -> None:
         table.add_column(overflow="fold")
         for name in ("name", "description", "metrics", "deterministic", "additive", "timeout_s", "retries"):
             table.add_row(name, _text(facts[name]))
-        for kind, precisions in facts["precisions"].items():
+        for kind, precisions in (facts["layers"] or facts["precisions"]).items():
             table.add_row(kind, _text(precisions))
         output.show(table)
         if facts["config"] is not None:
@@ -80,8 +80,23 @@ def _facts(backend: HardwareBackend) -> dict[str, Any]:
         "timeout_s": backend.timeout_s,
         "retries": backend.retries,
         "precisions": {kind: [list(p) for p in capabilities.precisions(kind)] for kind in KINDS},
+        "layers": _layers(backend),
         "config": config.model_dump(mode="json", exclude_none=True) if isinstance(config, BaseModel) else provenance,
     }
+
+
+def _layers(backend: HardwareBackend) -> dict[str, list[list[int]]] | None:
+    """Precisions by layer of a device that knows the layers of one network only, where these differ; else None."""
+    from amed_env.hardware.choices import every_precision, layer_precisions
+
+    workload = backend.sample_workload()
+    if workload is None:
+        return None
+    allowed = layer_precisions(backend, workload, every_precision(backend, workload))
+    if len(set(allowed)) == 1:
+        return None
+    named = zip(workload.layer_names, allowed, strict=True)
+    return {name: [list(precision) for precision in of_layer] for name, of_layer in named}
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,7 @@ from amed_env.commands.parsing import (
 )
 from amed_env.commands.search_result import show_result
 from amed_env.errors import AgentError, AmedError, BackendError, InputError
-from amed_env.problem.objective import parse_budgets
+from amed_env.problem.objective import check_reported, parse_budgets
 from amed_env.problem.pins import pins_text
 from amed_env.tasks.make import DEFAULT_DEVICE
 
@@ -66,8 +66,8 @@ class SearchOptions:
         list[str],
         cli_option(
             PROBLEM,
-            "Limit on latency, energy, memory (of weights) or bops: a factor of uniform 8 bit (latency=0.6) or "
-            "with a unit (memory=96KiB). May be repeated.",
+            "Limit on latency, energy, memory (of weights), bops, or any other metric of the device by its name: a "
+            "factor of uniform 8 bit (latency=0.6) or with a unit (memory=96KiB). May be repeated.",
             "--budget",
             "-b",
             metavar="NAME=VALUE",
@@ -75,7 +75,13 @@ class SearchOptions:
     ] = field(default_factory=list)
     bits: Annotated[
         str | None,
-        cli_option(PROBLEM, "Widths to choose from; 2,3,4,8 or a table's own by default.", "--bits", metavar="LIST"),
+        cli_option(
+            PROBLEM,
+            "Widths to choose from, as far as the device runs them; by default 2,3,4,8, a table's own, or what a "
+            "device wants of weights and activations.",
+            "--bits",
+            metavar="LIST",
+        ),
     ] = None
     separate: Annotated[
         bool, cli_option(PROBLEM, "Choose the widths of weights and activations apart.", "--separate")
@@ -193,6 +199,7 @@ def search(options: SearchOptions) -> int:
             from amed_env.commands.run_folder import RunFolder
             from amed_env.commands.search_settings import search_settings
             from amed_env.hardware import isolated, load_device
+            from amed_env.hardware.costs import COMMON_METRICS, backend_capabilities
 
         # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
         agent_name, agent_options = _chosen_agent(options), _agent_options(options)
@@ -200,6 +207,8 @@ def search(options: SearchOptions) -> int:
         budgets = parse_budgets(options.budget)
         check_task_or_network(options.task, options.network)
         backend = isolated(load_device(options.device), options.device_timeout, options.device_retries)
+        for budget in budgets:
+            check_reported(budget, (*backend_capabilities(backend).metrics, *COMMON_METRICS))
         if options.task is not None:
             check_complete(options.task)
         agent = make_agent(agent_name, **agent_options)
@@ -244,6 +253,11 @@ def search(options: SearchOptions) -> int:
                 output.note(f"kept in float: {kept}")
             for remark in (*task.evaluator.score_remarks(), *task.evaluator.float_remarks()):
                 output.note(remark)
+            if (task.choosable.sum(axis=1) == 1).all():
+                output.warn(
+                    f"{backend.name} leaves every layer a single precision, so there is one allocation and nothing to "
+                    "search; `amed devices show` lists what it can run, --bits and --separate what is left of it."
+                )
             if task.pins:
                 output.note(f"pinned: {pins_text(task.pins)}")
             settings = {

@@ -26,6 +26,7 @@ def search_settings(options: SearchOptions, task: Task, backend: HardwareBackend
         "network": options.network or options.task,
         "device": _device_settings(options.device, backend),
         "bits": list(task.free_bits),
+        **({"choices": task.space.differing_choices} if task.space.differing_choices else {}),
         # Left out without pins, so that searches of earlier versions can be resumed.
         **({"pins": pins_json(task.pins)} if task.pins else {}),
         "separate": task.separate,

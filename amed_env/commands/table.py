@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,10 +76,15 @@ def table(
                 "units": dict(built.units),
                 "layers": list(workload.layer_names),
                 "precisions": [list(precision) for precision in precisions],
-                "costs": {metric: values.tolist() for metric, values in built.metrics.items()},
+                "costs": {metric: _with_gaps(values.tolist()) for metric, values in built.metrics.items()},
                 "files": [str(path) for path in written],
             }
         )
+
+
+def _with_gaps(rows: list[list[float]]) -> list[list[float | None]]:
+    """Costs of layers by precision, with null where a layer cannot run at it."""
+    return [[None if math.isnan(value) else value for value in row] for row in rows]
 
 
 def _write(built: LookupTable, out: Path) -> list[Path]:
@@ -97,27 +103,29 @@ def _write(built: LookupTable, out: Path) -> list[Path]:
 def table_precisions(
     backend: HardwareBackend, workload: Workload, widths: tuple[int, ...] | None, tied: bool
 ) -> tuple[Precision, ...]:
-    """The precisions that all layers can run at, of the given widths if any.
+    """The precisions that some layer can run at, of the given widths if any.
 
     Raises:
-        UnsupportedPrecisionError: If there are none, or the device lacks a width that was asked for.
+        UnsupportedPrecisionError: If a layer can run at none of them, or the device lacks a width that was asked for.
     """
+    from amed_env.hardware.choices import every_precision, layer_precisions
     from amed_env.hardware.costs import backend_capabilities
 
     capabilities = backend_capabilities(backend)
-    kinds = {layer.kind: layer for layer in workload}
-    common = set.intersection(*(set(capabilities.precisions(kind)) for kind in kinds))
+    wanted = every_precision(backend, workload)
     if widths is not None:
-        wanted = [Precision(w, a) for w in widths for a in widths]
-        for precision in (p for p in wanted if p.weight_bits == p.activation_bits):
-            for layer in kinds.values():
-                capabilities.require(layer, precision, backend.name)
-        common &= set(wanted)
+        known = {bits for precision in wanted for bits in precision}
+        for bits in widths:
+            if bits not in known:
+                capabilities.require(workload.layers[0], Precision(bits, bits), backend.name)
+        wanted = tuple(precision for precision in wanted if set(precision) <= set(widths))
     if tied:
-        common = {precision for precision in common if precision.weight_bits == precision.activation_bits}
-    if not common:
-        raise UnsupportedPrecisionError(
-            f"device {backend.name!r} has no precision at which all layers of {workload.name!r} run; see "
-            f"`amed devices show {backend.name}`."
-        )
-    return tuple(sorted(common))
+        wanted = tuple(precision for precision in wanted if precision.weight_bits == precision.activation_bits)
+    allowed = layer_precisions(backend, workload, wanted)
+    for layer, of_layer in zip(workload, allowed, strict=True):
+        if not of_layer:
+            raise UnsupportedPrecisionError(
+                f"device {backend.name!r} has no such precision for layer {layer.name!r} ({layer.kind}) of "
+                f"{workload.name!r}; see `amed devices show {backend.name}`."
+            )
+    return tuple(sorted({precision for of_layer in allowed for precision in of_layer}))

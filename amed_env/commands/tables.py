@@ -189,27 +189,24 @@ def finalists_table(finalists: Finalists) -> Table:
 def comparison_table(result: SearchResult) -> Table:
     """The best allocation against every uniform width and the float network."""
     task = result.task
-    relative = task.reference_cost is not None
-    notes = [
-        *(["costs relative to uniform 8 bit"] if relative else []),
-        *([f"pinned: {pins_text(task.pins)}"] if task.pins else []),
-    ]
-    table = table_of("Comparison" + (f" ({'; '.join(notes)})" if notes else ""))
+    pinned = [f"pinned: {pins_text(task.pins)}"] if task.pins else []
+    notes = [f"costs relative to {task.device_costs.reference_text}", *pinned]
+    table = table_of(f"Comparison ({'; '.join(notes)})")
     table.add_column("")
     scores = list(dict.fromkeys((task.score, *task.evaluator.metrics)))
     for score in scores:
         for split in ("search", "test"):
             table.add_column(f"{split} {score.title}", justify="right")
-    metrics = [m for m in BUDGET_METRICS.items() if m[1] in {*task.capabilities.metrics, "weight_kib", "bops"}]
-    for name, metric in metrics:
-        table.add_column(name if relative else _heading(metric), justify="right")
+    reported = {*task.capabilities.metrics, "weight_kib", "bops"}
+    metrics = [name for name, metric in BUDGET_METRICS.items() if metric in reported]
+    metrics += [budget.name for budget in task.budgets if budget.name not in metrics]
+    for name in metrics:
+        table.add_column(name, justify="right")
     table.add_column("within budget", justify="center")
 
     def cells(costs: Mapping[str, float]) -> list[str]:
         factors = result.relative_costs(costs)
-        if relative:
-            return [f"{factors[name]:.3f}" if name in factors else MISSING for name, _ in metrics]
-        return [number(costs[metric]) if metric in costs else MISSING for _, metric in metrics]
+        return [f"{factors[name]:.3f}" if name in factors else MISSING for name in metrics]
 
     def quality_cells(search: Quality | None, test: Quality | None) -> list[str]:
         return [_metric_cell(quality, score) for score in scores for quality in (search, test)]

@@ -18,7 +18,15 @@ from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.constraints import least_rest
-from amed_env.problem.objective import BUDGET_METRICS, FAULT_REWARD, Budget, final_reward, fits, parse_budgets
+from amed_env.problem.objective import (
+    BUDGET_METRICS,
+    FAULT_REWARD,
+    Budget,
+    final_reward,
+    fits,
+    metric_of,
+    parse_budgets,
+)
 from amed_env.tasks.make import DEFAULT_DEVICE, make_task
 from amed_env.tasks.repair import repair
 from amed_env.tasks.task import Task
@@ -39,6 +47,10 @@ def described(quality: Quality) -> dict[str, float]:
     if quality.loss is not None:
         values["loss"] = quality.loss
     return values
+
+
+def _names(budget_range: object) -> list[str]:
+    return [name for name in budget_range if isinstance(name, str)] if isinstance(budget_range, Mapping) else []
 
 
 def budget_option(options: Mapping[str, Any] | None) -> Any:
@@ -64,15 +76,16 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         budget: Fixed budgets, `{"latency": 0.5}`; None draws one for every episode unless the task has its own.
         pin: Layers that keep a width, `{"first": 8, "last": 8}`, for a task that is given by name.
         budget_range: Budget name to smallest and largest factor of the 8-bit cost to draw from; by default latency (or
-            the first metric that the device has) from the smallest reachable to 1.
+            the first of the usual metrics that the device has) from the smallest reachable to 1.
         measure: What evaluates a whole allocation; by default the task itself, each allocation only once unless its
             network is in training.
 
     Attributes:
         task: The task.
-        cost_arrays: (4, L, P) costs in the order of `features.METRICS`; lower bounds where they do not add up.
-        reference: (4,) cost of the uniform 8-bit network.
-        rest: (4, L + 1) the least that the layers from t on can cost.
+        metrics: The M metrics that count: `features.METRICS`, and those of further budgets that it is made with.
+        cost_arrays: (M, L, P) costs in their order; lower bounds where they do not add up.
+        reference: (M,) cost of the uniform 8-bit network.
+        rest: (M, L + 1) the least that the layers from t on can cost.
         ranges: Budget name to the smallest and largest factor that is drawn; empty where budgets are fixed.
     """
 
@@ -104,6 +117,8 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
                 pin=pin,
             )
         self._widths = np.asarray(self.task.precisions, dtype=float)
+        asked = [*self.task.limits, *(metric_of(name) for name in _names(budget_range))]
+        self.metrics = tuple(dict.fromkeys((*METRICS, *asked)))
         self._measure = measure
         self._trials: dict[BitAllocation, Trial] = {}
         self.cost_arrays, self.reference = self._cost_arrays()
@@ -112,16 +127,16 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         self._limits: dict[str, float] = dict(self.task.limits)
 
     def _cost_arrays(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(4, L, P) costs and (4,) reference; what a device does not report costs nothing.
+        """(M, L, P) costs and (M,) reference; what a device does not report costs nothing.
 
         Where costs do not add up these are lower bounds, so that the mask forbids only what nothing can make up for.
         """
         empty = np.zeros((len(self.task.workload), len(self.task.precisions)))
-        costs = np.stack([self.task.device_costs.least_table.get(metric, empty) for metric in METRICS])
-        known = {} if self.task.reference_cost is None else self.task.reference_cost.metrics
+        costs = np.stack([self.task.device_costs.least_table.get(metric, empty) for metric in self.metrics])
+        known = self.task.reference_cost.metrics
         reference = [
             known.get(metric) or float(table.max(axis=1).sum()) or 1.0
-            for metric, table in zip(METRICS, costs, strict=True)
+            for metric, table in zip(self.metrics, costs, strict=True)
         ]
         return costs, np.asarray(reference)
 
@@ -130,11 +145,11 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             if budget_range is not None:
                 raise BudgetError("give either a fixed budget or a budget_range, not both.")
             return {}
-        smallest = dict(zip(BUDGET_METRICS, self.rest[:, 0] / self.reference, strict=True))
+        smallest = dict(zip(BUDGET_METRICS, self.rest[:, 0] / self.reference, strict=False))
         if budget_range is None:
             name = next((name for name in BUDGET_METRICS if smallest[name] > 0), "memory")
             known = self.task.device_costs.smallest_known(BUDGET_METRICS[name])
-            least = smallest[name] if known is None else known / self.reference[METRICS.index(BUDGET_METRICS[name])]
+            least = smallest[name] if known is None else known / self._reference_of(name)
             least = float(least) * (1 + 1e-6)  # so that rounding leaves it reachable
             return {name: (min(1.0, least), max(1.0, least))} if least <= 1 else {name: (least, least)}
         if not isinstance(budget_range, Mapping):
@@ -160,19 +175,35 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         """
         budget = budget_option(options)
         if budget is not None:
-            self._limits = self.task.resolve_limits(self.budgets_of(budget))
+            self._limits = self.limits_of(budget)
         elif self.ranges:
             drawn = {name: self.np_random.uniform(low, high) for name, (low, high) in self.ranges.items()}
-            self._limits = {
-                BUDGET_METRICS[name]: value * self.reference[METRICS.index(BUDGET_METRICS[name])]
-                for name, value in drawn.items()
-            }
+            self._limits = {metric_of(name): value * self._reference_of(name) for name, value in drawn.items()}
         else:
             self._limits = dict(self.task.limits)
 
+    def _reference_of(self, name: str) -> float:
+        """What factors of a budget refer to."""
+        return float(self.reference[self.metrics.index(metric_of(name))])
+
     def _limit_array(self) -> npt.NDArray[np.float64]:
-        """(4,) limits in the order of `METRICS`; infinity where there is none."""
-        return np.asarray([self._limits.get(metric, np.inf) for metric in METRICS])
+        """(M,) limits in the order of `metrics`; infinity where there is none."""
+        return np.asarray([self._limits.get(metric, np.inf) for metric in self.metrics])
+
+    def limits_of(self, budget: Any) -> dict[str, float]:
+        """Limits by metric from the option of `reset`; see `budgets_of`.
+
+        Raises:
+            BudgetError: If it is malformed, cannot be met, or is on a metric that observations have no place for.
+        """
+        limits = self.task.resolve_limits(self.budgets_of(budget))
+        for metric in limits:
+            if metric not in self.metrics:
+                raise BudgetError(
+                    f"this environment was made without a budget on {metric}, so its observations have no place for "
+                    "one; name it in budget or budget_range."
+                )
+        return limits
 
     def budgets_of(self, budget: Any) -> tuple[Budget, ...]:
         """Budgets from the option of `reset`: a mapping, or a number for the environment's first budget.
@@ -210,7 +241,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
             info["fault"] = f"{type(error).__name__}: {error}"
             return FAULT_REWARD, True
         reward = final_reward(gain, trial.costs, self._limits)
-        ratios = [trial.costs.get(metric, 0.0) / scale for metric, scale in zip(METRICS, self.reference, strict=True)]
+        ratios = [trial.costs.get(metric, 0.0) / self.reference[column] for column, metric in enumerate(METRICS)]
         info |= {
             "allocation": trial.allocation,
             "choices": tuple(int(c) for c in choices),

@@ -16,7 +16,7 @@ from amed_env.envs.base import REWARD_VECTOR
 from amed_env.envs.features import METRICS, BatchState
 from amed_env.envs.layer_wise import LayerWiseEnv
 from amed_env.errors import BudgetError, InputError
-from amed_env.problem.objective import BUDGET_METRICS, TOLERANCE, VIOLATION_PENALTY
+from amed_env.problem.objective import TOLERANCE, VIOLATION_PENALTY, metric_of
 from amed_env.tasks.repair import repair
 
 FloatArray = npt.NDArray[np.float64]
@@ -59,15 +59,15 @@ class LayerWiseBatch:
             raise InputError(f"the number of environments is {count!r}; give a whole number of at least 1.")
         self.env, self.task, self.count = env, env.task, count
         self.layers, self.choices = env.task.choosable.shape
-        self._costs = np.ascontiguousarray(env.cost_arrays.transpose(1, 2, 0))  # (L, P, 4)
-        self._rest = np.ascontiguousarray(env.rest.T)  # (L + 1, 4)
+        self._costs = np.ascontiguousarray(env.cost_arrays.transpose(1, 2, 0))  # (L, P, M)
+        self._rest = np.ascontiguousarray(env.rest.T)  # (L + 1, M)
         widths = np.asarray(self.task.precisions, dtype=np.float64)
         self._distance = np.abs(widths[:, None] - widths).sum(axis=2)
         self._rows = np.arange(count)
         self._reward_of = reward_of
         if env.reward_kind != "predicted" and reward_of is None:
             self._prepare_lookups()
-        self.start(np.full((count, len(METRICS)), np.inf))
+        self.start(np.full((count, len(env.metrics)), np.inf))
 
     def _prepare_lookups(self) -> None:
         table = self.task.evaluator.complete_table()
@@ -87,7 +87,7 @@ class LayerWiseBatch:
         """Begin N episodes.
 
         Args:
-            limits: (N, 4) limits in the order of `METRICS`; infinity where there is none.
+            limits: (N, M) limits in the order of the environment's `metrics`; infinity where there is none.
         """
         shape = (self.count, self.layers)
         self.state = BatchState(0, np.zeros(shape, dtype=np.int64), np.zeros_like(limits), limits, np.zeros(self.count))
@@ -96,17 +96,18 @@ class LayerWiseBatch:
         self._allowed = self._find_allowed()
 
     def draw_limits(self, rng: np.random.Generator) -> FloatArray:
-        """(N, 4) limits of new episodes: the fixed ones, or drawn from the environment's ranges."""
-        limits = np.full((self.count, len(METRICS)), np.inf)
+        """(N, M) limits of new episodes: the fixed ones, or drawn from the environment's ranges."""
+        metrics = self.env.metrics
+        limits = np.full((self.count, len(metrics)), np.inf)
         for metric, limit in self.task.limits.items():
-            limits[:, METRICS.index(metric)] = limit
+            limits[:, metrics.index(metric)] = limit
         for name, (low, high) in self.env.ranges.items():
-            column = METRICS.index(BUDGET_METRICS[name])
+            column = metrics.index(metric_of(name))
             limits[:, column] = rng.uniform(low, high, self.count) * self.env.reference[column]
         return limits
 
     def limits_of(self, budget: Any) -> FloatArray:
-        """(N, 4) limits from the option of `reset`: one budget for all, or a sequence of N budgets.
+        """(N, M) limits from the option of `reset`: one budget for all, or a sequence of N budgets.
 
         Raises:
             BudgetError: If there are not as many as episodes, or one cannot be met.
@@ -118,9 +119,9 @@ class LayerWiseBatch:
         rows = []
         for one in budgets:
             plain = float(one) if isinstance(one, np.number) else one
-            limits: Mapping[str, float] = self.task.resolve_limits(self.env.budgets_of(plain))
-            rows.append([limits.get(metric, np.inf) for metric in METRICS])
-        return np.broadcast_to(np.asarray(rows), (self.count, len(METRICS))).copy()
+            limits = self.env.limits_of(plain)
+            rows.append([limits.get(metric, np.inf) for metric in self.env.metrics])
+        return np.broadcast_to(np.asarray(rows), (self.count, len(self.env.metrics))).copy()
 
     @property
     def over(self) -> bool:
@@ -129,7 +130,7 @@ class LayerWiseBatch:
 
     def limits(self) -> dict[str, FloatArray]:
         """Limits by metric, (N,) each, where there are any."""
-        return {METRICS[column]: self.state.limits[:, column] for column in self._limited}
+        return {self.env.metrics[column]: self.state.limits[:, column] for column in self._limited}
 
     def observe(self) -> npt.NDArray[np.float32]:
         """Observations: float32 (N, F)."""
@@ -211,7 +212,7 @@ class LayerWiseBatch:
         costs = {metric: values[layers, choices].sum(axis=1) for metric, values in self._all_costs.items()}
         repaired = np.zeros(self.count, dtype=bool)
         for row in np.flatnonzero(self._exceeded(costs)):  # only where budgets contradict each other
-            limits = {METRICS[c]: float(self.state.limits[row, c]) for c in limited}
+            limits = {self.env.metrics[c]: float(self.state.limits[row, c]) for c in limited}
             better = repair(self.task, choices[row], {m: limit for m, limit in limits.items() if np.isfinite(limit)})
             if better is not None:
                 choices[row], repaired[row] = better, True
@@ -222,12 +223,12 @@ class LayerWiseBatch:
         exceeded = self._exceeded(costs)
         rewards: FloatArray = self._gains[rows]
         if exceeded.any():
-            excess = sum(np.maximum(0.0, costs[METRICS[c]] / self.state.limits[:, c] - 1.0) for c in limited)
+            excess = sum(np.maximum(0.0, costs[self.env.metrics[c]] / self.state.limits[:, c] - 1.0) for c in limited)
             rewards = rewards - VIOLATION_PENALTY * np.where(exceeded, excess, 0.0)
         vector = np.zeros((self.count, len(REWARD_VECTOR)), dtype=np.float32)
         vector[:, 0] = self._scores[rows] if self.task.score.higher_is_better else -self._scores[rows]
-        for column, (metric, scale) in enumerate(zip(METRICS, self.env.reference, strict=True), start=1):
-            vector[:, column] = -costs.get(metric, np.zeros(1)) / scale
+        for column, metric in enumerate(METRICS):
+            vector[:, column + 1] = -costs.get(metric, np.zeros(1)) / self.env.reference[column]
         info |= {
             "choices": choices,
             "quality": self._scores[rows],
@@ -244,5 +245,5 @@ class LayerWiseBatch:
     def _exceeded(self, costs: Mapping[str, FloatArray]) -> npt.NDArray[np.bool_]:
         exceeded = np.zeros(self.count, dtype=bool)
         for position, column in enumerate(self._limited):
-            exceeded |= costs[METRICS[column]] > self._tolerant[:, position]
+            exceeded |= costs[self.env.metrics[column]] > self._tolerant[:, position]
         return exceeded

@@ -16,7 +16,7 @@ from amed_env.problem.workload import BASIC_KINDS
 from amed_env.tasks.task import Task
 
 METRICS = tuple(BUDGET_METRICS.values())
-"""Metrics in the observation, in this order; one that a device lacks is all zero."""
+"""Metrics in every observation, in this order; one that a device lacks is all zero. Those of further budgets follow."""
 
 FloatArray = npt.NDArray[np.float64]
 _KINDS = tuple(dict.fromkeys(BASIC_KINDS.values()))
@@ -32,8 +32,8 @@ class EpisodeState:
     Attributes:
         step: Layers that have been decided.
         choices: Their precisions, by number.
-        used: (4,) cost so far, by metric in the order of `METRICS`.
-        limits: (4,) limits; infinity where there is none.
+        used: (M,) cost so far, by metric in the order of the environment's `metrics`.
+        limits: (M,) limits; infinity where there is none.
         predicted_loss: Sum of the predicted losses of the choices, in nats.
         of_limits: What an `Observer` made of the limits at its first observation of the episode.
     """
@@ -53,8 +53,8 @@ class BatchState:
     Attributes:
         step: Layers that have been decided.
         choices: int64 (N, L): their precisions, by number; the columns from `step` on mean nothing.
-        used: (N, 4) cost so far.
-        limits: (N, 4) limits; infinity where there is none.
+        used: (N, M) cost so far.
+        limits: (N, M) limits; infinity where there is none.
         predicted_loss: (N,) sums of the predicted losses of the choices, in nats.
     """
 
@@ -70,9 +70,9 @@ class Observer:
 
     Args:
         task: The task.
-        costs: (4, L, P) costs by metric in the order of `METRICS`.
-        rest: (4, L + 1) the least that the layers from t on can cost.
-        reference: (4,) cost of the uniform 8-bit network; where there is none, of the dearest allocation, or 1.
+        costs: (M, L, P) costs by metric in the order of the environment's `metrics`.
+        rest: (M, L + 1) the least that the layers from t on can cost.
+        reference: (M,) cost of the uniform 8-bit network; where there is none, of the dearest allocation, or 1.
     """
 
     def __init__(self, task: Task, costs: FloatArray, rest: FloatArray, reference: FloatArray) -> None:
@@ -97,7 +97,8 @@ class Observer:
         return slice(self.size - 3 - self._choices, self.size - 3)
 
     def _empty(self) -> EpisodeState:
-        return EpisodeState(0, [], np.zeros(len(METRICS)), np.full(len(METRICS), np.inf))
+        metrics = len(self._reference)
+        return EpisodeState(0, [], np.zeros(metrics), np.full(metrics, np.inf))
 
     def _static_features(self, task: Task, costs: FloatArray) -> FloatArray:
         """(L, F) what does not change during an episode."""
@@ -154,7 +155,7 @@ class Observer:
         return np.asarray(values, dtype=np.float32)
 
     def _of_limits(self, limits: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Limits with the most that can be spent in place of infinite ones, and their features (8,)."""
+        """Limits with the most that can be spent in place of infinite ones, and their features (2M,)."""
         limited = np.isfinite(limits)
         ratio = np.where(limited, limits / self._reference, 1.0)
         return np.where(limited, limits, self._most_rest[:, 0]), np.concatenate([limited, ratio])
@@ -166,7 +167,7 @@ class Observer:
             state: The episodes.
             allowed: (N, P) what may be chosen now.
         """
-        step, count, metrics = state.step, len(state.used), len(METRICS)
+        step, count, metrics = state.step, len(state.used), len(self._reference)
         limited = np.isfinite(state.limits)
         limits = np.where(limited, state.limits, self._most_rest[:, 0])
         left = limits - state.used - self._rest[:, step]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from amed_env.envs.base import AllocationEnv
-from amed_env.envs.features import METRICS, EpisodeState, Observer
+from amed_env.envs.features import EpisodeState, Observer
 from amed_env.errors import InputError, RenderModeError
 from amed_env.evaluation.store import Trial
 from amed_env.hardware.protocol import HardwareBackend
@@ -31,10 +31,11 @@ class LayerWiseEnv(AllocationEnv):
     One episode visits the L layers of the task's network in order and sets the precision of each.
 
     ## Action space
-    `Discrete(P)`, the number of a precision in `task.precisions` (narrow ones first). With `separate=True`,
+    `Discrete(P)`, the number of a precision in `task.precisions`: of all layers together, narrow ones first. With
+    `separate=True`,
     `MultiDiscrete([W, W])`: the width of weights and that of activations. `action_masks()` tells what leaves the budget
-    reachable (for `MultiDiscrete` each part by itself), and of a pinned layer only its own. A
-    forbidden action is replaced by the nearest allowed one.
+    reachable (for `MultiDiscrete` each part by itself), of what the layer may choose on the device; of a pinned layer
+    only its own precision. A forbidden action is replaced by the nearest allowed one.
 
     ## Observation
     `Box(0, 1, (F,), float32)`: the layer (kind, log sizes, shares, kernel, stride, weight spread), its predicted loss
@@ -101,7 +102,7 @@ class LayerWiseEnv(AllocationEnv):
         self.observation_space = spaces.Box(0.0, 1.0, (self.observer.size,), np.float32)
 
     def _fresh_state(self) -> EpisodeState:
-        return EpisodeState(0, [], np.zeros(len(METRICS)), self._limit_array())
+        return EpisodeState(0, [], np.zeros(len(self.metrics)), self._limit_array())
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -29,11 +29,11 @@ class OneShotEnv(AllocationEnv):
     `MultiDiscrete([P] * L)`: for every layer the number of a precision in `task.precisions` (narrow ones first).
     `action_masks()` forbids what no choice of the other layers could make up for; what still exceeds the budget is
     repaired with as few changes as possible, and `info["repaired"]` says so. Pinned layers keep their precision
-    whatever is chosen for them.
+    whatever is chosen for them, and what a layer cannot have is replaced by the nearest that it can.
 
     ## Observation
     `Box(0, 1, (8,), float32)`: for latency, energy, memory and bops whether it is limited, then the limit as a factor
-    of the uniform 8-bit cost (1 where there is none).
+    of the uniform 8-bit cost (1 where there is none); two more for every further metric that has a budget.
 
     ## Rewards
     ln(float error / error) on the search split, less a penalty for an exceeded budget.

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from amed_env.envs.base import AllocationEnv, described
-from amed_env.envs.features import METRICS
 from amed_env.errors import InputError, RenderModeError, SearchEnded, StoreError
 from amed_env.evaluation.quality import Quality
 from amed_env.evaluation.store import Trial
@@ -47,9 +46,9 @@ class RandomWalkEnv(AllocationEnv):
     ## Observation
     `Box(0, 1, (3 L P + 20,), float32)`: for every layer and precision whether it is set, whether it may be set, and its
     predicted loss; for latency, energy, memory and bops whether it is limited, the limit and the present cost (lower
-    bounds where they do not add up) as factors of uniform 8 bit, and how much of the limit is used; then the score of
-    the state (accuracy; exp(-score) of a divergence or loss) and exp(-loss), both 0 after a fault, the share of the
-    moves that are left, and whether the budgets hold.
+    bounds where they do not add up) as factors of uniform 8 bit, and how much of the limit is used, four more for every
+    further metric that has a budget; then the score of the state (accuracy; exp(-score) of a divergence or loss) and
+    exp(-loss), both 0 after a fault, the share of the moves that are left, and whether the budgets hold.
 
     ## Rewards
     What a move gains. `reward="zeta"`: log10(ζ before / ζ after) of the quality score `quality`; `reward="score"`: the
@@ -108,7 +107,7 @@ class RandomWalkEnv(AllocationEnv):
         layers, choices = len(self.task.workload), len(self.task.precisions)
         self.moves = _MOVES_A_LAYER * layers if moves is None else moves
         self.action_space = spaces.Discrete(layers * choices)
-        self.observation_space = spaces.Box(0.0, 1.0, (3 * layers * choices + 4 * len(METRICS) + 4,), np.float32)
+        self.observation_space = spaces.Box(0.0, 1.0, (3 * layers * choices + 4 * len(self.metrics) + 4,), np.float32)
         self._rows = np.arange(layers)
         largest = max(float(self.task.predicted_loss.max()), 1e-6)
         self._predicted = np.log1p(self.task.predicted_loss).ravel() / math.log1p(largest)
@@ -159,7 +158,7 @@ class RandomWalkEnv(AllocationEnv):
             return None, f"{type(error).__name__}: {error}"
 
     def _violations(self, totals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """By how much known costs (4, ...) exceed the limits, as in `objective.violation`: float64 (...)."""
+        """By how much known costs (M, ...) exceed the limits, as in `objective.violation`: float64 (...)."""
         limits = self._limit_array()
         limited = np.isfinite(limits)
         over = totals[limited] / limits[limited].reshape(-1, *[1] * (totals.ndim - 1)) - 1.0
@@ -221,8 +220,8 @@ class RandomWalkEnv(AllocationEnv):
         return layer, choice
 
     def _zeta(self, trial: Trial) -> float:
-        reference = {} if self.task.reference_cost is None else self.task.reference_cost.metrics
-        return self.quality.zeta_of(trial.quality, latency_ratio(trial.costs, reference))
+        ratio = latency_ratio(trial.costs, self.task.reference_cost.metrics)
+        return self.quality.zeta_of(trial.quality, ratio)
 
     def _score(self, trial: Trial) -> float:
         return final_reward(self.task.gain(trial.quality), trial.costs, self._limits)

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from itertools import permutations
 
 import numpy as np
+import numpy.typing as npt
 
 from amed_env.errors import AllocationError, AmedError, BackendError, UnsupportedPrecisionError
+from amed_env.hardware.choices import every_precision, layer_precisions
 from amed_env.hardware.costs import backend_capabilities, evaluate_cost, evaluate_costs, lower_bounds, precision_costs
 from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS, BitAllocation, Precision
@@ -90,9 +92,22 @@ class BrokenPromiseError(AssertionError):
     """A promise that is not kept; becomes a line of the report, or a failing test."""
 
 
-def _allocations(capabilities: Capabilities, workload: Workload) -> Iterator[BitAllocation]:
+def _allowed(backend: HardwareBackend, workload: Workload) -> tuple[tuple[Precision, ...], ...]:
+    """What each layer can run at, narrow ones first.
+
+    Raises:
+        BrokenPromiseError: If a layer can run at nothing.
+    """
+    allowed = layer_precisions(backend, workload, every_precision(backend, workload))
+    for layer, of_layer in zip(workload, allowed, strict=True):
+        if not of_layer:
+            raise BrokenPromiseError(f"layer {layer.name!r} ({layer.kind}) can run at no precision.")
+    return allowed
+
+
+def _allocations(backend: HardwareBackend, workload: Workload) -> Iterator[BitAllocation]:
     """The narrowest, the widest, and one with neighbouring layers at different widths."""
-    choices = [(layer.name, capabilities.precisions(layer.kind)) for layer in workload]
+    choices = list(zip(workload.layer_names, _allowed(backend, workload), strict=True))
     yield BitAllocation({name: precisions[0] for name, precisions in choices})
     yield BitAllocation({name: precisions[-1] for name, precisions in choices})
     yield BitAllocation({name: p[(i * (len(p) // 2 + 1)) % len(p)] for i, (name, p) in enumerate(choices)})
@@ -109,28 +124,26 @@ def _check_units(backend: HardwareBackend, capabilities: Capabilities, workload:
 
 
 def _check_costs(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
-    for allocation in _allocations(capabilities, workload):
+    for allocation in _allocations(backend, workload):
         evaluate_cost(backend, workload, allocation)
 
 
 def _check_sum(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
     if not capabilities.additive:
         return
-    for allocation in _allocations(capabilities, workload):
+    for allocation in _allocations(backend, workload):
         cost = evaluate_cost(backend, workload, allocation)
         for metric in capabilities.metrics if cost.layers else ():
             _require_close(cost[metric], math.fsum(layer.metrics[metric] for layer in cost.layers), metric, allocation)
 
 
 def _check_table(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
-    common = _common_precisions(capabilities, workload)
-    if not (capabilities.additive and capabilities.deterministic and common):
-        return  # where the kinds of layers share no precision, no table of all of them exists
-    table = precision_costs(backend, workload, common)
-    mixed = [(row * (len(common) // 2 + 1)) % len(common) for row in range(len(workload))]
-    for choices in ([0] * len(workload), [-1] * len(workload), mixed):
-        pairs = zip(workload.layer_names, choices, strict=True)
-        allocation = BitAllocation({name: common[choice] for name, choice in pairs})
+    if not (capabilities.additive and capabilities.deterministic):
+        return
+    precisions, runnable = _runnable(backend, workload)
+    table = precision_costs(backend, workload, precisions, runnable)
+    for allocation in _allocations(backend, workload):
+        choices = [precisions.index(precision) for precision in allocation.values()]
         cost = evaluate_cost(backend, workload, allocation)
         for metric in capabilities.metrics:
             total = math.fsum(table[metric][row, choice] for row, choice in enumerate(choices))
@@ -140,30 +153,33 @@ def _check_table(backend: HardwareBackend, capabilities: Capabilities, workload:
 def _check_many(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
     if not capabilities.deterministic:
         return
-    allocations = list(_allocations(capabilities, workload))
+    allocations = list(_allocations(backend, workload))
     for allocation, cost in zip(allocations, evaluate_costs(backend, workload, allocations), strict=True):
         _require_equal(evaluate_cost(backend, workload, allocation), cost, allocation)
 
 
 def _check_lower_bound(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
-    common = _common_precisions(capabilities, workload)
-    if capabilities.additive or not common:
+    if capabilities.additive:
         return
-    bounds = lower_bounds(backend, workload, common)
-    for choice, precision in enumerate(common):
-        cost = evaluate_cost(backend, workload, workload.uniform(*precision))
+    precisions, runnable = _runnable(backend, workload)
+    bounds = lower_bounds(backend, workload, precisions, runnable)
+    everywhere = [precisions[column] for column in np.flatnonzero(runnable.all(axis=0))]
+    for allocation in (*_allocations(backend, workload), *(workload.uniform(*precision) for precision in everywhere)):
+        choices = [precisions.index(precision) for precision in allocation.values()]
+        cost = evaluate_cost(backend, workload, allocation)
         for metric, values in bounds.items():
-            least = math.fsum(values[:, choice])
+            least = math.fsum(values[row, choice] for row, choice in enumerate(choices))
             if metric in cost.metrics and least > cost[metric] * (1 + _TOLERANCE):
                 raise BrokenPromiseError(
-                    f"lower_bound() says that {metric} at {precision} is at least {least}, evaluate() {cost[metric]}."
+                    f"lower_bound() says that {metric} of {allocation.key()} is at least {least}, evaluate() "
+                    f"{cost[metric]}."
                 )
 
 
 def _check_deterministic(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
     if not capabilities.deterministic:
         return
-    allocations = list(_allocations(capabilities, workload))
+    allocations = list(_allocations(backend, workload))
     first = [evaluate_cost(backend, workload, allocation) for allocation in allocations]
     # Backwards, so that a backend that remembers its last call is found out.
     second = [evaluate_cost(backend, workload, allocation) for allocation in reversed(allocations)][::-1]
@@ -175,7 +191,7 @@ def _check_pickle(backend: HardwareBackend, capabilities: Capabilities, workload
     copy = pickle.loads(pickle.dumps(backend))
     if not capabilities.deterministic:
         return
-    for allocation in _allocations(capabilities, workload):
+    for allocation in _allocations(backend, workload):
         _require_equal(
             evaluate_cost(backend, workload, allocation), evaluate_cost(copy, workload, allocation), allocation
         )
@@ -187,25 +203,36 @@ def _check_refusal(backend: HardwareBackend, capabilities: Capabilities, workloa
     supported = capabilities.precisions(layer.kind)
     widest = supported[-1]
     every_width = (*range(1, MAX_BITS + 1), FLOAT_BITS)
-    trials = []
+    trials: list[tuple[Workload, Layer, Precision]] = []
     for field in ("weight_bits", "activation_bits"):
         others = [widest._replace(**{field: bits}) for bits in every_width]
         unsupported = [precision for precision in others if precision not in supported]
         if unsupported:
-            trials.append((alone, unsupported[-1]))
+            trials.append((alone, layer, unsupported[-1]))
     for other in _SAMPLE:
         if not capabilities.precisions(other.kind):
-            trials.append((Workload("refusal", (other,)), widest))
-    for network, precision in trials:
-        try:
-            backend.evaluate(network, network.uniform(*precision))
-        except UnsupportedPrecisionError:
-            continue
-        kind = network.layers[0].kind
-        raise BrokenPromiseError(
-            f"evaluate() accepts a {kind} layer at {precision}, which capabilities() excludes; "
-            "raise UnsupportedPrecisionError (Capabilities.require does)."
-        )
+            trials.append((Workload("refusal", (other,)), other, widest))
+    for network, refused, precision in trials:
+        _require_refused(backend, network, network.uniform(*precision), refused, "capabilities() excludes")
+    precisions, runnable = _runnable(backend, workload)
+    base = next(_allocations(backend, workload))
+    for row, column in np.argwhere(~runnable)[:1]:
+        refused, precision = workload.layers[row], precisions[column]
+        allocation = base.replace({refused.name: precision})
+        _require_refused(backend, workload, allocation, refused, "allowed_precisions() excludes")
+
+
+def _require_refused(
+    backend: HardwareBackend, workload: Workload, allocation: BitAllocation, layer: Layer, why: str
+) -> None:
+    try:
+        backend.evaluate(workload, allocation)
+    except UnsupportedPrecisionError:
+        return
+    raise BrokenPromiseError(
+        f"evaluate() accepts a {layer.kind} layer at {allocation[layer.name]}, which {why}; raise "
+        "UnsupportedPrecisionError (Capabilities.require does)."
+    )
 
 
 def _check_unknown_layers(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
@@ -232,11 +259,11 @@ def _check_unknown_layers(backend: HardwareBackend, capabilities: Capabilities, 
         ) from error
 
 
-def _common_precisions(capabilities: Capabilities, workload: Workload) -> tuple[Precision, ...]:
-    """Precisions that every layer can run at, narrow ones first."""
-    kinds = {layer.kind for layer in workload}
-    of_kinds = [set(capabilities.precisions(kind)) for kind in kinds]
-    return tuple(sorted(set.intersection(*of_kinds)))
+def _runnable(backend: HardwareBackend, workload: Workload) -> tuple[tuple[Precision, ...], npt.NDArray[np.bool_]]:
+    """The P precisions that some layer can run at, narrow ones first, and which layer can: bool (L, P)."""
+    allowed = _allowed(backend, workload)
+    precisions = tuple(sorted({precision for of_layer in allowed for precision in of_layer}))
+    return precisions, np.array([[precision in of_layer for precision in precisions] for of_layer in allowed])
 
 
 def _require_close(total: float, expected: float, metric: str, allocation: BitAllocation) -> None:
@@ -256,20 +283,20 @@ def _require_equal(one: Cost, two: Cost, allocation: BitAllocation) -> None:
 
 def warn_if_not_monotone(backend: HardwareBackend, capabilities: Capabilities, workload: Workload) -> None:
     """Warn of layers that get cheaper as bits rise, in one operand or, where widths are tied, in both."""
-    common = _common_precisions(capabilities, workload)
-    if not (capabilities.additive and capabilities.deterministic and common):
+    if not (capabilities.additive and capabilities.deterministic):
         return
-    table = precision_costs(backend, workload, common)
-    tied = all(precision.weight_bits == precision.activation_bits for precision in common)
+    precisions, runnable = _runnable(backend, workload)
+    table = precision_costs(backend, workload, precisions, runnable)
+    tied = all(precision.weight_bits == precision.activation_bits for precision in precisions)
     steps: dict[str, list[tuple[int, int]]] = {}
     if tied:
-        steps["weights and activations"] = [(i, i + 1) for i in range(len(common) - 1)]
+        steps["weights and activations"] = [(i, i + 1) for i in range(len(precisions) - 1)]
     else:
         for operands, axis in (("weights", 0), ("activations", 1)):
             steps[operands] = []
-            for narrow, wide in permutations(range(len(common)), 2):
-                is_wider = common[narrow][axis] < common[wide][axis]
-                if is_wider and common[narrow][1 - axis] == common[wide][1 - axis]:
+            for narrow, wide in permutations(range(len(precisions)), 2):
+                is_wider = precisions[narrow][axis] < precisions[wide][axis]
+                if is_wider and precisions[narrow][1 - axis] == precisions[wide][1 - axis]:
                     steps[operands].append((narrow, wide))
     # A warning and no failure: real devices are so (depthwise int8 kernels slower than float ones).
     for metric in capabilities.metrics:
@@ -278,7 +305,8 @@ def warn_if_not_monotone(backend: HardwareBackend, capabilities: Capabilities, w
         for operands, pairs in steps.items():
             falls = np.zeros(len(workload), dtype=bool)
             for narrow, wide in pairs:
-                falls |= values[:, wide] < values[:, narrow] - slack
+                both = runnable[:, narrow] & runnable[:, wide]
+                falls |= both & (values[:, wide] < values[:, narrow] - slack)
             if falls.any():
                 names = [workload.layer_names[row] for row in np.flatnonzero(falls)]
                 warnings.warn(

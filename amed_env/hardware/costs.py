@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import AmedError, BackendError, InputError
+from amed_env.errors import AmedError, BackendError, InputError, UnsupportedPrecisionError
 from amed_env.hardware.metrics import checked_metrics, sum_over_layers
 from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.problem.allocation import BitAllocation, Precision
@@ -33,7 +33,7 @@ def backend_capabilities(backend: HardwareBackend) -> Capabilities:
     Raises:
         BackendError: If `capabilities()` raises, or does not answer `Capabilities`.
     """
-    capabilities = _call(backend, "capabilities()", None, backend.capabilities)
+    capabilities = call_device(backend, "capabilities()", None, backend.capabilities)
     if not isinstance(capabilities, Capabilities):
         raise BackendError(
             f"device {backend.name!r}: capabilities() answered {type(capabilities).__name__}, expected Capabilities."
@@ -67,10 +67,10 @@ def evaluate_cost(
     capabilities.require_allocation(workload, allocation, backend.name)
 
     def call() -> Cost:
-        cost = _call(backend, "evaluate()", workload, lambda: backend.evaluate(workload, allocation))
+        cost = call_device(backend, "evaluate()", workload, lambda: backend.evaluate(workload, allocation))
         return _checked_cost(backend, capabilities, workload, allocation, cost)
 
-    return _with_retries(backend, call, on_retry)
+    return with_retries(backend, call, on_retry)
 
 
 def evaluate_costs(
@@ -88,7 +88,7 @@ def evaluate_costs(
         capabilities.require_allocation(workload, allocation, backend.name)
 
     def call() -> list[Cost]:
-        costs = _call(backend, "evaluate_many()", workload, lambda: backend.evaluate_many(workload, ordered))
+        costs = call_device(backend, "evaluate_many()", workload, lambda: backend.evaluate_many(workload, ordered))
         if len(costs) != len(ordered):
             raise BackendError(
                 f"device {backend.name!r}: evaluate_many() answered {len(costs)} costs for {len(ordered)} allocations."
@@ -98,18 +98,30 @@ def evaluate_costs(
             for allocation, cost in zip(ordered, costs, strict=True)
         ]
 
-    return _with_retries(backend, call, on_retry) if ordered else []
+    return with_retries(backend, call, on_retry) if ordered else []
 
 
 def precision_costs(
-    backend: HardwareBackend, workload: Workload, precisions: Sequence[Precision]
+    backend: HardwareBackend,
+    workload: Workload,
+    precisions: Sequence[Precision],
+    runnable: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Metric to the cost of every layer at every precision, float64 (L, P), for a device whose costs add up.
 
     Only what is asked for is evaluated: for widths that are tied a slow device is not called for the others.
 
-    Args, errors: as `cost_table`.
+    Args:
+        backend: The device.
+        workload: The network.
+        precisions: P precisions.
+        runnable: bool (L, P), what each layer can run at, at least one each; everything by default. Elsewhere the cost
+            is that of the layer's nearest precision, so that every number is finite.
+
+    Errors: as `cost_table`.
     """
+    if runnable is not None and not runnable.all():
+        return _costs_where_runnable(backend, workload, precisions, runnable)
     weights = tuple(dict.fromkeys(p.weight_bits for p in precisions))
     activations = tuple(dict.fromkeys(p.activation_bits for p in precisions))
     if len(weights) * len(activations) == len(set(precisions)):
@@ -121,28 +133,74 @@ def precision_costs(
     }
 
 
+def _costs_where_runnable(
+    backend: HardwareBackend, workload: Workload, precisions: Sequence[Precision], runnable: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """As `precision_costs`: as many evaluations of the network as some layer has precisions, each one its next."""
+    capabilities = backend_capabilities(backend)
+    _require_additive(backend, capabilities)
+    own = [np.flatnonzero(of_layer).tolist() for of_layer in runnable]
+    turns = [[of_layer[min(turn, len(of_layer) - 1)] for of_layer in own] for turn in range(max(map(len, own)))]
+    allocations = []
+    for choices in turns:
+        pairs = zip(workload.layer_names, choices, strict=True)
+        allocations.append(BitAllocation({name: precisions[choice] for name, choice in pairs}))
+    metrics: dict[str, npt.NDArray[np.float64]] = {}
+    for choices, cost in zip(turns, evaluate_costs(backend, workload, allocations), strict=True):
+        for row, (choice, layer) in enumerate(zip(choices, _breakdown(backend, cost), strict=True)):
+            for metric in (*capabilities.metrics, *COMMON_METRICS):
+                metrics.setdefault(metric, np.zeros(runnable.shape))[row, choice] = layer.metrics[metric]
+    stand_ins = nearest_choices(precisions, runnable)
+    return {metric: np.take_along_axis(values, stand_ins, axis=1) for metric, values in metrics.items()}
+
+
+def nearest_choices(precisions: Sequence[Precision], runnable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """For every layer and precision the number of the nearest precision that the layer can run at: int64 (L, P).
+
+    Of two equally near ones the first counts, which is the narrower one where precisions are sorted: it is the cheaper
+    one on most devices.
+    """
+    widths = np.asarray(precisions, dtype=np.float64)
+    distance = np.abs(widths[:, None] - widths).sum(axis=2)
+    return np.asarray(np.where(runnable[:, None, :], distance, np.inf).argmin(axis=2), dtype=np.int64)
+
+
 def lower_bounds(
-    backend: HardwareBackend, workload: Workload, precisions: Sequence[Precision]
+    backend: HardwareBackend,
+    workload: Workload,
+    precisions: Sequence[Precision],
+    runnable: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Metric to what every layer costs at the least at every precision, float64 (L, P).
 
     For a device whose costs add up these are the costs themselves. Otherwise `weight_kib` and `bops`, and what the
     device's `lower_bound` knows.
 
+    Args:
+        backend: The device.
+        workload: The network.
+        precisions: P precisions.
+        runnable: bool (L, P), what each layer can run at; everything by default. Numbers mean nothing elsewhere.
+
     Raises:
         BackendError: If the device fails, or answers something that is no cost table.
     """
     capabilities = backend_capabilities(backend)
     if capabilities.additive:
-        return precision_costs(backend, workload, precisions)
+        return precision_costs(backend, workload, precisions, runnable)
     weights = tuple(dict.fromkeys(p.weight_bits for p in precisions))
     activations = tuple(dict.fromkeys(p.activation_bits for p in precisions))
     metrics = _common_metrics(workload, weights, activations)
 
-    def call() -> CostTable | None:
-        return _call(backend, "lower_bound()", workload, lambda: backend.lower_bound(workload, weights, activations))
+    def bounds() -> CostTable | None:
+        return backend.lower_bound(workload, weights, activations)
 
-    bound = _with_retries(backend, call, None)
+    try:
+        bound = with_retries(backend, lambda: call_device(backend, "lower_bound()", workload, bounds), None)
+    except UnsupportedPrecisionError:
+        if runnable is None or runnable.all():
+            raise
+        bound = None  # it only knows bounds of widths that every layer has
     if bound is not None:
         known = replace(capabilities, metrics={})
         metrics = {**_checked_table(backend, known, workload, weights, activations, bound), **metrics}
@@ -150,7 +208,7 @@ def lower_bounds(
     return {metric: table.column(metric, precisions) for metric in metrics}
 
 
-def _with_retries(backend: HardwareBackend, call: Callable[[], T], on_retry: OnRetry | None) -> T:
+def with_retries(backend: HardwareBackend, call: Callable[[], T], on_retry: OnRetry | None) -> T:
     """Make a call until it succeeds, at most `backend.retries` times more than once."""
     # Only here, for every device, and only after a failure of the device: an error of input stays one.
     for tries_left in range(max(0, int(backend.retries)), -1, -1):
@@ -188,20 +246,16 @@ def cost_table(
     weights = _checked_widths("weight", weight_bits)
     activations = _checked_widths("activation", activation_bits)
     capabilities = backend_capabilities(backend)
-    if not capabilities.additive:
-        raise BackendError(
-            f"device {backend.name!r} has no cost table: its costs do not add up over the layers; "
-            "evaluate whole allocations instead."
-        )
+    _require_additive(backend, capabilities)
     capabilities.require_table(workload, weights, activations, backend.name)
 
     def call() -> dict[str, npt.NDArray[np.float64]] | None:
-        table = _call(backend, "table()", workload, lambda: backend.table(workload, weights, activations))
+        table = call_device(backend, "table()", workload, lambda: backend.table(workload, weights, activations))
         if table is None:
             return None
         return _checked_table(backend, capabilities, workload, weights, activations, table)
 
-    metrics = _with_retries(backend, call, None)
+    metrics = with_retries(backend, call, None)
     if metrics is None:
         metrics = _tabulate(backend, capabilities, workload, weights, activations)
     for metric, values in _common_metrics(workload, weights, activations).items():
@@ -209,7 +263,7 @@ def cost_table(
     return CostTable(workload.layer_names, weights, activations, metrics)
 
 
-def _call(backend: HardwareBackend, what: str, workload: Workload | None, function: Callable[[], T]) -> T:
+def call_device(backend: HardwareBackend, what: str, workload: Workload | None, function: Callable[[], T]) -> T:
     """Call into a backend; whatever it raises that is not ours becomes a `BackendError`."""
     try:
         return function()
@@ -318,15 +372,27 @@ def _tabulate(
     pairs = list(product(range(len(weights)), range(len(activations))))
     uniform = [workload.uniform(weights[i], activations[j]) for i, j in pairs]
     for (i, j), cost in zip(pairs, evaluate_costs(backend, workload, uniform), strict=True):
-        if not cost.layers:
-            raise BackendError(
-                f"device {backend.name!r} has no cost table: evaluate() gives no breakdown by layer; "
-                "return one, or declare additive=False in its capabilities."
-            )
-        for row, layer in enumerate(cost.layers):
+        for row, layer in enumerate(_breakdown(backend, cost)):
             for metric in (*capabilities.metrics, *COMMON_METRICS):
                 metrics.setdefault(metric, np.zeros(shape))[row, i, j] = layer.metrics[metric]
     return metrics
+
+
+def _require_additive(backend: HardwareBackend, capabilities: Capabilities) -> None:
+    if not capabilities.additive:
+        raise BackendError(
+            f"device {backend.name!r} has no cost table: its costs do not add up over the layers; "
+            "evaluate whole allocations instead."
+        )
+
+
+def _breakdown(backend: HardwareBackend, cost: Cost) -> tuple[LayerCost, ...]:
+    if not cost.layers:
+        raise BackendError(
+            f"device {backend.name!r} has no cost table: evaluate() gives no breakdown by layer; "
+            "return one, or declare additive=False in its capabilities."
+        )
+    return cost.layers
 
 
 def common_cost_table(workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:

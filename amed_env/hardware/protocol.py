@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol, TypeVar
@@ -122,13 +122,19 @@ class Capabilities:
             for pair in pairs:
                 self.require(layer, Precision(*pair), device)
 
+    def runs(self, kind: str, precision: Precision) -> bool:
+        """Whether a kind of layer can run at a precision."""
+        weights, activations = (_of_kind(widths, kind, ()) for widths in (self.weight_bits, self.activation_bits))
+        pairs = _of_kind(self.pairs or {}, kind, None)
+        within = precision.weight_bits in weights and precision.activation_bits in activations
+        return within and (pairs is None or tuple(precision) in pairs)
+
     def precisions(self, kind: str) -> tuple[Precision, ...]:
         """Every precision that a kind of layer can run at, narrow ones first."""
         weights = sorted(_of_kind(self.weight_bits, kind, ()))
         activations = sorted(_of_kind(self.activation_bits, kind, ()))
         every = [Precision(*pair) for pair in product(weights, activations)]
-        pairs = _of_kind(self.pairs or {}, kind, None)
-        return tuple(precision for precision in every if pairs is None or tuple(precision) in pairs)
+        return tuple(precision for precision in every if self.runs(kind, precision))
 
 
 def _of_kind(by_kind: Mapping[str, T], kind: str, absent: T) -> T:
@@ -240,7 +246,8 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
 
     The least that a device needs is `metrics` and `layer_cost`; costs then add up over the layers. A device
     whose costs do not add up overrides `evaluate` and `capabilities`; a fast one overrides `table` with
-    vectorised code.
+    vectorised code; one that can run some layers at fewer precisions than others of their kind overrides
+    `allowed_precisions`.
 
     Attributes:
         name: The device's name, as in `amed devices`.
@@ -265,8 +272,33 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
         """What the device can run and what it reports."""
         return Capabilities.same_for_all_kinds(self.bits, self.metrics)
 
+    def allowed_precisions(
+        self, workload: Workload, precisions: Sequence[Precision]
+    ) -> Sequence[Collection[Precision]]:
+        """What each layer of a network can run at: the choices of a search are among these.
+
+        By default what `capabilities` says of the layer's kind. A device that has `layer_cost` and neither an own
+        `evaluate` nor an own `table` is asked by it once for each layer and precision, so that raising
+        `UnsupportedPrecisionError` there is enough. Override it to say more, and narrow what this default returns,
+        which then asks nothing.
+
+        Args:
+            workload: The network.
+            precisions: The precisions that matter; only these are asked about.
+
+        Returns:
+            For every layer, in network order, those of the precisions that it can run at.
+        """
+        capabilities = self.capabilities()
+        allowed = [[p for p in precisions if capabilities.runs(layer.kind, p)] for layer in workload]
+        return refused_removed(self, workload, allowed) if tells_by_raising(type(self)) else allowed
+
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
-        """Cost of one layer at one precision: metric name to value, in the declared units."""
+        """Cost of one layer at one precision: metric name to value, in the declared units.
+
+        Raises:
+            UnsupportedPrecisionError: If this very layer cannot run at it.
+        """
         raise TypeError(f"{type(self).__name__} must override layer_cost(), or evaluate() if its costs do not add up.")
 
     def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
@@ -278,11 +310,10 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
             BackendError: If `layer_cost` answers no finite, non-negative number for a declared metric.
         """
         allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
-        capabilities = self.capabilities()
+        require_allowed(self, workload, allocation)
         layers = []
         for layer in workload:
             precision = allocation[layer.name]
-            capabilities.require(layer, precision, self.name)
             where = f"device {self.name!r}, layer {layer.name!r} at {precision}"
             metrics = checked_metrics(self.layer_cost(layer, precision), self.metrics, where)
             layers.append(LayerCost(layer.name, precision, metrics))
@@ -327,6 +358,55 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
     def sample_workload(self) -> Workload | None:
         """A network for `check_hardware`, for devices that know certain layers only; None takes the package's own."""
         return None
+
+
+def tells_by_raising(device: type[HardwareBackend]) -> bool:
+    """Whether only asking for the costs of single layers tells what these can run at."""
+    overridden = {
+        name
+        for name in ("allowed_precisions", "layer_cost", "evaluate", "table")
+        if getattr(device, name) is not getattr(HardwareBackend, name)
+    }
+    return overridden == {"layer_cost"}
+
+
+def refused_removed(
+    backend: HardwareBackend, workload: Workload, allowed: Sequence[Collection[Precision]]
+) -> list[list[Precision]]:
+    """What is left of precisions by layer without those that `layer_cost` refuses.
+
+    Any other error is no refusal: the first one ends the asking, and shows again when costs are needed.
+    """
+    left = [list(of_layer) for of_layer in allowed]
+    for layer, of_layer in zip(workload, left, strict=True):
+        for precision in list(of_layer):
+            try:
+                backend.layer_cost(layer, precision)
+            except UnsupportedPrecisionError:
+                of_layer.remove(precision)
+            except (Exception, SystemExit):
+                return left
+    return left
+
+
+def require_allowed(backend: HardwareBackend, workload: Workload, allocation: BitAllocation) -> None:
+    """Check that a device can run every layer of a network under an allocation, by all that it declares.
+
+    Raises:
+        UnsupportedPrecisionError: If not; the message names layer, precision and what is supported.
+    """
+    backend.capabilities().require_allocation(workload, allocation, backend.name)
+    if type(backend).allowed_precisions is HardwareBackend.allowed_precisions:
+        return  # it declares no more than that
+    asked = tuple(dict.fromkeys(allocation.values()))
+    for layer, allowed in zip(workload, backend.allowed_precisions(workload, asked), strict=True):
+        if allocation[layer.name] not in allowed:
+            every = backend.capabilities().precisions(layer.kind)
+            supported = backend.allowed_precisions(workload, every)[workload.layer_names.index(layer.name)]
+            raise UnsupportedPrecisionError(
+                f"device {backend.name!r} cannot run layer {layer.name!r} ({layer.kind}) at {allocation[layer.name]}; "
+                f"it supports {', '.join(map(str, supported)) or 'no precision'} there."
+            )
 
 
 def changed_copy(backend: HardwareBackend, **attributes: Any) -> HardwareBackend:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from amed_env.errors import UnsupportedLayerError
+from amed_env.hardware.choices import layer_precisions
 from amed_env.hardware.costs import backend_capabilities, cost_table, evaluate_cost, evaluate_costs
 from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
-from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.ties import Ties
 from amed_env.problem.workload import Workload
 
@@ -30,6 +31,16 @@ class TiedDevice(HardwareBackend):
     def capabilities(self) -> Capabilities:
         """Those of the device; the tied layers of one group are of one kind."""
         return backend_capabilities(self.device)
+
+    def allowed_precisions(
+        self, workload: Workload, precisions: Sequence[Precision]
+    ) -> Sequence[Collection[Precision]]:
+        """What all layers of a group can run at."""
+        self._check(workload)
+        of_layers = dict(
+            zip(self.ties.full.layer_names, layer_precisions(self.device, self.ties.full, precisions), strict=True)
+        )
+        return [set(precisions).intersection(*(of_layers[name] for name in group)) for group in self.ties.groups]
 
     def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
         """Cost of the network; the breakdown has the groups."""

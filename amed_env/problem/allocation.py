@@ -8,7 +8,8 @@ The file format `amed-allocation/1` is plain JSON::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ FLOAT_BITS = 32
 """The width that stands for "not quantized, kept in float32"."""
 MAX_BITS = 16
 """The widest integer precision; above it only `FLOAT_BITS` is allowed."""
+_WRITTEN = re.compile(r"(?:(\d+)(?:\s*/\s*(\d+))?)|(?:[wW](\d+)[aA](\d+))")
 
 
 class Precision(NamedTuple):
@@ -52,6 +54,49 @@ def check_bits(bits: object, where: str) -> int:
     if not (1 <= bits <= MAX_BITS or bits == FLOAT_BITS):
         raise AllocationError(f"{where}: bit-width {bits} is out of range; give 1 to {MAX_BITS}, or 32 for float.")
     return int(bits)
+
+
+def parse_precision(value: object, where: str) -> Precision:
+    """A precision as people write it: `8` for both, `(8, 4)`, `"8/4"` or `"w8a4"` for weights and activations apart.
+
+    Args:
+        value: What is written.
+        where: What it is the precision of, for the message.
+
+    Raises:
+        AllocationError: If it is none of these, or a width is out of range.
+    """
+    widths: tuple[object, ...] = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if isinstance(value, str):
+        match = _WRITTEN.fullmatch(value.strip())
+        if match is None:
+            raise AllocationError(
+                f"{where}: {value!r} is no width; write 8, or 8/4 (or w8a4) for weights and activations."
+            )
+        widths = tuple(int(part) for part in match.groups() if part is not None)
+    if len(widths) == 1:
+        widths *= 2
+    if len(widths) != 2:
+        raise AllocationError(
+            f"{where}: {value!r} has {len(widths)} widths; give one, or those of weights and activations."
+        )
+    return Precision(*(check_bits(bits, where) for bits in widths))
+
+
+def at_least(wanted: Precision, choices: Iterable[Precision]) -> Precision:
+    """The choice that stands for a precision where that is not to be had.
+
+    Its weights have the next width that is not narrower, or else the widest that there is; among those choices the
+    same decides about the activations.
+    """
+    of_weights = list(choices)
+    weight_bits = _next_width(wanted.weight_bits, {choice.weight_bits for choice in of_weights})
+    of_activations = {choice.activation_bits for choice in of_weights if choice.weight_bits == weight_bits}
+    return Precision(weight_bits, _next_width(wanted.activation_bits, of_activations))
+
+
+def _next_width(wanted: int, widths: Collection[int]) -> int:
+    return min((bits for bits in widths if bits >= wanted), default=max(widths))
 
 
 class BitAllocation(Mapping[str, Precision]):

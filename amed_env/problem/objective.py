@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
 from amed_env.errors import BudgetError, UnknownNameError
+from amed_env.problem.units import unit_factor, units_like
 from amed_env.support.text import repeated
 
 TOLERANCE = 1e-9
@@ -20,15 +21,12 @@ TOLERANCE = 1e-9
 REFERENCE_BITS = 8
 """Relative budgets are factors of the cost at this uniform width."""
 BUDGET_METRICS = {"latency": "latency_ms", "energy": "energy_uj", "memory": "weight_kib", "bops": "bops"}
-"""Budget name to the metric that it limits."""
+"""Budgets with a name of their own, and the metric that each limits. Any other metric of a device is limited under the
+metric's name."""
 
-UNITS: dict[str, dict[str, float]] = {
-    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
-    "energy": {"nj": 1e-3, "uj": 1.0, "mj": 1e3, "j": 1e6},
-    "memory": {"b": 1 / 1024, "kb": 1000 / 1024, "kib": 1.0, "mb": 1e6 / 1024, "mib": 1024.0},
-    "bops": {"bops": 1.0, "kbops": 1e3, "mbops": 1e6, "gbops": 1e9},
-}
-"""Units of absolute budgets, in lower case, with their factor to the metric's own unit."""
+_METRIC_UNITS = {"latency": "ms", "energy": "uJ", "memory": "KiB", "bops": "bops"}
+"""Units of these metrics on every device; those of other metrics are what the device declares."""
+_NAME_OF_METRIC = {metric: name for name, metric in BUDGET_METRICS.items()}
 
 VIOLATION_PENALTY = 5.0
 """Reward lost when a budget is exceeded by as much as the budget itself: more than `Score.gain` differs between
@@ -36,7 +34,7 @@ guessing and perfection (4.5 with ten classes; see `score.LEAST_GAIN`), so that 
 FAULT_REWARD = -5.0
 """Reward of an episode that a fault of the evaluator or the device ended; below the gain of a guessing network."""
 
-_NUMBER = re.compile(r"([0-9.eE+-]+?)\s*([a-zA-Zµμ]*)")
+_VALUE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,69 +42,85 @@ class Budget:
     """A limit on one metric.
 
     Attributes:
-        name: `latency`, `energy`, `memory` (of weights) or `bops`.
-        value: The limit: a factor of the uniform 8-bit cost, or in the metric's unit.
+        name: `latency`, `energy`, `memory` (of weights), `bops`, or the name of another metric of the device.
+        value: The limit: a factor of the reference cost (of uniform 8 bit, see `tasks.device_costs`), or a cost.
         relative: Whether `value` is such a factor.
+        unit: Unit of an absolute value; None for the metric's own.
     """
 
     name: str
     value: float
     relative: bool = True
+    unit: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in BUDGET_METRICS:
-            raise UnknownNameError("budget", self.name, BUDGET_METRICS)
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise BudgetError(f"a budget has the name of a metric, not {self.name!r}; write latency=0.6.")
+        object.__setattr__(self, "name", _NAME_OF_METRIC.get(self.name, self.name))
         if isinstance(self.value, bool) or not isinstance(self.value, Real):
             raise BudgetError(f"budget {self.name}: {self.value!r} is no number.")
         if not isinstance(self.value, int | float):  # NumPy's numbers
             object.__setattr__(self, "value", float(self.value))
         if not 0 < self.value <= sys.float_info.max:
             raise BudgetError(f"budget {self.name}: {self.value} must be a positive, finite number.")
+        if self.relative and self.unit is not None:
+            raise BudgetError(f"budget {self.name}: a factor of the reference cost has no unit.")
 
     @property
     def metric(self) -> str:
-        """The metric that is limited, with its unit in the name."""
-        return BUDGET_METRICS[self.name]
+        """The metric that is limited."""
+        return metric_of(self.name)
 
     @classmethod
     def parse(cls, name: str, value: str | float) -> Budget:
-        """A budget from a name and a number or text: `("latency", 0.6)`, `("memory", "96KiB")`.
+        """A budget from a name and a number or text: `("latency", 0.6)`, `("memory", "96KiB")`, `("luts", "900 LUT")`.
+
+        A number without a unit is a factor of the reference cost. Whether the device has such a metric, and in which
+        unit, is seen when the budget meets it; see `resolve`.
 
         Raises:
-            BudgetError: If the value is no positive number, or its unit is not one of this budget's.
-            UnknownNameError: If the name is none of the budgets.
+            BudgetError: If the value is no positive number, or its unit is known not to be one of the metric's.
         """
         if not isinstance(value, str):
             return cls(name, value)
-        if name not in BUDGET_METRICS:
-            raise UnknownNameError("budget", name, BUDGET_METRICS)
-        match = _NUMBER.fullmatch(value.strip())
-        try:
-            number = float(match.group(1)) if match else math.nan
-        except ValueError:
-            number = math.nan
-        if match is None or math.isnan(number):
+        match = _VALUE.fullmatch(value.strip())
+        if match is None:
             raise BudgetError(
                 f"budget {name}={value}: write a factor of the 8-bit cost ({name}=0.6) or a value with a "
-                f"unit ({name}=12{_unit_example(name)})."
+                f"unit ({name}=12{_METRIC_UNITS.get(_NAME_OF_METRIC.get(name, name), 'ms')})."
             )
-        # Two characters look like this prefix: the micro sign, and the Greek letter.
-        unit = match.group(2).replace("µ", "u").replace("μ", "u").lower()
+        number, unit = float(match.group(1)), match.group(2)
         if not unit:
             return cls(name, number)
-        if unit not in UNITS[name]:
+        budget = cls(name, number, relative=False, unit=unit)
+        return budget.in_unit(_METRIC_UNITS[budget.name]) if budget.name in _METRIC_UNITS else budget
+
+    def in_unit(self, declared: str) -> Budget:
+        """The same limit in the metric's own unit.
+
+        Args:
+            declared: That unit.
+
+        Raises:
+            BudgetError: If the budget is in a unit that measures something else.
+        """
+        if self.unit is None:
+            return self
+        factor = unit_factor(self.unit, declared)
+        if factor is None:
             raise BudgetError(
-                f"budget {name}={value}: unknown unit {match.group(2)!r}; use one of "
-                f"{', '.join(UNITS[name])}, or no unit for a factor of the 8-bit cost."
+                f"budget {self.name}={self.value:g}{self.unit}: unknown unit {self.unit!r}; use one of "
+                f"{', '.join(units_like(declared))}, or no unit for a factor of the 8-bit cost."
             )
-        return cls(name, number * UNITS[name][unit], relative=False)
+        return Budget(self.name, self.value * factor, relative=False)
 
     def __str__(self) -> str:
-        return f"{self.name}={self.value:g}" if self.relative else f"{self.metric}<={self.value:g}"
+        return f"{self.name}={self.value:g}" if self.relative else f"{self.metric}<={self.value:g}{self.unit or ''}"
 
 
-def _unit_example(name: str) -> str:
-    return {"latency": "ms", "energy": "uJ", "memory": "KiB", "bops": "Gbops"}[name]
+def metric_of(name: str) -> str:
+    """The metric that a budget of a name limits."""
+    return BUDGET_METRICS.get(name, name)
 
 
 def parse_budgets(budgets: Mapping[str, str | float] | Iterable[str] | None) -> tuple[Budget, ...]:
@@ -137,30 +151,50 @@ def parse_budgets(budgets: Mapping[str, str | float] | Iterable[str] | None) -> 
     return parsed
 
 
-def resolve(budgets: Iterable[Budget], reference: Mapping[str, float]) -> dict[str, float]:
+def resolve(
+    budgets: Iterable[Budget], reference: Mapping[str, float], units: Mapping[str, str] | None = None
+) -> dict[str, float]:
     """Limits by metric, in the metric's unit.
 
     Args:
         budgets: The budgets.
-        reference: Cost of the uniform 8-bit network by metric.
+        reference: Cost of the reference allocation by metric.
+        units: Units of the device's own metrics.
 
     Raises:
-        BudgetError: If the device does not report a metric that is limited, or reports 0 where a factor is limited.
+        UnknownNameError: If there is no such budget and the device reports no such metric.
+        BudgetError: If the device does not report a metric that is limited, reports 0 where a factor is limited, or has
+            it in another unit.
     """
     limits = {}
     for budget in budgets:
-        if budget.metric not in reference:
+        check_reported(budget, reference)
+        scale = reference[budget.metric]
+        if budget.relative and not scale > 0:
             raise BudgetError(
-                f"budget {budget.name}: this device reports no {budget.metric}; it reports "
-                f"{', '.join(sorted(reference))}."
-            )
-        if budget.relative and not reference[budget.metric] > 0:
-            raise BudgetError(
-                f"budget {budget}: this device reports {reference[budget.metric]:g} as {budget.metric} of uniform "
+                f"budget {budget}: this device reports {scale:g} as {budget.metric} of uniform "
                 f"{REFERENCE_BITS} bit, of which no factor is a limit; leave the budget out, or give it with a unit."
             )
-        limits[budget.metric] = budget.value * reference[budget.metric] if budget.relative else budget.value
+        own = budget.in_unit((units or {}).get(budget.metric, ""))
+        limits[budget.metric] = own.value * scale if budget.relative else own.value
     return limits
+
+
+def check_reported(budget: Budget, metrics: Collection[str]) -> None:
+    """Check that a device reports what a budget limits.
+
+    Raises:
+        UnknownNameError: If there is no such budget and no such metric.
+        BudgetError: If the device does not report the metric.
+    """
+    if budget.metric in metrics:
+        return
+    if budget.name not in BUDGET_METRICS:
+        names = [_NAME_OF_METRIC.get(metric, metric) for metric in metrics]
+        raise UnknownNameError("budget", budget.name, names, "It is the name of a metric that the device reports.")
+    raise BudgetError(
+        f"budget {budget.name}: this device reports no {budget.metric}; it reports {', '.join(sorted(metrics))}."
+    )
 
 
 def fits(costs: Mapping[str, float], limits: Mapping[str, float]) -> bool:

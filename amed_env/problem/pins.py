@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amed_env.errors import AllocationError, UnknownNameError
-from amed_env.problem.allocation import Precision, check_bits
+from amed_env.problem.allocation import Precision, parse_precision
 
 FIRST, LAST = "first", "last"
 
@@ -17,7 +17,7 @@ def parse_pins(pins: Mapping[str, Any] | Iterable[str] | None, layers: Sequence[
     Args:
         pins: Layer to width: `{"first": 8, "stem": (8, 4)}`, or texts `["first=8", "stem=8/4"]`. `first` and `last`
             stand for the layers at the ends, unless a layer has that very name. Two widths are those of weights and
-            activations.
+            activations; see `parse_precision`.
         layers: The network's layers, in order.
 
     Raises:
@@ -39,26 +39,10 @@ def parse_pins(pins: Mapping[str, Any] | Iterable[str] | None, layers: Sequence[
         layer = name if name in layers else ends.get(name, name)
         if layer not in layers:
             raise UnknownNameError("layer to pin", name, [FIRST, LAST, *layers])
-        precision = _precision(value, f"pin {name!r}")
+        precision = parse_precision(value, f"pin {name!r}")
         if pinned.setdefault(layer, precision) != precision:
             raise AllocationError(f"layer {layer!r} is pinned to {pinned[layer]} and to {precision}; choose one.")
     return {layer: pinned[layer] for layer in layers if layer in pinned}
-
-
-def _precision(value: Any, where: str) -> Precision:
-    if isinstance(value, str):
-        parts = value.split("/")
-        if not all(part.strip().isdecimal() for part in parts):
-            raise AllocationError(f"{where}: {value!r} is no width; write 8, or 8/4 for weights and activations.")
-        value = tuple(int(part) for part in parts)
-    widths = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(widths) == 1:
-        widths *= 2
-    if len(widths) != 2:
-        raise AllocationError(
-            f"{where}: {value!r} has {len(widths)} widths; give one, or those of weights and activations."
-        )
-    return Precision(*(check_bits(bits, where) for bits in widths))
 
 
 def pins_text(pins: Mapping[str, Precision]) -> str:

@@ -36,7 +36,7 @@ def draw_allocation(result: SearchResult) -> Figure:
     left, *others = figure.subplots(1, 2 if has_layers else 1, sharey=True, squeeze=False)[0]
     _draw_widths(left, allocation, names)
     if others:
-        _draw_shares(others[0], names, metric, cost, task.reference_cost)
+        _draw_shares(others[0], names, metric, cost, task.device_costs.uniform_reference)
     reached = task.score.described(result.best.quality.score)
     budgets = ", ".join(map(str, task.budgets)) or "no budget"
     figure.suptitle(

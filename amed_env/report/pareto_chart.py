@@ -64,7 +64,8 @@ def draw_pareto(result: SearchResult) -> Figure:
     else:
         axes = figure.add_subplot()
     task, metric = result.task, result.pareto_metric
-    reference = None if task.reference_cost is None else task.reference_cost.metrics.get(metric)
+    uniform = task.device_costs.uniform_reference
+    reference = None if uniform is None else uniform.metrics.get(metric)
     float_quality = None if task.score.against_float else task.float_quality  # perfect by definition
     some = [*(trial.quality for trial in result.trials), *([] if float_quality is None else [float_quality])]
     best = None if result.best is None else result.best.quality.score

@@ -10,7 +10,8 @@ from operator import getitem
 import numpy as np
 import numpy.typing as npt
 
-from amed_env.errors import BackendError, BudgetError, UnsupportedPrecisionError
+from amed_env.errors import BackendError
+from amed_env.hardware.choices import reference_allocation
 from amed_env.hardware.costs import (
     backend_capabilities,
     common_cost_table,
@@ -20,7 +21,7 @@ from amed_env.hardware.costs import (
     precision_costs,
 )
 from amed_env.hardware.faults import FaultLog
-from amed_env.hardware.protocol import Cost, HardwareBackend
+from amed_env.hardware.protocol import METRIC_UNITS, Cost, HardwareBackend
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.constraints import least_choosable
 from amed_env.problem.objective import REFERENCE_BITS, Budget, resolve
@@ -40,9 +41,6 @@ class DeviceCosts:
         backend: The device.
         capabilities: What it can run and reports.
         faults: Counts its failing calls.
-
-    Raises:
-        UnsupportedPrecisionError: If the device cannot run a layer at one of the widths.
     """
 
     def __init__(self, backend: HardwareBackend, space: SearchSpace) -> None:
@@ -50,19 +48,17 @@ class DeviceCosts:
         self.capabilities = backend_capabilities(backend)
         self.faults = FaultLog()
         self._known: dict[BitAllocation, Cost] = {}
-        for layer, choosable in zip(space.workload, space.choosable, strict=True):
-            for choice in np.flatnonzero(choosable):
-                self.capabilities.require(layer, space.precisions[choice], backend.name)
 
     @cached_property
     def table(self) -> dict[str, npt.NDArray[np.float64]]:
         """Metric to the cost of every layer at every choice, float64 (L, P), for the metrics that add up.
 
-        On a device whose costs do not add up these are `weight_kib` and `bops` alone.
+        On a device whose costs do not add up these are `weight_kib` and `bops` alone. Where a layer cannot run at a
+        precision, the cost is that of the nearest one.
         """
         space = self.space
         if self.capabilities.additive:
-            return precision_costs(self.backend, space.workload, space.precisions)
+            return precision_costs(self.backend, space.workload, space.precisions, space.runnable)
         common = common_cost_table(space.workload, space.bits, space.bits)
         return {metric: common.column(metric, space.precisions) for metric in common.metrics}
 
@@ -75,7 +71,7 @@ class DeviceCosts:
         """
         if self.capabilities.additive:
             return self.table
-        return lower_bounds(self.backend, self.space.workload, self.space.precisions)
+        return lower_bounds(self.backend, self.space.workload, self.space.precisions, self.space.runnable)
 
     def bounded_limits(self, limits: Mapping[str, float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """What solvers are given of the limits of B metrics in `least_table`; others cannot be bounded beforehand.
@@ -106,15 +102,33 @@ class DeviceCosts:
     def uniform(self) -> list[Cost]:
         """Costs of the uniform allocations, narrow ones first."""
         space = self.space
-        return self.evaluate_many([space.allocation(space.uniform_choices(choice)) for choice in space.free_choices])
+        uniform = [space.uniform_choices(int(choice)) for choice in space.free_choices]
+        return self.evaluate_many([space.allocation(choices) for choices in uniform])
 
     @cached_property
-    def reference(self) -> Cost | None:
-        """Cost of the uniform 8-bit network; None on a device that has no 8 bit."""
-        try:
-            return self.evaluate(self.space.workload.uniform(REFERENCE_BITS))
-        except UnsupportedPrecisionError:
-            return None
+    def reference(self) -> Cost:
+        """Cost of the network at uniform 8 bit, which relative costs are factors of.
+
+        Layers that the device cannot run at 8 bits have what stands for it; see `reference_allocation`.
+        """
+        return self.evaluate(self.reference_allocation)
+
+    @cached_property
+    def reference_allocation(self) -> BitAllocation:
+        """The allocation behind `reference`."""
+        return reference_allocation(self.backend, self.space.workload)
+
+    @property
+    def uniform_reference(self) -> Cost | None:
+        """The reference where it is uniform 8 bit in every layer, else None."""
+        uniform = self.reference_allocation == self.space.workload.uniform(REFERENCE_BITS)
+        return self.reference if uniform else None
+
+    @property
+    def reference_text(self) -> str:
+        """What the reference is, for messages and tables."""
+        further = ", as far as the device runs it" if self.uniform_reference is None else ""
+        return f"uniform {REFERENCE_BITS} bit{further}"
 
     def evaluate(self, allocation: BitAllocation) -> Cost:
         """Cost of an allocation; see `evaluate_many`."""
@@ -171,20 +185,18 @@ class DeviceCosts:
         columns = {metric: table.tolist() for metric, table in self.table.items()}
         return columns, {precision: choice for choice, precision in enumerate(self.space.precisions)}
 
+    def unit(self, metric: str) -> str:
+        """The unit of a metric, as the device declares it."""
+        return {**METRIC_UNITS, **self.capabilities.metrics}.get(metric, "")
+
     def resolve(self, budgets: Iterable[Budget]) -> dict[str, float]:
-        """Limits by metric of budgets, relative ones in units of the uniform 8-bit cost.
+        """Limits by metric of budgets, relative ones in units of the reference cost.
 
         Raises:
-            BudgetError: If a relative budget has no 8-bit cost to refer to, or a metric is not reported.
+            UnknownNameError: If a budget is the name of nothing that the device reports.
+            BudgetError: If a budget is in a unit that measures something else, or a factor of 0.
         """
         budgets = tuple(budgets)
         if not budgets:
             return {}
-        if self.reference is not None:
-            return resolve(budgets, dict(self.reference.metrics))
-        if any(budget.relative for budget in budgets):
-            raise BudgetError(
-                f"device {self.backend.name!r} has no {REFERENCE_BITS}-bit precision to compare with; give "
-                "budgets with a unit, for example latency=2.5ms."
-            )
-        return resolve(budgets, dict.fromkeys((*self.table, *self.capabilities.metrics), 1.0))
+        return resolve(budgets, self.reference.metrics, {budget.metric: self.unit(budget.metric) for budget in budgets})

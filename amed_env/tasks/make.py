@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from amed_env.errors import DataError, InputError, UnsupportedPrecisionError
-from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation, read_json
+from amed_env.problem.allocation import BitAllocation, read_json
 from amed_env.problem.foreign_allocations import foreign_allocation
 from amed_env.problem.objective import Budget, parse_budgets
-from amed_env.problem.pins import parse_pins
 from amed_env.tasks.catalogue import TABULAR_PREFIX, NamedNetwork, named_network
 from amed_env.tasks.parts import calibration_of, imported_parts
 
@@ -99,7 +98,8 @@ def make_task(
         transform: Makes of a batch of inputs as they are stored, for example uint8 images (N, …), one as the network
             takes it; for calibration, search, test and training samples.
         device: A device name, a device file, `package.module:Class`, or a backend.
-        bits: Widths to choose from; by default 2, 3, 4 and 8, or the widths of a table.
+        bits: Widths to choose from, as far as the device runs them; by default 2, 3, 4 and 8, or what it has of a
+            layer's own (see docs/your_device.md), or the widths of a table.
         separate: Whether weights and activations get widths of their own.
         activation_bits: One width for all activations (32: float), so that only the weights' widths are chosen.
         budget: Limits, `{"latency": 0.6}` (relative to uniform 8 bit) or `{"memory": "96KiB"}`.
@@ -228,23 +228,20 @@ class Chosen:
     in_training: InTraining | None
     search_samples: int | None
 
-    def task(self, name: str, evaluator: Evaluator, backend: HardwareBackend, default_bits: Sequence[int]) -> Task:
+    def task(self, name: str, evaluator: Evaluator, backend: HardwareBackend) -> Task:
         """The task of an evaluator and a device."""
-        from amed_env.tasks.task import Task
+        from amed_env.tasks.task import Task, space_of
 
-        bits = default_bits if self.bits is None else self.bits
         if self.in_training is not None:
             from amed_env.training.in_training import InTrainingEvaluator
 
-            pinned = parse_pins(self.pins, evaluator.workload.layer_names).values()
-            widths = {*bits, *(() if self.activation_bits is None else (self.activation_bits,))}
-            widths.update(width for precision in pinned for width in precision)
-            evaluator = InTrainingEvaluator(evaluator.network_evaluator(), self.in_training, widths)
+            space = space_of(evaluator, backend, self.bits, self.separate, self.activation_bits, self.pins)
+            evaluator = InTrainingEvaluator(evaluator.network_evaluator(), self.in_training, space.bits)
         return Task(
             name,
             evaluator,
             backend,
-            bits,
+            self.bits,
             separate=self.separate,
             activation_bits=self.activation_bits,
             budgets=self.budgets,
@@ -269,7 +266,7 @@ def _task_of_name(
     further = FurtherSamples(left_out, entry.training)
     options = {**evaluation, "further": further, "of_package": True}
     evaluator = _evaluator(entry.trained(), None, None, splits, name, recipe, options)
-    return chosen.task(name, evaluator, backend, DEFAULT_BITS)
+    return chosen.task(name, evaluator, backend)
 
 
 def _with_search_samples(
@@ -292,7 +289,7 @@ def _task_of_table(name: str, evaluator: TableEvaluator, backend: HardwareBacken
             f"{', '.join(map(str, widths))}. The task of the network itself, {name.removeprefix(TABULAR_PREFIX)!r}, "
             "evaluates any width."
         )
-    return chosen.task(name, evaluator, backend, widths)
+    return chosen.task(name, evaluator, backend)
 
 
 def _task_of_module(
@@ -348,7 +345,7 @@ def _task_of_module(
     by_form = evaluation["score"] in DEFAULT_SCORES and not (picked is not None and picked.several)
     for remark in scoring_remarks(evaluator.scoring, splits, by_form):
         logger.warning("%s: %s", name, remark)
-    return chosen.task(name, evaluator, backend, DEFAULT_BITS)
+    return chosen.task(name, evaluator, backend)
 
 
 def _training(source: Any, read: Callable[..., Samples], calibration: Samples) -> Samples | TrainingData:

@@ -9,7 +9,7 @@ import numpy as np
 
 from amed_env.errors import BackendError, BudgetError
 from amed_env.problem.constraints import cheapest_choices, least_choosable, smallest_reachable
-from amed_env.problem.objective import REFERENCE_BITS, TOLERANCE, Budget, fits
+from amed_env.problem.objective import TOLERANCE, Budget, fits
 from amed_env.problem.pins import pins_text
 from amed_env.tasks.device_costs import DeviceCosts
 
@@ -45,7 +45,7 @@ def _check_sums(costs: DeviceCosts, budgets: Sequence[Budget], limits: Mapping[s
             pinned = f" and {pins_text(costs.space.pins)} pinned" if costs.space.pins else ""
             raise BudgetError(
                 f"no allocation meets {budget} on {costs.backend.name!r}: {_reachable(costs, budget, least)} "
-                f"with widths {', '.join(map(str, costs.space.free_bits))}{pinned}."
+                f"with {costs.space.text}{pinned}."
             )
     if len(budgets) == 1 or cheapest_choices(table, values, table[0], costs.space.choosable) is not None:
         return
@@ -81,8 +81,8 @@ def _reachable(costs: DeviceCosts, budget: Budget, least: float) -> str:
     metric, reference = budget.metric, costs.reference
     bound = "" if metric in costs.table else "at least "
     text = f"the smallest reachable {metric} is {bound}{least:.6g}"
-    if reference is not None and reference[metric] > 0:
+    if reference[metric] > 0:
         # Rounded up, so that the printed value can be used as a budget.
         ratio = np.ceil(least / reference[metric] * 1e4) / 1e4
-        text += f" ({budget.name}={ratio:.4f} of uniform {REFERENCE_BITS} bit)"
+        text += f" ({budget.name}={ratio:.4f} of {costs.reference_text})"
     return text

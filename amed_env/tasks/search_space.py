@@ -2,89 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import AllocationError
-from amed_env.problem.allocation import BitAllocation, Precision, check_bits
+from amed_env.hardware.costs import nearest_choices
+from amed_env.problem.allocation import BitAllocation, Precision, at_least
 from amed_env.problem.objective import REFERENCE_BITS
-from amed_env.problem.pins import parse_pins
 from amed_env.problem.workload import Workload
 
 
 class SearchSpace:
     """The allocations of a network that a task allows, by number and by name.
 
+    Layers may choose from different precisions. The P precisions are those of all layers together and are numbered
+    once; what a single layer may choose of them is in `choosable`.
+
     Args:
         workload: The layers; layers that share one choice are one layer here (see `problem.ties`).
-        bits: Widths to choose from.
-        separate: Whether weights and activations are chosen apart; otherwise both get the same width.
-        activation_bits: One width for all activations, so that those of weights alone are chosen; 32 leaves activations
-            in float.
-        pins: Layers that keep a width; see `problem.pins.parse_pins`.
-
-    Attributes:
-        free_bits: Widths that layers choose from which are not pinned, narrow ones first.
-        bits: These, the widths of pinned layers, and that of all activations.
+        layer_choices: The precisions that each layer chooses from, at least one.
+        runnable: The precisions that each layer can run at at all, whether it may choose them or not.
+        separate: Whether weights and activations are chosen apart: then the precisions are all pairs of `bits`.
+        activation_bits: One width for all activations, if there is one.
         pins: Precision by pinned layer.
 
-    Raises:
-        AllocationError: If widths or pins are malformed.
-        UnknownNameError: If a pinned layer does not exist.
+    Attributes:
+        layer_choices: As given, narrow ones first.
+        pins: Precision by pinned layer.
+        free_bits: Widths of weights that layers choose from which are not pinned, narrow ones first.
+        bits: All widths, those of pinned layers and of activations included.
+        precisions: The P choices, narrow ones first; with separate widths, activations vary fastest.
+        choosable: What each layer may choose: bool (L, P); a pinned layer has a single choice.
+        runnable: What each layer can run at: bool (L, P).
+        free_choices: The numbers of the precisions from which some layer chooses that is not pinned.
     """
 
     def __init__(
         self,
         workload: Workload,
-        bits: Sequence[int],
+        layer_choices: Sequence[Collection[Precision]],
+        runnable: Sequence[Collection[Precision]],
         *,
         separate: bool = False,
         activation_bits: int | None = None,
-        pins: Mapping[str, Any] | Iterable[str] | None = None,
+        pins: Mapping[str, Precision],
     ) -> None:
-        self.workload, self.separate = workload, separate
-        self.free_bits = _check_widths(bits)
-        self.pins = parse_pins(pins, workload.layer_names)
-        self.activation_bits = _check_activation_bits(activation_bits, separate)
-        fixed = [width for pinned in self.pins.values() for width in pinned]
-        if self.activation_bits is not None:
-            fixed.append(self.activation_bits)
-        self.bits = tuple(sorted({*self.free_bits, *fixed}))
+        self.workload, self.separate, self.activation_bits = workload, separate, activation_bits
+        self.pins = dict(pins)
+        self.layer_choices = tuple(tuple(sorted(of_layer)) for of_layer in layer_choices)
+        named = zip(workload.layer_names, self.layer_choices, strict=True)
+        free = {precision for name, of_layer in named if name not in self.pins for precision in of_layer}
+        used = {precision for of_layer in self.layer_choices for precision in of_layer}
+        self.free_bits = tuple(sorted({precision.weight_bits for precision in free or used}))
+        self.bits = tuple(sorted({bits for precision in used for bits in precision}))
+        grid = (Precision(w, a) for w in self.bits for a in self.bits)
+        self.precisions: tuple[Precision, ...] = tuple(grid) if separate else tuple(sorted(used))
+        self.choosable = self._mask(self.layer_choices)
+        self.runnable = self._mask(runnable) | self.choosable
+        self.free_choices = np.flatnonzero([precision in (free or used) for precision in self.precisions])
 
-    @cached_property
-    def precisions(self) -> tuple[Precision, ...]:
-        """The P choices, narrow ones first; with separate widths, activations vary fastest. See `choosable`."""
-        if self.separate:
-            return tuple(Precision(w, a) for w in self.bits for a in self.bits)
-        return tuple(sorted({*map(self._tied_precision, self.free_bits), *self.pins.values()}))
+    @property
+    def text(self) -> str:
+        """What layers choose from, for messages: widths, or pairs where these differ."""
+        if self.separate or all(p.activation_bits in (p.weight_bits, self.activation_bits) for p in self.precisions):
+            return f"widths {', '.join(map(str, self.free_bits))}"
+        return f"the pairs {', '.join(map(str, self.precisions))}"
 
-    def _tied_precision(self, bits: int) -> Precision:
-        """A width of weights, with the width of activations that goes with it where they are not chosen apart."""
-        return Precision(bits, bits if self.activation_bits is None else self.activation_bits)
+    @property
+    def differing_choices(self) -> dict[str, list[str]]:
+        """What each layer that is not pinned chooses from, by name; empty where all of them choose from the same."""
+        named = zip(self.workload.layer_names, self.layer_choices, strict=True)
+        free = {name: choices for name, choices in named if name not in self.pins}
+        if len(set(free.values())) < 2:
+            return {}
+        return {name: [str(precision) for precision in choices] for name, choices in free.items()}
 
-    @cached_property
-    def free_choices(self) -> npt.NDArray[np.int64]:
-        """The numbers of the precisions from which layers that are not pinned choose, narrow ones first."""
-        widths = self.free_bits
-        if self.separate:
-            free = {Precision(w, a) for w in widths for a in widths}
-        else:
-            free = set(map(self._tied_precision, widths))
-        return np.flatnonzero([precision in free for precision in self.precisions])
-
-    @cached_property
-    def choosable(self) -> npt.NDArray[np.bool_]:
-        """What each layer may choose at all: bool (L, P); a pinned layer has a single choice."""
-        choosable = np.zeros((len(self.workload), len(self.precisions)), dtype=bool)
-        choosable[:, self.free_choices] = True
-        for row, name in enumerate(self.workload.layer_names):
-            if name in self.pins:
-                choosable[row] = [precision == self.pins[name] for precision in self.precisions]
-        return choosable
+    def _mask(self, of_layers: Sequence[Collection[Precision]]) -> npt.NDArray[np.bool_]:
+        return np.array([[precision in of_layer for precision in self.precisions] for of_layer in of_layers])
 
     def allocation(self, choices: Iterable[int]) -> BitAllocation:
         """The allocation that gives layer i the precision number `choices[i]`."""
@@ -98,27 +95,41 @@ class SearchSpace:
             AllocationError: If a precision is not one that the layer may choose.
         """
         allocation = allocation.require_layers(self.workload.layer_names, f"network {self.workload.name!r}")
-        for choosable, (name, precision) in zip(self.choosable, allocation.items(), strict=True):
-            allowed = [self.precisions[choice] for choice in np.flatnonzero(choosable)]
+        for allowed, (name, precision) in zip(self.layer_choices, allocation.items(), strict=True):
             if precision not in allowed:
                 raise AllocationError(
                     f"layer {name!r} has {precision}, which is none of this task's choices for it: "
                     f"{', '.join(map(str, allowed))}."
                 )
-        return np.asarray([self.precisions.index(precision) for precision in allocation.values()], dtype=np.int64)
+        return np.asarray([self._number_of[precision] for precision in allocation.values()], dtype=np.int64)
+
+    @cached_property
+    def _number_of(self) -> dict[Precision, int]:
+        return {precision: number for number, precision in enumerate(self.precisions)}
 
     def uniform(self, bits: int) -> BitAllocation:
-        """The same width for every layer that is not pinned, with the task's width of activations if it has one."""
-        return self.workload.uniform(bits, self.activation_bits).replace(self.pins)
+        """The same width for every layer that is not pinned, with the task's width of activations if it has one.
+
+        A layer that cannot choose it has the next width instead; see `problem.allocation.at_least`.
+        """
+        return self._uniform(Precision(bits, bits if self.activation_bits is None else self.activation_bits))
+
+    def _uniform(self, wanted: Precision) -> BitAllocation:
+        chosen = [at_least(wanted, of_layer) for of_layer in self.layer_choices]
+        return BitAllocation(dict(zip(self.workload.layer_names, chosen, strict=True)))
+
+    def uniform_widths(self) -> dict[int, BitAllocation]:
+        """`uniform` by width of the weights, narrow ones first; of widths that come to the same the widest stands."""
+        of_allocation = {self.uniform(bits): bits for bits in self.free_bits}
+        return {bits: allocation for allocation, bits in of_allocation.items()}
 
     def uniform_choices(self, choice: int) -> npt.NDArray[np.int64]:
-        """The same precision number for every layer that is not pinned: int64 (L,)."""
-        return self.nearest_choosable(np.full(len(self.workload), choice, dtype=np.int64))
+        """The same precision number for every layer, or what stands for it; see `uniform`: int64 (L,)."""
+        return self.choices(self._uniform(self.precisions[choice]))
 
     def start_choices(self) -> npt.NDArray[np.int64]:
-        """Uniform 8 bit, or the widest precision where layers cannot choose that, but for pinned layers: int64 (L,)."""
-        wide = [c for c in self.free_choices if self.precisions[c] == (REFERENCE_BITS, REFERENCE_BITS)]
-        return self.uniform_choices(int(wide[0] if wide else self.free_choices[-1]))
+        """Uniform 8 bit, or what stands for it where layers cannot choose that: int64 (L,)."""
+        return self.choices(self._uniform(Precision(REFERENCE_BITS, REFERENCE_BITS)))
 
     def nearest_choosable(self, choices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Choices in which what a layer may not choose is replaced by the nearest that it may: int64 (L,).
@@ -126,9 +137,11 @@ class SearchSpace:
         Of two equally near ones the narrower is taken: it is the cheaper one on most devices.
         """
         requested = np.asarray(choices, dtype=np.int64)
-        widths = np.asarray(self.precisions, dtype=np.float64)
-        distance = np.abs(widths[requested][:, None] - widths).sum(axis=2)
-        return np.asarray(np.where(self.choosable, distance, np.inf).argmin(axis=1), dtype=np.int64)
+        return self._nearest[np.arange(len(self.workload)), requested]
+
+    @cached_property
+    def _nearest(self) -> npt.NDArray[np.int64]:
+        return nearest_choices(self.precisions, self.choosable)
 
     def require_pins(self, allocation: BitAllocation) -> BitAllocation:
         """The same allocation, after checking that it leaves pinned layers as they are.
@@ -143,19 +156,3 @@ class SearchSpace:
                     "task.nearest_choosable(choices), or make the task without that pin."
                 )
         return allocation
-
-
-def _check_activation_bits(bits: int | None, separate: bool) -> int | None:
-    if bits is None:
-        return None
-    if separate:
-        raise AllocationError("activation_bits is one width for all activations; leave it out, or leave separate out.")
-    return check_bits(bits, "activation_bits")
-
-
-def _check_widths(bits: Sequence[int]) -> tuple[int, ...]:
-    plain = [int(width) if isinstance(width, np.integer) else width for width in bits]
-    widths = tuple(check_bits(width, "widths to choose from") for width in plain)
-    if len(widths) < 2 or len(set(widths)) != len(widths):
-        raise AllocationError(f"widths to choose from are {widths}; give at least two different ones.")
-    return tuple(sorted(widths))

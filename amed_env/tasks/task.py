@@ -19,11 +19,12 @@ from amed_env.evaluation.store import Trial
 from amed_env.hardware.faults import FaultLog
 from amed_env.hardware.protocol import Capabilities, Cost, HardwareBackend
 from amed_env.hardware.tied import TiedDevice
-from amed_env.problem.allocation import DEFAULT_BITS, BitAllocation, Precision
+from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.objective import REFERENCE_BITS, Budget, fits, parse_budgets
 from amed_env.problem.pins import pins_text
 from amed_env.problem.score import Score
 from amed_env.problem.workload import Workload
+from amed_env.tasks.choosing import Wishes, search_space
 from amed_env.tasks.device_costs import DeviceCosts
 from amed_env.tasks.reachability import check_reachable
 from amed_env.tasks.search_space import SearchSpace
@@ -42,8 +43,9 @@ class Task:
         network: Name of the network, part of every file that is written.
         evaluator: Measures quality; it is shared by tasks that differ only in device or budget.
         backend: The device.
-        bits: Widths to choose from.
-        separate: Whether weights and activations are chosen apart; otherwise both get the same width.
+        bits: Widths to choose from, as far as the device runs them; None takes those of `tasks.choosing`.
+        separate: Whether weights and activations are chosen apart; otherwise both get the same width, but where the
+            device wants different ones.
         activation_bits: One width for all activations, so that those of weights alone are chosen; 32 leaves activations
             in float.
         budgets: Limits on the cost.
@@ -58,7 +60,7 @@ class Task:
     Raises:
         AllocationError: If widths or pins are malformed.
         UnknownNameError: If a pinned layer does not exist.
-        UnsupportedPrecisionError: If the device cannot run a layer at one of the widths.
+        UnsupportedPrecisionError: If the device and what is given leave a layer no precision.
         BudgetError: If no allocation can meet the budgets; the message has the smallest reachable value.
     """
 
@@ -67,7 +69,7 @@ class Task:
         network: str,
         evaluator: Evaluator,
         backend: HardwareBackend,
-        bits: Sequence[int] = DEFAULT_BITS,
+        bits: Sequence[int] | None = None,
         *,
         separate: bool = False,
         activation_bits: int | None = None,
@@ -75,14 +77,16 @@ class Task:
         pins: Mapping[str, Any] | Iterable[str] | None = None,
     ) -> None:
         self.network, self.evaluator = network, evaluator
-        ties = evaluator.ties
-        if ties is not None and not isinstance(backend, TiedDevice):
-            backend = TiedDevice(backend, ties)
-        workload = evaluator.workload
-        self.space = SearchSpace(workload, bits, separate=separate, activation_bits=activation_bits, pins=pins)
+        backend = device_of(evaluator, backend)
+        self._asked_bits = bits
+        self.space = space_of(evaluator, backend, bits, separate, activation_bits, pins)
         self.device_costs = DeviceCosts(backend, self.space)
-        self.budgets = tuple(budgets)
+        self.budgets = self._in_own_units(budgets)
         self.limits = self.resolve_limits(self.budgets)
+
+    def _in_own_units(self, budgets: Iterable[Budget]) -> tuple[Budget, ...]:
+        """Budgets whose absolute values are in the units of their metrics."""
+        return tuple(budget.in_unit(self.device_costs.unit(budget.metric)) for budget in budgets)
 
     # What may be chosen.
 
@@ -93,12 +97,12 @@ class Task:
 
     @property
     def free_bits(self) -> tuple[int, ...]:
-        """Widths that layers choose from which are not pinned."""
+        """Widths of weights that layers choose from which are not pinned."""
         return self.space.free_bits
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """These, the widths of pinned layers, and that of all activations."""
+        """All widths, those of pinned layers and of activations included."""
         return self.space.bits
 
     @property
@@ -170,8 +174,8 @@ class Task:
         return self.device_costs.table
 
     @property
-    def reference_cost(self) -> Cost | None:
-        """Cost of the uniform 8-bit network; None on a device that has no 8 bit."""
+    def reference_cost(self) -> Cost:
+        """Cost of the uniform 8-bit network, or of what stands for it on the device; see `DeviceCosts.reference`."""
         return self.device_costs.reference
 
     def cost(self, allocation: BitAllocation) -> Cost:
@@ -275,7 +279,7 @@ class Task:
             BudgetError: If no allocation can meet the budgets.
         """
         task = copy.copy(self)
-        task.budgets = parse_budgets(budgets)
+        task.budgets = self._in_own_units(parse_budgets(budgets))
         task.limits = task.resolve_limits(task.budgets)
         return task
 
@@ -283,7 +287,7 @@ class Task:
         """The same task on another device: network, widths, ties, pins and budgets stay, relative ones are its own.
 
         Raises:
-            UnsupportedPrecisionError: If the device cannot run a layer at one of the widths.
+            UnsupportedPrecisionError: If the device and the task's widths and pins leave a layer no precision.
             BudgetError: If no allocation can meet the budgets on it.
         """
         return self._with(backend, self.pins)
@@ -305,7 +309,7 @@ class Task:
             self.network,
             self.evaluator,
             backend,
-            self.free_bits,
+            self._asked_bits,
             separate=self.separate,
             activation_bits=self.activation_bits,
             budgets=self.budgets,
@@ -316,6 +320,28 @@ class Task:
         budgets = ", ".join(map(str, self.budgets)) or "none"
         pinned = f", pinned: {pins_text(self.pins)}" if self.pins else ""
         return f"Task({self.network!r}, device={self.device!r}, bits={self.free_bits}, budgets: {budgets}{pinned})"
+
+
+def device_of(evaluator: Evaluator, backend: HardwareBackend) -> HardwareBackend:
+    """A device as it looks from an evaluator's workload, in which layers may be tied."""
+    ties = evaluator.ties
+    return backend if ties is None or isinstance(backend, TiedDevice) else TiedDevice(backend, ties)
+
+
+def space_of(
+    evaluator: Evaluator,
+    backend: HardwareBackend,
+    bits: Sequence[int] | None,
+    separate: bool,
+    activation_bits: int | None,
+    pins: Mapping[str, Any] | Iterable[str] | None,
+) -> SearchSpace:
+    """The search space of a task; arguments and errors are those of `Task`."""
+    table = evaluator.complete_table() if evaluator.looked_up else None
+    known = None if table is None else table.precisions
+    workload = evaluator.workload
+    wishes = Wishes.of(workload.layer_names, bits, separate, activation_bits, pins, known)
+    return search_space(device_of(evaluator, backend), workload, wishes)
 
 
 @contextmanager

@@ -115,12 +115,63 @@ def test_malformed_texts_say_what_is_wrong(texts, message):
         parse_budgets(texts)
 
 
-def test_a_typo_gets_the_nearest_name():
+def test_a_typo_gets_the_nearest_name_of_what_the_device_reports():
+    reported = {"latency_ms": 1.0, "weight_kib": 1.0, "luts": 1.0}
     with pytest.raises(UnknownNameError, match="did you mean 'latency'") as caught:
-        parse_budgets(["latncy=0.5"])
+        resolve(parse_budgets(["latncy=0.5"]), reported)
     assert caught.value.exit_code == 2
-    with pytest.raises(UnknownNameError, match="bops, energy, latency, memory"):
-        parse_budgets({"xyz": 1})
+    with pytest.raises(UnknownNameError, match="latency, luts, memory"):
+        resolve(parse_budgets({"xyz": 1}), reported)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "limit"),
+    [
+        ("luts=0.5", "LUT", 100.0),
+        ("luts=150 LUT", "LUT", 150.0),
+        ("luts=150lut", "LUT", 150.0),
+        ("frame_time=3ms", "ms", 3.0),
+        ("frame_time=3ms", "us", 3000.0),
+        ("frame_time=3000 µs", "ms", 3.0),
+        ("frame_time=2s", "ms", 2000.0),
+        ("frame_time=50ns", "us", 0.05),
+        ("sram=2MiB", "KiB", 2048.0),
+        ("sram=2KiB", "bytes", 2048.0),
+        ("sram=2kB", "B", 2000.0),
+        ("heat=3mJ", "uJ", 3000.0),
+        ("work=2Gbops", "bit operations", 2e9),
+        ("area=4 mm2", "mm2", 4.0),
+        ("use=40%", "%", 40.0),
+        ("latency_ms=3us", "ms", 0.003),
+    ],
+)
+def test_any_metric_of_a_device_is_limited_in_its_declared_unit(text, unit, limit):
+    (budget,) = parse_budgets([text])
+    assert resolve([budget], {budget.metric: 200.0}, {budget.metric: unit}) == {budget.metric: pytest.approx(limit)}
+    own = budget.in_unit(unit)
+    assert own.unit is None and own.relative == budget.relative
+    assert own.in_unit(unit) == own
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "message"),
+    [
+        ("luts=3ms", "LUT", "unknown unit 'ms'; use one of LUT, or no unit"),
+        ("frame_time=3KiB", "ms", "unknown unit 'KiB'; use one of us, ms, s"),
+        ("frame_time=3 LUT", "ms", "unknown unit 'LUT'"),
+        ("area=4mm", "mm2", "use one of mm2"),
+    ],
+)
+def test_a_unit_of_something_else_is_refused(text, unit, message):
+    (budget,) = parse_budgets([text])
+    with pytest.raises(BudgetError, match=message):
+        resolve([budget], {budget.metric: 1.0}, {budget.metric: unit})
+
+
+def test_a_metric_and_its_budget_are_one_name():
+    assert parse_budgets({"latency_ms": 0.5}) == parse_budgets({"latency": 0.5})
+    with pytest.raises(BudgetError, match="latency is given more than once"):
+        parse_budgets(["latency=1", "latency_ms=2ms"])
 
 
 @given(st.text(max_size=12), st.text(max_size=12))

@@ -104,8 +104,10 @@ def test_a_device_that_lacks_a_width_or_a_metric_is_refused():
         def layer_cost(self, layer, precision):
             return {"latency_ms": 1.0}
 
-    with pytest.raises(BudgetError, match="8-bit precision to compare"):
+    # Relative budgets are factors of what stands for 8 bit there: of 4 bit.
+    with pytest.raises(BudgetError, match=r"latency=1\.0000 of uniform 8 bit, as far as the device"):
         formula_task(device=FourOnly(), bits=(2, 4), budget={"latency": 0.5})
+    assert formula_task(device=FourOnly(), bits=(2, 4), budget={"latency": 1.5}).limits == {"latency_ms": 6.0}
     assert formula_task(device=FourOnly(), bits=(2, 4), budget={"latency": "5ms"}).limits == {"latency_ms": 5.0}
 
 

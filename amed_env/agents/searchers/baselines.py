@@ -102,7 +102,7 @@ def _descent(task: Task) -> list[npt.NDArray[np.int64]]:
     """From the widest precision everywhere to the narrowest, one layer a step: the least loss per cost saved."""
     weight, loss = _step_weight(task), task.predicted_loss
     rows = np.arange(len(task.workload))
-    current = task.space.uniform_choices(task.space.free_choices[-1])
+    current = task.space.uniform_choices(int(task.space.free_choices[-1]))
     path = [current]
     while True:
         saved = weight[rows, current][:, None] - weight

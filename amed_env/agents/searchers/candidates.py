@@ -72,7 +72,8 @@ class Candidates:
         while True:
             session.check()
             keys = list(self._reached)
-            everyone = np.asarray(list(self._reached.values()), dtype=np.int64).reshape(len(keys), -1)
+            everyone = np.asarray(list(self._reached.values()), dtype=np.int64)
+            everyone = everyone.reshape(len(keys), len(session.task.workload))  # nothing may be within the budgets
             values = objective(terms.single, terms.pairs, everyone) if len(everyone) else np.zeros(0)
             order = np.argsort(values, kind="stable").tolist()
             new = [row for row in order if keys[row] not in self._used][:count]

@@ -100,7 +100,7 @@ def within_budget(session: SearchSession, choices: IntArray) -> IntArray | None:
 def feasible_uniform(session: SearchSession) -> list[IntArray]:
     """Every uniform precision within the budget, wide ones first."""
     task = session.task
-    uniform = [task.space.uniform_choices(choice) for choice in reversed(task.space.free_choices)]
+    uniform = [task.space.uniform_choices(int(choice)) for choice in reversed(task.space.free_choices)]
     return [choices for choices in uniform if session.feasible(task.allocation(choices))]
 
 

@@ -12,6 +12,7 @@ from amed_env.agents.options import import_optional, whole_number
 from amed_env.agents.protocol import Agent
 from amed_env.agents.searchers.moves import evaluate, fresh_choices, good_starts, near_the_budget, new_near, prior
 from amed_env.agents.session import SearchSession
+from amed_env.problem.allocation import Precision
 from amed_env.tasks.proxies import get_proxies
 from amed_env.tasks.task import Task
 
@@ -86,32 +87,43 @@ class TPEAgent(Agent):
         return self._optuna.create_study(direction="maximize", sampler=sampler)
 
     def _space(self, task: Task) -> dict[str, Any]:
-        """An ordered number a layer, or one for weights and one for activations; nothing for pinned layers."""
+        """For each layer that has a choice an ordered number, or one for its weights and one for its activations."""
         integers = self._optuna.distributions.IntDistribution
-        most = len(task.free_bits) - 1
-        parts = ("w", "a") if task.separate else ("wa",)
-        free = [name for name in task.workload.layer_names if name not in task.pins]
-        return {f"{name} {part}": integers(0, most) for name in free for part in parts}
+        return {name: integers(0, len(options) - 1) for name, options in _parameters(task).items()}
 
     def _choices(self, task: Task, params: dict[str, int]) -> IntArray:
-        choices = task.space.uniform_choices(int(task.space.free_choices[0]))
-        positions = {tuple(precision): number for number, precision in enumerate(task.precisions)}
+        """What parameters stand for; of a pair that the layer may not choose, the nearest one."""
+        options = _parameters(task)
+        chosen = task.space.uniform_choices(int(task.space.free_choices[0]))
         for layer, name in enumerate(task.workload.layer_names):
-            if name not in task.pins:
-                if not task.separate:
-                    choices[layer] = task.space.free_choices[params[f"{name} wa"]]
-                    continue
-                weight, activation = (task.free_bits[params[f"{name} {part}"]] for part in ("w", "a"))
-                choices[layer] = positions[weight, activation]
-        return choices
+            if f"{name} wa" in options:
+                chosen[layer] = options[f"{name} wa"][params[f"{name} wa"]]
+            elif f"{name} w" in options:
+                widths = [options[f"{name} {part}"][params[f"{name} {part}"]] for part in ("w", "a")]
+                chosen[layer] = task.precisions.index(Precision(*widths))
+        return task.nearest_choosable(chosen)
 
     def _params(self, task: Task, choices: IntArray) -> dict[str, int]:
         params: dict[str, int] = {}
-        for name, choice in zip(task.workload.layer_names, choices, strict=True):
-            if name not in task.pins:
-                if not task.separate:
-                    params[f"{name} wa"] = int(np.flatnonzero(task.space.free_choices == choice)[0])
-                    continue
-                weight, activation = (task.free_bits.index(bits) for bits in task.precisions[int(choice)])
-                params |= {f"{name} w": weight, f"{name} a": activation}
+        for full_name, options in _parameters(task).items():
+            name, _, part = full_name.rpartition(" ")
+            choice = int(choices[task.workload.layer_names.index(name)])
+            values = {"wa": choice, "w": task.precisions[choice][0], "a": task.precisions[choice][1]}
+            params[full_name] = options.index(values[part])
         return params
+
+
+def _parameters(task: Task) -> dict[str, list[int]]:
+    """What each parameter chooses from, narrow first: numbers of precisions, or with separate widths their bits."""
+    parameters: dict[str, list[int]] = {}
+    for name, choices, choosable in zip(
+        task.workload.layer_names, task.space.layer_choices, task.choosable, strict=True
+    ):
+        if len(choices) == 1:
+            continue
+        if task.separate:
+            parameters[f"{name} w"] = sorted({precision.weight_bits for precision in choices})
+            parameters[f"{name} a"] = sorted({precision.activation_bits for precision in choices})
+        else:
+            parameters[f"{name} wa"] = np.flatnonzero(choosable).tolist()
+    return parameters

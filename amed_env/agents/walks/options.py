@@ -66,10 +66,9 @@ class AmedOptions(BaseModel):
             accuracy_penalty=self.accuracy_penalty,
         )
 
-    @property
-    def filtered(self) -> frozenset[str]:
+    def filtered(self, task: Task) -> frozenset[str]:
         """Metrics whose limits are never exceeded."""
-        return frozenset({BUDGET_METRICS["memory"]} if self.budgets == "penalty" else BUDGET_METRICS.values())
+        return frozenset({BUDGET_METRICS["memory"]} if self.budgets == "penalty" else task.limits)
 
     @property
     def corrected(self) -> bool:

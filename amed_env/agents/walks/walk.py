@@ -46,10 +46,10 @@ class AllocationWalk:
         self.scores = ScoreTable(task.choosable)
         self.reference: float | None = None
         self.choices: IntArray = task.space.start_choices()
-        self.cost_reference = {} if task.reference_cost is None else dict(task.reference_cost.metrics)
+        self.cost_reference = dict(task.reference_cost.metrics)
         self._free = np.flatnonzero(task.choosable.sum(axis=1) > 1)
         self._failed: set[bytes] = set()
-        self._filter = BudgetFilter(session, task, options.filtered)
+        self._filter = BudgetFilter(session, task, options.filtered(task))
 
     def run(self) -> None:
         """Walk until nothing new turns up any more; the session ends it when the evaluations are used up."""

@@ -21,9 +21,10 @@ from amed_env.errors import BackendError, DeviceError
 from amed_env.hardware.external.command_config import CommandConfig
 from amed_env.hardware.external.command_format import ANSWER_FORMAT, REQUEST_FORMAT, read_answer, request_text
 from amed_env.hardware.external.processes import describe_end, kill_group, tail
-from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, HardwareBackend
+from amed_env.hardware.files.layer_choices import LayerwiseBackend
+from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, require_allowed
 from amed_env.problem.allocation import BitAllocation
-from amed_env.problem.workload import KINDS, Workload
+from amed_env.problem.workload import Workload
 
 LARGEST_ANSWER_MIB = 64
 """A program that writes more than this has lost its way."""
@@ -34,7 +35,7 @@ _START_ADVICE = {
 }
 
 
-class CommandBackend(HardwareBackend):
+class CommandBackend(LayerwiseBackend):
     """A device that a program simulates.
 
     Args:
@@ -48,6 +49,7 @@ class CommandBackend(HardwareBackend):
         self.name, self.description = config.name, config.description
         self.metrics: Mapping[str, str] = dict(config.metrics)
         self.bits = tuple(sorted({*config.widths[0], *config.widths[1]}))
+        self.layer_pairs = config.layers or {}
         self.timeout_s: float | None = config.timeout_s
         self.retries = config.retries
         self._answers: dict[str, str] = {}
@@ -63,9 +65,10 @@ class CommandBackend(HardwareBackend):
         """What the configuration declares; the program is not asked."""
         config = self.config
         return Capabilities.same_for_kinds(
-            config.kinds or KINDS,
+            config.simulated_kinds,
             *config.widths,
             self.metrics,
+            pairs=config.pairs,
             deterministic=config.deterministic,
             additive=config.additive,
         )
@@ -95,9 +98,8 @@ class CommandBackend(HardwareBackend):
     def evaluate_many(self, workload: Workload, allocations: Sequence[BitAllocation]) -> list[Cost]:
         """Costs under many allocations, with as many runs side by side as the configuration has workers."""
         ordered = [a.require_layers(workload.layer_names, f"network {workload.name!r}") for a in allocations]
-        capabilities = self.capabilities()
         for allocation in ordered:
-            capabilities.require_allocation(workload, allocation, self.name)
+            require_allowed(self, workload, allocation)
         requests = [request_text(workload, allocation) for allocation in ordered]
         questions = [self._question(request) for request in requests]
         texts = [self._known(question) for question in questions]

@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from amed_env.errors import DeviceError
+from amed_env.hardware.files.layer_choices import PairsByKind, PairsByLayer, check_pairs
 from amed_env.hardware.files.yaml_faults import Text, validated
 from amed_env.hardware.files.yaml_lines import YamlDocument
 from amed_env.hardware.protocol import METRIC_UNITS, HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS
-from amed_env.problem.workload import LayerKind
+from amed_env.problem.workload import KINDS, LayerKind
 
 FORMAT = "amed-command/1"
 Widths = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(min_length=1)]
@@ -32,7 +33,10 @@ class CommandConfig(BaseModel):
         workers: Calls that may run side by side.
         metrics: Metric name to unit of what every answer has.
         bits: Widths of weights and of activations; or one list each in `weight_bits` and `activation_bits`.
-        kinds: Kinds of layers that it can simulate; all of them by default.
+        pairs: Pairs of both that it can simulate, for all layers or by kind; every pair of the widths by default.
+        layers: Pairs of single layers, by name, `first` or `last`.
+        kinds: Kinds of layers that it can simulate; by default all of them, or those of `pairs` if only these are
+            given.
         additive: Whether every answer has the costs of all layers and these add up.
         deterministic: Whether equal requests get equal answers; only then answers are kept.
         folder: Where it is started, and what the paths in `command` are relative to.
@@ -51,6 +55,8 @@ class CommandConfig(BaseModel):
     bits: Widths | None = None
     weight_bits: Widths | None = None
     activation_bits: Widths | None = None
+    pairs: PairsByKind | None = None
+    layers: PairsByLayer | None = None
     kinds: Annotated[tuple[LayerKind, ...], Field(min_length=1)] | None = None
     # Not additive unless it is said: then nothing is assumed, and every allocation is asked for as a whole.
     additive: Annotated[bool, Field(strict=True)] = False
@@ -87,6 +93,7 @@ class CommandConfig(BaseModel):
         apart = (self.weight_bits is not None, self.activation_bits is not None)
         if (self.bits is not None and any(apart)) or apart[0] != apart[1]:
             raise ValueError("give either bits, or both weight_bits and activation_bits")
+        check_pairs(self.pairs, self.widths)
         return self
 
     @property
@@ -94,8 +101,19 @@ class CommandConfig(BaseModel):
         """Widths of weights, and widths of activations."""
         if self.weight_bits is not None and self.activation_bits is not None:
             return self.weight_bits, self.activation_bits
+        if self.bits is None and self.pairs is not None:
+            named = {pair for of_kind in self.pairs.values() for pair in of_kind}
+            return tuple(sorted({pair[0] for pair in named})), tuple(sorted({pair[1] for pair in named}))
         bits = self.bits or tuple(HardwareBackend.bits)  # what a Python device declares by default
         return bits, bits
+
+    @property
+    def simulated_kinds(self) -> tuple[LayerKind, ...]:
+        """Kinds of layers that the program can simulate."""
+        if self.kinds is not None:
+            return self.kinds
+        only_pairs = self.pairs is not None and self.bits is None and self.weight_bits is None
+        return tuple(self.pairs or ()) if only_pairs else KINDS
 
 
 def parse_command_config(document: YamlDocument, folder: Path) -> CommandConfig:

@@ -66,7 +66,12 @@ def read_answer(text: str, workload: Workload, allocation: BitAllocation, device
     for key, kind in (("unsupported", UnsupportedPrecisionError), ("error", BackendError)):
         if key in document:
             _check_keys(document, {"format", key}, here)
-            raise kind(f"{here}: {document[key]}")
+            advice = ""
+            if kind is UnsupportedPrecisionError:
+                advice = (
+                    " (searches leave out what the device's file says that it cannot run: see pairs, kinds, layers)"
+                )
+            raise kind(f"{here}: {document[key]}{advice}")
     _check_keys(document, {"format", "total", "layers"}, here)
     if not isinstance(document.get("total"), dict):
         raise BackendError(f"{here}: the answer has no object 'total' of metric name to number.")

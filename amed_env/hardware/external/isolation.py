@@ -21,14 +21,22 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from amed_env.errors import AmedError, BackendError, InputError, PluginError
 from amed_env.hardware.external.processes import describe_end, kill_group, tail
-from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, changed_copy
+from amed_env.hardware.protocol import (
+    Capabilities,
+    Cost,
+    CostTable,
+    HardwareBackend,
+    changed_copy,
+    refused_removed,
+    tells_by_raising,
+)
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Layer, Workload
 
@@ -68,6 +76,7 @@ class IsolatedBackend(HardwareBackend):
                 f"device {inner.name!r} cannot be sent to a process of its own: {type(error).__name__}: {error}. "
                 "Make it picklable, or leave timeout_s out."
             ) from error
+        self._asks = tells_by_raising(type(inner))
         self._child: _Child | None = None
         self._capabilities: Capabilities | None = None
 
@@ -83,6 +92,15 @@ class IsolatedBackend(HardwareBackend):
             answer: Capabilities = self._request("capabilities")
             self._capabilities = answer
         return self._capabilities
+
+    def allowed_precisions(
+        self, workload: Workload, precisions: Sequence[Precision]
+    ) -> Sequence[Collection[Precision]]:
+        """See `HardwareBackend.allowed_precisions`; every question has the whole limit of time."""
+        if self._asks:
+            return refused_removed(self, workload, super().allowed_precisions(workload, precisions))
+        answer: Sequence[Collection[Precision]] = self._request("allowed_precisions", workload, tuple(precisions))
+        return answer
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """See `HardwareBackend.layer_cost`."""

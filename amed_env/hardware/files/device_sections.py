@@ -5,11 +5,14 @@ Every section has a `source` that says where its constants come from.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from amed_env.hardware.files.layer_choices import PairsByKind, PairsByLayer, check_pairs
 from amed_env.hardware.files.yaml_faults import Text
+from amed_env.hardware.protocol import Capabilities
 from amed_env.problem.workload import KINDS, LayerKind
 
 # Upper limits catch a value in the wrong unit (Hz for MHz) and keep arithmetic inside int64.
@@ -38,6 +41,31 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Text
+
+
+class WidthsSection(Section):
+    """A section with the widths that a device runs.
+
+    Attributes:
+        weight_bits: Widths of weights.
+        activation_bits: Widths of activations.
+        pairs: Pairs of both, for all layers or by kind, where not every weight width goes with every activation width.
+        layers: Pairs of single layers, by name, `first` or `last`.
+    """
+
+    weight_bits: Widths
+    activation_bits: Widths
+    pairs: PairsByKind | None = None
+    layers: PairsByLayer | None = None
+
+    @model_validator(mode="after")
+    def _pairs_are_of_these_widths(self) -> WidthsSection:
+        check_pairs(self.pairs, (self.weight_bits, self.activation_bits))
+        return self
+
+    def capabilities(self, kinds: Iterable[str], metrics: Mapping[str, str]) -> Capabilities:
+        """What a device with this section can run, by kind of layer."""
+        return Capabilities.same_for_kinds(kinds, self.weight_bits, self.activation_bits, metrics, pairs=self.pairs)
 
 
 class ArraySection(Section):
@@ -74,7 +102,7 @@ class ArraySection(Section):
         return self
 
 
-class PrecisionSection(Section):
+class PrecisionSection(WidthsSection):
     """The precision model, the widths that are allowed, and the width of partial sums.
 
     For the model `serial`, `serial_operands` says which operands are taken bit by bit, and `serial_lanes` how
@@ -84,8 +112,6 @@ class PrecisionSection(Section):
     model: Literal["fixed", "fusion", "serial"]
     serial_operands: SerialOperands | None = None
     serial_lanes: Count | None = None
-    weight_bits: Widths
-    activation_bits: Widths
     accumulator_bits: Annotated[int, Field(strict=True, ge=8, le=64)] = 32
 
     @model_validator(mode="after")
@@ -189,12 +215,10 @@ class EnergySection(BaseModel):
     leakage: PowerSection | None = None
 
 
-class ThroughputSection(Section):
+class ThroughputSection(WidthsSection):
     """How fast a processor multiplies and adds, and the widths that it runs.
 
     Attributes:
-        weight_bits: Widths of weights.
-        activation_bits: Widths of activations.
         macs_per_cycle: Weight width to activation width to multiply-accumulates per cycle. Widths that the
             table lacks run as the next wider ones.
         cycles_per_mac: Kind of layer to cycles per multiply-accumulate; instead of the table, for processors
@@ -202,8 +226,6 @@ class ThroughputSection(Section):
         cycles_per_output: Cycles for every output element on top: bias, rescaling, clamping, loop control.
     """
 
-    weight_bits: Widths
-    activation_bits: Widths
     macs_per_cycle: dict[Bits, Annotated[dict[Bits, Positive], Field(min_length=1)]] | None = None
     cycles_per_mac: Annotated[dict[LayerKind, Positive], Field(min_length=1)] | None = None
     cycles_per_output: NotNegative = 0.0
@@ -238,11 +260,10 @@ class ProcessorSection(Section):
     overhead_cycles_per_layer: Cycles = 0
 
 
-class ProxySection(Section):
+class ProxySection(WidthsSection):
     """A figure that needs no device, taken for latency: `bops`, or `memory` (bits of weights), per millisecond."""
 
     metric: Literal["bops", "memory"]
     per_ms: Annotated[float, Field(strict=True, gt=0, le=1e15, allow_inf_nan=False)]
-    weight_bits: Widths
     # 32: activations are left in float
     activation_bits: Annotated[tuple[Bits | Literal[32], ...], Field(min_length=1), AfterValidator(_distinct)]

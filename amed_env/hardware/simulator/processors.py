@@ -9,13 +9,14 @@ import numpy as np
 
 from amed_env.hardware.files.config import ProcessorConfig, ProxyConfig
 from amed_env.hardware.files.device_sections import ThroughputSection
-from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, CostTable, HardwareBackend
+from amed_env.hardware.files.layer_choices import LayerwiseBackend
+from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, CostTable
 from amed_env.hardware.simulator.systolic import FloatArray, IntArray
 from amed_env.problem.allocation import Precision
 from amed_env.problem.workload import BASIC_KINDS, KINDS, Layer, Workload
 
 
-class _ScaledBackend(HardwareBackend):
+class _ScaledBackend(LayerwiseBackend):
     """A device whose layers cost (fixed part + work x factor of the widths); subclasses say how much."""
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
@@ -63,12 +64,13 @@ class ProcessorBackend(_ScaledBackend):
         self.bits = tuple(sorted({*throughput.weight_bits, *throughput.activation_bits}))
         names = ("latency_ms", "cycles") if config.energy is None else ("latency_ms", "energy_uj", "cycles")
         self.metrics = {metric: METRIC_UNITS[metric] for metric in names}
+        self.layer_pairs = throughput.layers or {}
         self._cycles_per_mac = cycles_per_mac_by_bits(throughput)
 
     def capabilities(self) -> Capabilities:
         """The kinds of layers and the widths of the device file; deterministic and additive."""
-        widths = self.config.throughput
-        return Capabilities.same_for_kinds(widths.kinds, widths.weight_bits, widths.activation_bits, self.metrics)
+        throughput = self.config.throughput
+        return throughput.capabilities(throughput.kinds, self.metrics)
 
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
@@ -106,11 +108,11 @@ class ProxyBackend(_ScaledBackend):
         self.name = config.name
         self.description = config.description
         self.bits = tuple(sorted({*config.proxy.weight_bits, *config.proxy.activation_bits}))
+        self.layer_pairs = config.proxy.layers or {}
 
     def capabilities(self) -> Capabilities:
         """All kinds of layers at the widths of the device file; deterministic and additive."""
-        proxy = self.config.proxy
-        return Capabilities.same_for_kinds(KINDS, proxy.weight_bits, proxy.activation_bits, self.metrics)
+        return self.config.proxy.capabilities(KINDS, self.metrics)
 
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from amed_env.errors import DeviceError
 from amed_env.hardware.files.config import SystolicConfig, load_device_config
-from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
+from amed_env.hardware.files.layer_choices import LayerwiseBackend
+from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, LayerCost, require_allowed
 from amed_env.hardware.simulator.arrays import ArrayAccesses, make_array
 from amed_env.hardware.simulator.energy import EnergyModel, mac_energy_by_bits
 from amed_env.hardware.simulator.layer_arrays import LayerArrays
@@ -44,7 +45,7 @@ class SramTraffic(NamedTuple):
     ofmap_write_bits: FloatArray
 
 
-class SystolicBackend(HardwareBackend):
+class SystolicBackend(LayerwiseBackend):
     """A simulated accelerator, as a device file describes it.
 
     Args:
@@ -63,6 +64,7 @@ class SystolicBackend(HardwareBackend):
         self.name = config.name
         self.description = config.description
         self.bits = tuple(sorted({*config.precision.weight_bits, *config.precision.activation_bits}))
+        self.layer_pairs = config.precision.layers or {}
         self._array = make_array(config.array)
         self._model = make_precision_model(
             config.precision.model, config.precision.serial_operands, config.precision.serial_lanes
@@ -93,8 +95,7 @@ class SystolicBackend(HardwareBackend):
 
     def capabilities(self) -> Capabilities:
         """All kinds of layers at the widths of the device file; deterministic and additive."""
-        precision = self.config.precision
-        return Capabilities.same_for_kinds(KINDS, precision.weight_bits, precision.activation_bits, self.metrics)
+        return self.config.precision.capabilities(KINDS, self.metrics)
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Cost of one layer at one precision."""
@@ -110,7 +111,7 @@ class SystolicBackend(HardwareBackend):
             WorkloadError: If a layer is so large that its cycles are beyond int64.
         """
         allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
-        self.capabilities().require_allocation(workload, allocation, self.name)
+        require_allowed(self, workload, allocation)
         metrics_of_layers = self._layer_metrics(workload.layers, list(allocation.values()))
         layers = [
             LayerCost(name, precision, metrics, bound_of(metrics))

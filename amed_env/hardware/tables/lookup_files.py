@@ -1,10 +1,11 @@
 """Tables in files: this package's CSV and NPY, AMED's CSV and HAQ's NPY.
 
 CSV of this package: lines `# key: value` with the provenance, then the columns `layer,w_bits,a_bits` and a column for
-every metric, whose unit is known by its name (`latency_ms`) or written behind it (`area:mm2`). AMED's CSV has a row a
-layer, its name first, and columns `latency_2` and so on in ms. An NPY file has the axes (metric,) layer, weight width,
-activation width, and a JSON file of the same name that describes them; without one it is HAQ's: cycles,
-layers x 8 x 8 widths from 1 to 8. A YAML file in format `amed-table/1` may name the table and say how to read it.
+every metric, whose unit is known by its name (`latency_ms`) or written behind it (`area:mm2`); a layer can run at the
+precisions that it has rows for. AMED's CSV has a row a layer, its name first, and columns `latency_2` and so on in ms.
+An NPY file has the axes (metric,) layer, weight width, activation width, and a JSON file of the same name that
+describes them; without one it is HAQ's: cycles, layers x 8 x 8 widths from 1 to 8. A YAML file in format
+`amed-table/1` may name the table and say how to read it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from amed_env.hardware.files.yaml_faults import Text
 from amed_env.hardware.protocol import METRIC_UNITS
 from amed_env.hardware.tables.lookup_table import Interpolation, LookupTable, precision_axes
 from amed_env.problem.allocation import Precision, check_bits
-from amed_env.support.text import CsvTable, first_few, read_csv
+from amed_env.support.text import CsvTable, read_csv
 
 FORMAT = "amed-table/1"
 KEY_COLUMNS = ("layer", "w_bits", "a_bits")
@@ -67,8 +68,8 @@ def load_table(path: Path, clock_mhz: float | None = None) -> LookupTable:
         clock_mhz: Clock that turns the metric `cycles` into `latency_ms`.
 
     Raises:
-        DeviceError: If the file cannot be read or is malformed, rows are missing or repeated, or a clock is given
-            for a table without cycles; the message has file, line, layer and precision.
+        DeviceError: If the file cannot be read or is malformed, rows are repeated, or a clock is given for a table
+            without cycles; the message has file, line, layer and precision.
     """
     if path.suffix.lower() == ".npy":
         return _read_npy(path, clock_mhz)
@@ -141,14 +142,11 @@ def _own_table(table: CsvTable, where: str) -> LookupTable:
         lines[key] = line
     layers = tuple(dict.fromkeys(layer for layer, _ in costs))
     precisions = tuple(sorted({precision for _, precision in costs}))
-    absent = [f"{layer!r} at {p}" for layer, p in product(layers, precisions) if (layer, p) not in costs]
-    if absent:
-        raise DeviceError(
-            f"{where}: rows are missing: {first_few(absent)}; every layer needs the same precisions "
-            f"({first_few(precisions)})."
-        )
-    values = np.array([costs[key] for key in product(layers, precisions)], dtype=np.float64)
-    values = values.reshape(len(layers), len(precisions), len(units))
+    # What a layer has no row for, it cannot run at.
+    values = np.full((len(layers), len(precisions), len(units)), np.nan)
+    rows, columns = ({name: number for number, name in enumerate(axis)} for axis in (layers, precisions))
+    for (layer, precision), numbers in costs.items():
+        values[rows[layer], columns[precision]] = numbers
     metrics = {metric: values[:, :, i] for i, metric in enumerate(units)}
     return LookupTable(where, layers, precisions, metrics, units, table.comments)
 
@@ -180,6 +178,8 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
         raise DeviceError(f"cannot read the table {path}: {error}.") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise DeviceError(f"{where}: expected an array of numbers, found {getattr(array, 'dtype', 'something else')}.")
+    if np.isnan(array).any():
+        raise DeviceError(f"{where}: the array has values that are no numbers; a cost is finite and not negative.")
     sidecar = path.with_suffix(".json")
     facts = _read_sidecar(sidecar) if sidecar.exists() else {}
     weights = [_width(bits, f"{sidecar}: 'weight_bits'") for bits in facts.get("weight_bits", HAQ_WIDTHS)]
@@ -242,6 +242,8 @@ def csv_text(table: LookupTable) -> str:
     for row in range(len(table)):
         name = table.layers[row] if table.layers is not None else str(row)
         for column, precision in enumerate(table.precisions):
+            if not table.runnable[row, column]:
+                continue
             cells = []
             for metric in table.units:
                 number = float(table.metrics[metric][row, column])
@@ -254,13 +256,13 @@ def npy_files(table: LookupTable) -> tuple[bytes, dict[str, Any]]:
     """The table as an NPY file with the axes metric, layer, weight width, activation width, and its JSON file.
 
     Raises:
-        DeviceError: If it lacks pairs of its widths, which an array has no place for.
+        DeviceError: If it, or a layer, lacks pairs of its widths, which an array has no place for.
     """
     weights, activations = precision_axes(table.precisions)
-    if len(table.precisions) != len(weights) * len(activations):
+    if len(table.precisions) != len(weights) * len(activations) or not table.runnable.all():
         raise DeviceError(
-            f"{table.where}: not every weight width goes with every activation width, which an array cannot say; "
-            "write a .csv file."
+            f"{table.where}: not every layer has every weight width with every activation width, which an array cannot "
+            "say; write a .csv file."
         )
     order = [table.precisions.index(Precision(*pair)) for pair in product(weights, activations)]
     shape = (len(table), len(weights), len(activations))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.errors import BackendError, DeviceError, UnsupportedLayerError, UnsupportedPrecisionError
+from amed_env.hardware.choices import layer_precisions
 from amed_env.hardware.costs import backend_capabilities, precision_costs
-from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
+from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost, require_allowed
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
 from amed_env.problem.workload import KINDS, Layer, Workload
 from amed_env.support.text import first_few, repeated
@@ -29,13 +31,14 @@ class LookupTable:
     Attributes:
         where: File or other origin, for messages.
         layers: Names of the layers, or None where they are known by their position alone.
-        precisions: The P precisions, the same for every layer.
-        metrics: Metric name to float64 array of shape (L, P).
+        precisions: The P precisions that some layer has.
+        metrics: Metric name to float64 array of shape (L, P), NaN where the layer cannot run at the precision.
         units: Metric name to unit.
         provenance: Where the numbers come from: `device`, `network`, `workload` (a digest of its shapes) and so on.
 
     Raises:
-        DeviceError: If shapes do not agree, a precision or a layer is repeated, or a number is negative or not finite.
+        DeviceError: If shapes do not agree, a precision or a layer is repeated, a number is negative or infinite, or
+            is missing although the layer has another metric at that precision, or a layer has no precision.
     """
 
     where: str
@@ -57,13 +60,23 @@ class LookupTable:
                 raise DeviceError(
                     f"{self.where}: {metric} has shape {values.shape}, expected {(len(self), len(self.precisions))}."
                 )
-            wrong = np.argwhere(~np.isfinite(values) | (values < 0))
+            wrong = np.argwhere(np.where(self.runnable, ~np.isfinite(values) | (values < 0), False))
             if len(wrong):
                 row, column = wrong[0]
                 raise DeviceError(
                     f"{self.where}: {metric} of layer {self.layer_name(row)} at {self.precisions[column]} is "
                     f"{values[row, column]}, expected a finite number that is not negative."
                 )
+
+        empty = np.flatnonzero(~self.runnable.any(axis=1))
+        if len(empty):
+            raise DeviceError(f"{self.where}: layer {self.layer_name(int(empty[0]))} has no precision.")
+
+    @cached_property
+    def runnable(self) -> npt.NDArray[np.bool_]:
+        """At which precisions each layer has costs: bool (L, P)."""
+        first = next(iter(self.metrics.values()))
+        return np.asarray(np.any([~np.isnan(v) for v in self.metrics.values() if v.shape == first.shape], axis=0))
 
     def __len__(self) -> int:
         return len(self.layers) if self.layers is not None else len(next(iter(self.metrics.values())))
@@ -115,6 +128,11 @@ class TableBackend(HardwareBackend):
         listed = self.lookup.precisions
         if self.interpolation == "none":
             return listed
+        if not self.lookup.runnable.all():
+            raise DeviceError(
+                f"{self.lookup.where}: its layers have different precisions, so nothing can be interpolated between "
+                "them; leave the option out."
+            )
         weights, activations = precision_axes(listed)
         if all(p.weight_bits == p.activation_bits for p in listed):
             return tuple(Precision(bits, bits) for bits in _between(weights))
@@ -130,6 +148,20 @@ class TableBackend(HardwareBackend):
         pairs = None if self._is_grid else dict.fromkeys(KINDS, tuple(tuple(pair) for pair in self._offered))
         return Capabilities.same_for_kinds(KINDS, self._weights, self._activations, self.metrics, pairs=pairs)
 
+    def allowed_precisions(
+        self, workload: Workload, precisions: Sequence[Precision]
+    ) -> Sequence[Collection[Precision]]:
+        """The precisions that each layer has rows for, and those between them if that was asked for.
+
+        Raises:
+            UnsupportedLayerError: If the network's layers are not those of the table.
+            DeviceError: If the table was made for other shapes.
+        """
+        if self.interpolation != "none":
+            return [self._offered] * len(self._rows(workload))
+        runnable = self.lookup.runnable[self._rows(workload)]
+        return [[self._offered[column] for column in np.flatnonzero(of_layer)] for of_layer in runnable]
+
     def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
         """Cost of the table's network.
 
@@ -139,11 +171,10 @@ class TableBackend(HardwareBackend):
             DeviceError: If the table was made for other shapes.
         """
         allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
-        capabilities = self.capabilities()
+        require_allowed(self, workload, allocation)
         layers = []
         for layer, row in zip(workload, self._rows(workload), strict=True):
             precision = allocation[layer.name]
-            capabilities.require(layer, precision, self.name)
             shares = self._mix(precision)
             metrics = {metric: _mixed(values[row], shares) for metric, values in self.lookup.metrics.items()}
             bound = None if precision in self._columns else "interpolated"
@@ -155,10 +186,13 @@ class TableBackend(HardwareBackend):
 
         Raises:
             UnsupportedLayerError: If the network's layers are not those of the table.
-            UnsupportedPrecisionError: If the table lacks a pair.
+            UnsupportedPrecisionError: If the table lacks a pair, or has it not for all layers.
         """
         self.capabilities().require_table(workload, weight_bits, activation_bits, self.name)
         rows = self._rows(workload)
+        if not self.lookup.runnable.all():
+            for pair in product(weight_bits, activation_bits):
+                require_allowed(self, workload, workload.uniform(*pair))
         metrics = {m: np.zeros((len(rows), len(weight_bits), len(activation_bits))) for m in self.lookup.metrics}
         for (i, weight), (j, activation) in product(enumerate(weight_bits), enumerate(activation_bits)):
             precision = Precision(weight, activation)
@@ -232,19 +266,26 @@ def build_table(
     Args:
         backend: A device whose costs add up over the layers.
         workload: The network.
-        precisions: What the table shall have.
+        precisions: What the table shall have, of layers that can run at them.
         provenance: Further facts for the file; device, network and the digest of the shapes are added.
 
     Raises:
         BackendError: If the costs do not add up, or the device fails.
-        UnsupportedPrecisionError: If the device lacks a precision.
+        UnsupportedPrecisionError: If a layer can run at none of the precisions.
     """
     capabilities = backend_capabilities(backend)
     if not capabilities.additive:
         raise BackendError(
             f"device {backend.name!r} cannot be written as a table: its costs do not add up over the layers."
         )
-    costs = precision_costs(backend, workload, precisions)
+    allowed = layer_precisions(backend, workload, precisions)
+    runnable = np.array([[precision in of_layer for precision in precisions] for of_layer in allowed])
+    without = [name for name, of_layer in zip(workload.layer_names, allowed, strict=True) if not of_layer]
+    if without:
+        raise UnsupportedPrecisionError(
+            f"device {backend.name!r} can run layer {without[0]!r} at none of {', '.join(map(str, precisions))}."
+        )
+    costs = precision_costs(backend, workload, precisions, runnable)
     facts: dict[str, Any] = {
         "device": backend.name,
         "network": workload.name,
@@ -252,7 +293,7 @@ def build_table(
         "deterministic": str(capabilities.deterministic).lower(),
         **provenance,
     }
-    metrics = {metric: costs[metric] for metric in capabilities.metrics}
+    metrics = {metric: np.where(runnable, costs[metric], np.nan) for metric in capabilities.metrics}
     return LookupTable(
         backend.name, workload.layer_names, tuple(precisions), metrics, dict(capabilities.metrics), facts
     )

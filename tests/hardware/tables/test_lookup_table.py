@@ -105,7 +105,6 @@ def test_arrays_with_a_json_file(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("second,4,8,0.5,1\n", "", "rows are missing: 'second' at w4a8;"),
         ("second,4,8", "second,8,8", "line 7: layer 'second' at w8a8 is a duplicate of line 6"),
         ("1.5", "-1.5", "line 4, column 'latency_ms': -1.5 is not finite or negative"),
         ("1.5", "nan", "line 4, column 'latency_ms': nan is not finite"),
