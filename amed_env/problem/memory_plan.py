@@ -7,7 +7,7 @@ a byte each, but are packed where the network would otherwise need more memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation
@@ -107,7 +107,7 @@ class NetworkMemory:
 
     def bytes(self, allocation: BitAllocation) -> int:
         """All memory under an allocation: what exported C declares."""
-        return self.plan(allocation).size + self.scratch
+        return memory_size(buffers_under(self.results, allocation)) + self.scratch
 
 
 @dataclass(frozen=True)
@@ -130,17 +130,37 @@ def plan_memory(buffers: Mapping[str, Buffer]) -> MemoryPlan:
 
     Unpacking costs time, so codes are packed only where the arena would be larger without.
     """
-    plain = _plan(buffers, frozenset())
-    packed = frozenset(name for name, buffer in buffers.items() if buffer.bits < BYTE)
-    smallest = _plan(buffers, packed) if packed else plain
-    if smallest.size >= plain.size:
-        return plain
+    smallest = _smallest(buffers)
+    packed = smallest.packed
     for group in _halves(sorted(packed)):
         if packed & set(group):
             found = _plan(buffers, packed - set(group))
-            if found.size <= smallest.size:
+            if found.size == smallest.size:
                 smallest, packed = found, found.packed
     return smallest
+
+
+def memory_size(buffers: Mapping[str, Buffer]) -> int:
+    """Bytes of the arena that `plan_memory` finds, sooner."""
+    return _smallest(buffers).size
+
+
+def _smallest(buffers: Mapping[str, Buffer]) -> MemoryPlan:
+    """Places with no result packed, with all narrow ones, or with those that may write over a result either way."""
+    narrow = frozenset(name for name, buffer in buffers.items() if buffer.bits < BYTE)
+    plain = _plan(buffers, frozenset())
+    if not narrow:
+        return plain
+    tied = {
+        name
+        for name in narrow
+        if _may_overwrite(buffers, name, buffers[name].over, frozenset())
+        and not _may_overwrite(buffers, name, buffers[name].over, narrow)
+    }
+    plans = [plain, _plan(buffers, narrow)]
+    if tied:
+        plans.append(_plan(buffers, narrow - tied))
+    return min(plans, key=lambda plan: plan.size)
 
 
 def _halves(names: Sequence[str]) -> list[Sequence[str]]:
@@ -159,27 +179,46 @@ def _plan(buffers: Mapping[str, Buffer], packed: frozenset[str]) -> MemoryPlan:
     equal.
     """
     sizes = {name: buffer.size(name in packed) for name, buffer in buffers.items()}
-    orders = (
-        sorted(buffers, key=lambda name: (-sizes[name], buffers[name].first, name)),
-        sorted(buffers, key=lambda name: (buffers[name].first, -sizes[name], name)),
-        sorted(buffers, key=lambda name: (-buffers[name].last, -sizes[name], name)),
-        sorted(buffers, key=lambda name: (buffers[name].first - buffers[name].last, -sizes[name], name)),
-    )
-    shared = [
+    shared = {
         frozenset((name, buffer.over))
         for name, buffer in buffers.items()
         if buffer.over is not None and _may_overwrite(buffers, name, buffer.over, packed)
-    ]
+    }
+    least = _least(buffers, sizes, shared)
+    best: MemoryPlan | None = None
     # Writing over a result ties two places together, which may waste more elsewhere: both are tried.
-    found = [_placed(buffers, sizes, order, set(shared)) for order in orders]
-    if shared:
-        found += [_placed(buffers, sizes, order, set()) for order in orders]
-    best = min(found, key=lambda plan: plan.size)
+    for pairs in (shared, set[frozenset[str]]()) if shared else (shared,):
+        for order in _orders(buffers, sizes):
+            found = _placed(buffers, sizes, order, pairs)
+            if best is None or found.size < best.size:
+                best = found
+            if best.size <= least:
+                return MemoryPlan(best.offsets, best.size, packed)
+    assert best is not None
     return MemoryPlan(best.offsets, best.size, packed)
 
 
-def _may_overwrite(buffers: Mapping[str, Buffer], name: str, over: str, packed: Collection[str]) -> bool:
-    if over not in buffers:
+def _orders(buffers: Mapping[str, Buffer], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    yield sorted(buffers, key=lambda name: (-sizes[name], buffers[name].first, name))
+    yield sorted(buffers, key=lambda name: (buffers[name].first, -sizes[name], name))
+    yield sorted(buffers, key=lambda name: (-buffers[name].last, -sizes[name], name))
+    yield sorted(buffers, key=lambda name: (buffers[name].first - buffers[name].last, -sizes[name], name))
+
+
+def _least(buffers: Mapping[str, Buffer], sizes: Mapping[str, int], pairs: Collection[frozenset[str]]) -> int:
+    """What all places together take at the least: the most that lives at one time."""
+    moments = [0] * (1 + max((buffer.last for buffer in buffers.values()), default=0))
+    for name, buffer in buffers.items():
+        for step in range(buffer.first, buffer.last + 1):
+            moments[step] += _aligned(sizes[name])
+    for pair in pairs:
+        one, other = pair
+        moments[max(buffers[one].first, buffers[other].first)] -= min(_aligned(sizes[one]), _aligned(sizes[other]))
+    return max(moments)
+
+
+def _may_overwrite(buffers: Mapping[str, Buffer], name: str, over: str | None, packed: Collection[str]) -> bool:
+    if over is None or over not in buffers:
         return False
     buffer, read = buffers[name], buffers[over]
     mine, theirs = buffer.stored_bits(name in packed), read.stored_bits(over in packed)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amed_env.problem.memory_plan import ALIGNMENT, Buffer, plan_memory
+from amed_env.problem.memory_plan import ALIGNMENT, Buffer, memory_size, plan_memory
 
 
 @st.composite
@@ -102,3 +102,8 @@ def test_a_sum_is_written_over_what_it_adds_to():
     buffers["late"] = Buffer(10, 8, 3, 4)
     buffers["trunk"] = Buffer(1_000, 8, 0, 3)  # somebody reads it later
     assert plan_memory(buffers).size == 3_000
+
+
+@given(networks())
+def test_the_size_is_known_without_the_plan(buffers):
+    assert memory_size(buffers) == plan_memory(buffers).size
