@@ -199,7 +199,7 @@ def search(options: SearchOptions) -> int:
             from amed_env.commands.run_folder import RunFolder
             from amed_env.commands.search_settings import search_settings
             from amed_env.hardware import isolated, load_device
-            from amed_env.hardware.costs import COMMON_METRICS, backend_capabilities
+            from amed_env.hardware.costs import COMMON_METRICS, RAM, backend_capabilities
 
         # What is quick to check comes first, so that a typing error does not wait for a network to be loaded.
         agent_name, agent_options = _chosen_agent(options), _agent_options(options)
@@ -208,7 +208,7 @@ def search(options: SearchOptions) -> int:
         check_task_or_network(options.task, options.network)
         backend = isolated(load_device(options.device), options.device_timeout, options.device_retries)
         for budget in budgets:
-            check_reported(budget, (*backend_capabilities(backend).metrics, *COMMON_METRICS))
+            check_reported(budget, (*backend_capabilities(backend).metrics, *COMMON_METRICS, RAM))
         if options.task is not None:
             check_complete(options.task)
         agent = make_agent(agent_name, **agent_options)

@@ -255,7 +255,7 @@ class AllocationEnv(gym.Env[npt.NDArray[np.float32], Any]):
 
     def within_limits(self, choices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], bool]:
         """The allocation that an episode with these choices would be scored by, and whether it was repaired."""
-        if self.task.capabilities.additive:
+        if all(metric in self.task.costs for metric in self._limits):
             rows = np.arange(len(choices))
             costs = {metric: float(table[rows, choices].sum()) for metric, table in self.task.costs.items()}
         else:

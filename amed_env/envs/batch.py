@@ -31,6 +31,8 @@ def why_not(env: LayerWiseEnv) -> str | None:
         return "allocations are evaluated by `measure`, one after the other"
     if env.task.evaluator.complete_table() is None:
         return f"the quality of {env.task.network!r} is evaluated, not looked up"
+    if any(metric not in env.task.costs for metric in env.metrics if metric not in METRICS):
+        return "a budget is on what does not add up over the layers"
     if not env.task.capabilities.additive:
         return f"the costs of {env.task.device!r} do not add up over the layers"
     return None

@@ -15,6 +15,7 @@ from amed_env.envs.base import AllocationEnv
 from amed_env.envs.features import EpisodeState, Observer
 from amed_env.errors import InputError, RenderModeError
 from amed_env.evaluation.store import Trial
+from amed_env.hardware.costs import RAM
 from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.constraints import allowed_choices
@@ -131,6 +132,8 @@ class LayerWiseEnv(AllocationEnv):
         here, rest = self.cost_arrays[:, state.step], self.rest[:, state.step + 1]
         choosable = self.task.choosable[state.step]
         allowed = allowed_choices(state.used, here, rest, state.limits, choosable)
+        if RAM in self._limits:
+            allowed &= self.task.device_costs.memory_allowed(state.choices, self._limits[RAM])
         if not allowed.any():
             # Only where budgets contradict each other in this layer; the final repair has the last word.
             limited = np.isfinite(state.limits)

@@ -15,7 +15,7 @@ from amed_env.errors import AmedError, BackendError, InputError, UnsupportedPrec
 from amed_env.hardware.metrics import checked_metrics, sum_over_layers
 from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.problem.allocation import BitAllocation, Precision
-from amed_env.problem.workload import Layer, Workload, bops, weight_kib
+from amed_env.problem.workload import Layer, Workload, bops, flash_kib, weight_kib
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,10 @@ T = TypeVar("T")
 OnRetry = Callable[[BackendError], None]
 """Is told of every failed call that is made again."""
 
-COMMON_METRICS = ("weight_kib", "bops")
-"""Metrics that follow from the network alone; added where a backend does not give them."""
+COMMON_METRICS = ("weight_kib", "bops", "flash_kib")
+"""Metrics of layers that follow from the network alone; added where a backend does not give them."""
+RAM = "ram_kib"
+"""The most that results of layers take at one time, where the network's operations are known: no sum over layers."""
 
 
 def backend_capabilities(backend: HardwareBackend) -> Capabilities:
@@ -53,8 +55,8 @@ def evaluate_cost(
         on_retry: Is told of every failure that is followed by another try.
 
     Returns:
-        The checked cost, with `weight_kib` (KiB) and `bops` (bit operations) in the totals and, where the
-        device gives a breakdown, in every layer.
+        The checked cost, with `weight_kib` and `flash_kib` (KiB) and `bops` (bit operations) in the totals and, where
+        the device gives a breakdown, in every layer; `ram_kib` in the totals, if the network's operations are known.
 
     Raises:
         AllocationError: If the allocation does not have exactly the workload's layers.
@@ -190,7 +192,7 @@ def lower_bounds(
         return precision_costs(backend, workload, precisions, runnable)
     weights = tuple(dict.fromkeys(p.weight_bits for p in precisions))
     activations = tuple(dict.fromkeys(p.activation_bits for p in precisions))
-    metrics = _common_metrics(workload, weights, activations)
+    metrics = _common_metrics(workload, weights, activations, capabilities.granule_bytes)
 
     def bounds() -> CostTable | None:
         return backend.lower_bound(workload, weights, activations)
@@ -258,7 +260,7 @@ def cost_table(
     metrics = with_retries(backend, call, None)
     if metrics is None:
         metrics = _tabulate(backend, capabilities, workload, weights, activations)
-    for metric, values in _common_metrics(workload, weights, activations).items():
+    for metric, values in _common_metrics(workload, weights, activations, capabilities.granule_bytes).items():
         metrics.setdefault(metric, values)
     return CostTable(workload.layer_names, weights, activations, metrics)
 
@@ -284,9 +286,12 @@ def _checked_cost(
         raise BackendError(f"{here}: evaluate() answered {type(cost).__name__}, expected Cost.")
     totals = checked_metrics(cost.metrics, capabilities.metrics, f"{here}, total")
     layers = _checked_layers(here, capabilities, workload, allocation, cost) if cost.layers else ()
-    common = [_common_of_layer(layer, allocation[layer.name]) for layer in workload]
+    granule = capabilities.granule_bytes
+    common = [_common_of_layer(layer, allocation[layer.name], granule) for layer in workload]
     for metric in COMMON_METRICS:
         totals.setdefault(metric, sum_over_layers([values[metric] for values in common]))
+    if workload.memory is not None and RAM not in totals:
+        totals[RAM] = workload.memory.bytes(allocation) / 1024
     return Cost(backend.name, totals, layers)
 
 
@@ -310,7 +315,7 @@ def _checked_layers(
         if entry.precision != allocation[layer.name]:
             raise BackendError(f"{where}: evaluated at {entry.precision}, expected {allocation[layer.name]}.")
         metrics = checked_metrics(entry.metrics, required, where)
-        for metric, value in _common_of_layer(layer, entry.precision).items():
+        for metric, value in _common_of_layer(layer, entry.precision, capabilities.granule_bytes).items():
             metrics.setdefault(metric, value)
         layers.append(replace(entry, metrics=metrics))
     return tuple(layers)
@@ -395,27 +400,36 @@ def _breakdown(backend: HardwareBackend, cost: Cost) -> tuple[LayerCost, ...]:
     return cost.layers
 
 
-def common_cost_table(workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
-    """The metrics that need no device, `weight_kib` and `bops`, of every layer at every pair of widths."""
+def common_cost_table(
+    workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int], granule_bytes: int = 1
+) -> CostTable:
+    """The metrics that need no device, `weight_kib`, `flash_kib` and `bops`, of every layer at every pair of widths."""
     weights, activations = tuple(weight_bits), tuple(activation_bits)
-    return CostTable(workload.layer_names, weights, activations, _common_metrics(workload, weights, activations))
+    metrics = _common_metrics(workload, weights, activations, granule_bytes)
+    return CostTable(workload.layer_names, weights, activations, metrics)
 
 
-def _common_of_layer(layer: Layer, precision: Precision) -> dict[str, float]:
-    return {"weight_kib": weight_kib(layer, precision.weight_bits), "bops": float(bops(layer, *precision))}
+def _common_of_layer(layer: Layer, precision: Precision, granule_bytes: int) -> dict[str, float]:
+    return {
+        "weight_kib": weight_kib(layer, precision.weight_bits),
+        "bops": float(bops(layer, *precision)),
+        "flash_kib": flash_kib(layer, precision.weight_bits, granule_bytes),
+    }
 
 
 def _common_metrics(
-    workload: Workload, weights: tuple[int, ...], activations: tuple[int, ...]
+    workload: Workload, weights: tuple[int, ...], activations: tuple[int, ...], granule_bytes: int
 ) -> dict[str, npt.NDArray[np.float64]]:
     shape = (len(workload), len(weights), len(activations))
     macs = np.array([float(layer.macs) for layer in workload]).reshape(-1, 1, 1)
     elements = np.array([float(layer.stored_weights) for layer in workload]).reshape(-1, 1, 1)
+    flash = np.array([[flash_kib(layer, bits, granule_bytes) for bits in weights] for layer in workload])
     weight = np.array(weights, dtype=np.float64).reshape(1, -1, 1)
     activation = np.array(activations, dtype=np.float64).reshape(1, 1, -1)
     return {
         "weight_kib": np.broadcast_to(elements * weight / 8 / 1024, shape).copy(),
         "bops": macs * weight * activation,
+        "flash_kib": np.broadcast_to(flash[:, :, None], shape).copy(),
     }
 
 

@@ -22,6 +22,8 @@ METRIC_UNITS: dict[str, str] = {
     "energy_uj": "uJ",
     "weight_kib": "KiB",
     "bops": "bit operations",
+    "flash_kib": "KiB",
+    "ram_kib": "KiB",
     "cycles": "cycles",
     "compute_cycles": "cycles",
     "memory_cycles": "cycles",
@@ -45,6 +47,8 @@ class Capabilities:
         additive: Whether the cost of a network is the sum over its layers.
         pairs: The pairs (weight bits, activation bits) that run, by kind of layer, where not every weight width
             goes with every activation width; kinds that are not named have no such limit.
+        limits: What the device has of a metric, in the metric's unit: a budget of every search that gives none on it.
+        granule_bytes: Weights of a layer take a multiple of this in flash.
     """
 
     weight_bits: Mapping[str, tuple[int, ...]]
@@ -53,6 +57,8 @@ class Capabilities:
     deterministic: bool = True
     additive: bool = True
     pairs: Mapping[str, tuple[tuple[int, int], ...]] | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+    granule_bytes: int = 1
 
     @classmethod
     def same_for_all_kinds(

@@ -24,9 +24,13 @@ BUDGET_METRICS = {"latency": "latency_ms", "energy": "energy_uj", "memory": "wei
 """Budgets with a name of their own, and the metric that each limits. Any other metric of a device is limited under the
 metric's name."""
 
-_METRIC_UNITS = {"latency": "ms", "energy": "uJ", "memory": "KiB", "bops": "bops"}
+FURTHER_METRICS = {"flash": "flash_kib", "ram": "ram_kib"}
+"""Further budgets with a name of their own. They are apart, as environments, results of benchmarks and charts have a
+place for each of the first four."""
+_METRIC_OF = {**BUDGET_METRICS, **FURTHER_METRICS}
+_METRIC_UNITS = {"latency": "ms", "energy": "uJ", "memory": "KiB", "bops": "bops", "flash": "KiB", "ram": "KiB"}
 """Units of these metrics on every device; those of other metrics are what the device declares."""
-_NAME_OF_METRIC = {metric: name for name, metric in BUDGET_METRICS.items()}
+_NAME_OF_METRIC = {metric: name for name, metric in _METRIC_OF.items()}
 
 VIOLATION_PENALTY = 5.0
 """Reward lost when a budget is exceeded by as much as the budget itself: more than `Score.gain` differs between
@@ -42,7 +46,8 @@ class Budget:
     """A limit on one metric.
 
     Attributes:
-        name: `latency`, `energy`, `memory` (of weights), `bops`, or the name of another metric of the device.
+        name: `latency`, `energy`, `memory` (of weights), `bops`, `flash`, `ram`, or the name of another metric of the
+            device.
         value: The limit: a factor of the reference cost (of uniform 8 bit, see `tasks.device_costs`), or a cost.
         relative: Whether `value` is such a factor.
         unit: Unit of an absolute value; None for the metric's own.
@@ -120,7 +125,7 @@ class Budget:
 
 def metric_of(name: str) -> str:
     """The metric that a budget of a name limits."""
-    return BUDGET_METRICS.get(name, name)
+    return _METRIC_OF.get(name, name)
 
 
 def parse_budgets(budgets: Mapping[str, str | float] | Iterable[str] | None) -> tuple[Budget, ...]:

@@ -116,6 +116,14 @@ class Layer:
         return min(self.weight_elements, self.m * self.n) if self.kind == "embedding" else self.weight_elements
 
     @property
+    def scale_elements(self) -> int:
+        """Scales and biases: one of each for every output channel; of an embedding a scale for every row."""
+        if self.kind == "embedding":
+            return self.weight_elements // self.n
+        taps = self.kernel[0] * self.kernel[1] if self.kind == "transposed" else 1
+        return 2 * max(1, self.out_channels // taps)
+
+    @property
     def in_channels(self) -> int:
         """Input channels, all groups together."""
         return max(1, self.k * self.groups // (self.kernel[0] * self.kernel[1]))
@@ -278,6 +286,20 @@ class Workload:
 def weight_kib(layer: Layer, weight_bits: int) -> float:
     """What a layer's weights add to the memory, in KiB."""
     return layer.stored_weights * weight_bits / 8 / 1024
+
+
+def flash_kib(layer: Layer, weight_bits: int, granule_bytes: int = 1) -> float:
+    """What a layer takes in flash, in KiB: its weights, and a scale and a bias of four bytes for every output.
+
+    Args:
+        layer: The layer.
+        weight_bits: Width of its weights.
+        granule_bytes: The weights are rounded up to a multiple of this.
+    """
+    if layer.kind == "matmul":
+        return 0.0
+    weights = -(-layer.stored_weights * weight_bits // (8 * granule_bytes)) * granule_bytes
+    return (weights + 4 * layer.scale_elements) / 1024
 
 
 def bops(layer: Layer, weight_bits: int, activation_bits: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from amed_env.errors import BackendError, BudgetError
+from amed_env.hardware.costs import RAM
 from amed_env.problem.constraints import cheapest_choices, least_choosable, smallest_reachable
 from amed_env.problem.objective import TOLERANCE, Budget, fits
 from amed_env.problem.pins import pins_text
@@ -28,6 +29,9 @@ def check_reachable(costs: DeviceCosts, budgets: Sequence[Budget], limits: Mappi
         BudgetError: If none can; the message has the smallest reachable value.
     """
     _check_sums(costs, [budget for budget in budgets if budget.metric in costs.least_table], limits)
+    for budget in budgets:
+        if budget.metric == RAM and costs.memory is not None:
+            _check_memory(costs, budget, limits[RAM])
     if any(budget.metric not in costs.table for budget in budgets):
         _warn_if_no_uniform_fits(costs, budgets, limits)
 
@@ -61,6 +65,20 @@ def _check_sums(costs: DeviceCosts, budgets: Sequence[Budget], limits: Mapping[s
         f"no allocation meets {' and '.join(map(str, budgets))} together on {costs.backend.name!r}; "
         "loosen at least two of them."
     )
+
+
+def _check_memory(costs: DeviceCosts, budget: Budget, limit: float) -> None:
+    """Refuse a limit on memory that the narrowest activations exceed."""
+    space = costs.space
+    activation = np.asarray([precision.activation_bits for precision in space.precisions])
+    narrowest = np.where(space.choosable, activation, np.inf).argmin(axis=1)
+    assert space.workload.memory is not None
+    least = space.workload.memory.bytes(space.allocation(narrowest)) / 1024
+    if least > limit * (1 + TOLERANCE):
+        raise BudgetError(
+            f"no allocation meets {budget} on {costs.backend.name!r}: {_reachable(costs, budget, least)} with "
+            f"{space.text}. What is kept in floats, or at 8 bits for several readers, is the same at all widths."
+        )
 
 
 def _warn_if_no_uniform_fits(costs: DeviceCosts, budgets: Sequence[Budget], limits: Mapping[str, float]) -> None:

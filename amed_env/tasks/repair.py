@@ -28,13 +28,23 @@ def repair(task: Task, choices: npt.NDArray[np.int64], limits: Mapping[str, floa
     """
     if all(metric in task.costs for metric in limits):
         table = np.stack([task.costs[metric] for metric in limits])
-        changed = np.ones_like(task.predicted_loss)
-        changed[np.arange(len(choices)), choices] = 0.0
-        # One more change must weigh more than any predicted loss can.
-        weight = 2.0 * float(task.predicted_loss.max(axis=1).sum()) + 1.0
-        objective = task.predicted_loss + weight * changed
-        return cheapest_choices(table, np.asarray(list(limits.values())), objective, task.choosable)
+        return cheapest_choices(table, np.asarray(list(limits.values())), _as_given(task, choices), task.choosable)
+    if all(metric in task.device_costs.least_table for metric in limits):
+        # What meets the bounds on every sum mostly meets the limits: memory needs more only if room is wasted.
+        costs, values = task.device_costs.bounded_limits(limits)
+        best = cheapest_choices(costs, values, _as_given(task, choices), task.choosable)
+        if best is not None and fits(task.cost(task.allocation(best)).metrics, limits):
+            return best
     return _repair_by_descent(task, choices, limits)
+
+
+def _as_given(task: Task, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """What to minimise for few changes and, among those, little predicted loss: float64 (L, P)."""
+    changed = np.ones_like(task.predicted_loss)
+    changed[np.arange(len(choices)), choices] = 0.0
+    # One more change must weigh more than any predicted loss can.
+    weight = 2.0 * float(task.predicted_loss.max(axis=1).sum()) + 1.0
+    return np.asarray(task.predicted_loss + weight * changed)
 
 
 def _repair_by_descent(

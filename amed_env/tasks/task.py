@@ -85,8 +85,10 @@ class Task:
         self.limits = self.resolve_limits(self.budgets)
 
     def _in_own_units(self, budgets: Iterable[Budget]) -> tuple[Budget, ...]:
-        """Budgets whose absolute values are in the units of their metrics."""
-        return tuple(budget.in_unit(self.device_costs.unit(budget.metric)) for budget in budgets)
+        """Budgets whose absolute values are in the units of their metrics, and what the device itself limits."""
+        given = tuple(budget.in_unit(self.device_costs.unit(budget.metric)) for budget in budgets)
+        limited = {budget.metric for budget in given}
+        return (*given, *(budget for budget in self.device_costs.own_budgets if budget.metric not in limited))
 
     # What may be chosen.
 
