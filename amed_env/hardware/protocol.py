@@ -61,11 +61,9 @@ class Capabilities:
     granule_bytes: int = 1
 
     @classmethod
-    def same_for_all_kinds(
-        cls, bits: Sequence[int], metrics: Mapping[str, str], *, deterministic: bool = True, additive: bool = True
-    ) -> Capabilities:
+    def same_for_all_kinds(cls, bits: Sequence[int], metrics: Mapping[str, str], **options: Any) -> Capabilities:
         """Capabilities of a device that treats every kind of layer, weights and activations alike."""
-        return cls.same_for_kinds(KINDS, bits, bits, metrics, deterministic=deterministic, additive=additive)
+        return cls.same_for_kinds(KINDS, bits, bits, metrics, **options)
 
     @classmethod
     def same_for_kinds(

@@ -194,11 +194,14 @@ def check_reported(budget: Budget, metrics: Collection[str]) -> None:
     """
     if budget.metric in metrics:
         return
-    if budget.name not in BUDGET_METRICS:
+    if budget.name not in _METRIC_OF:
         names = [_NAME_OF_METRIC.get(metric, metric) for metric in metrics]
         raise UnknownNameError("budget", budget.name, names, "It is the name of a metric that the device reports.")
+    hint = ""
+    if budget.metric == FURTHER_METRICS["ram"]:
+        hint = " Memory is known of networks, not of tables and lists of layers."
     raise BudgetError(
-        f"budget {budget.name}: this device reports no {budget.metric}; it reports {', '.join(sorted(metrics))}."
+        f"budget {budget.name}: this device reports no {budget.metric}; it reports {', '.join(sorted(metrics))}.{hint}"
     )
 
 

@@ -16,6 +16,7 @@ from amed_env.hardware.files.device_sections import (
     BuffersSection,
     DramSection,
     EnergySection,
+    MemorySection,
     PowerSection,
     PrecisionSection,
     ProcessorSection,
@@ -25,6 +26,7 @@ from amed_env.hardware.files.device_sections import (
 from amed_env.hardware.files.extends import extended
 from amed_env.hardware.files.yaml_faults import Text, validated
 from amed_env.hardware.files.yaml_lines import YamlDocument, read_text
+from amed_env.hardware.protocol import Capabilities
 from amed_env.support.text import shortened
 
 
@@ -37,6 +39,11 @@ class DeviceConfig(BaseModel):
     name: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
     description: Text
     kind: str
+    memory: MemorySection | None = None
+
+    def limited(self, capabilities: Capabilities) -> Capabilities:
+        """Capabilities with what the device has of memory."""
+        return capabilities if self.memory is None else self.memory.limited(capabilities)
 
 
 class SystolicConfig(DeviceConfig):

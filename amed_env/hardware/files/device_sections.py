@@ -6,6 +6,7 @@ Every section has a `source` that says where its constants come from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -202,6 +203,26 @@ class PowerSection(Section):
     """Power in mW, drawn all the time that the device computes."""
 
     power_mw: NotNegative
+
+
+class MemorySection(Section):
+    """What a device has for a network: a budget of every search that gives none of its own on it.
+
+    Attributes:
+        flash_kib: For weights, scales and biases.
+        ram_kib: For results of layers, and what kernels need for themselves.
+        granule_bytes: Weights of a layer take a multiple of this in flash.
+    """
+
+    flash_kib: Positive | None = None
+    ram_kib: Positive | None = None
+    granule_bytes: Annotated[int, Field(strict=True, ge=1, le=2**20)] = 1
+
+    def limited(self, capabilities: Capabilities) -> Capabilities:
+        """Capabilities with these limits."""
+        given = {"flash_kib": self.flash_kib, "ram_kib": self.ram_kib}
+        limits = {metric: float(value) for metric, value in given.items() if value is not None}
+        return replace(capabilities, limits=limits, granule_bytes=self.granule_bytes)
 
 
 class EnergySection(BaseModel):

@@ -70,7 +70,7 @@ class ProcessorBackend(_ScaledBackend):
     def capabilities(self) -> Capabilities:
         """The kinds of layers and the widths of the device file; deterministic and additive."""
         throughput = self.config.throughput
-        return throughput.capabilities(throughput.kinds, self.metrics)
+        return self.config.limited(throughput.capabilities(throughput.kinds, self.metrics))
 
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
@@ -112,7 +112,7 @@ class ProxyBackend(_ScaledBackend):
 
     def capabilities(self) -> Capabilities:
         """All kinds of layers at the widths of the device file; deterministic and additive."""
-        return self.config.proxy.capabilities(KINDS, self.metrics)
+        return self.config.limited(self.config.proxy.capabilities(KINDS, self.metrics))
 
     def _simulate(
         self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray

@@ -95,7 +95,7 @@ class SystolicBackend(LayerwiseBackend):
 
     def capabilities(self) -> Capabilities:
         """All kinds of layers at the widths of the device file; deterministic and additive."""
-        return self.config.precision.capabilities(KINDS, self.metrics)
+        return self.config.limited(self.config.precision.capabilities(KINDS, self.metrics))
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Cost of one layer at one precision."""
