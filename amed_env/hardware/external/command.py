@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from amed_env.errors import BackendError, DeviceError
 from amed_env.hardware.external.command_config import CommandConfig
-from amed_env.hardware.external.command_format import ANSWER_FORMAT, REQUEST_FORMAT, read_answer, request_text
+from amed_env.hardware.external.command_format import ANSWER_FORMAT, read_answer, request_text
 from amed_env.hardware.external.processes import describe_end, kill_group, tail
 from amed_env.hardware.files.layer_choices import LayerwiseBackend
 from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, require_allowed
@@ -100,7 +100,7 @@ class CommandBackend(LayerwiseBackend):
         ordered = [a.require_layers(workload.layer_names, f"network {workload.name!r}") for a in allocations]
         for allocation in ordered:
             require_allowed(self, workload, allocation)
-        requests = [request_text(workload, allocation) for allocation in ordered]
+        requests = [request_text(workload, allocation, self.config.request) for allocation in ordered]
         questions = [self._question(request) for request in requests]
         texts = [self._known(question) for question in questions]
         missing = [i for i, text in enumerate(texts) if text is None]
@@ -155,7 +155,7 @@ class CommandBackend(LayerwiseBackend):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the command line and of every file that it names: a changed program gets asked again."""
-        digest = hashlib.sha256(repr((REQUEST_FORMAT, ANSWER_FORMAT, self.config.command)).encode())
+        digest = hashlib.sha256(repr((self.config.request, ANSWER_FORMAT, self.config.command)).encode())
         for word in self.config.command:
             path = self.config.folder / word
             if path.is_file():

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from amed_env.errors import DeviceError
+from amed_env.hardware.external.command_format import REQUEST_FORMAT, RequestFormat
 from amed_env.hardware.files.layer_choices import PairsByKind, PairsByLayer, check_pairs
 from amed_env.hardware.files.yaml_faults import Text, validated
 from amed_env.hardware.files.yaml_lines import YamlDocument
@@ -25,6 +26,7 @@ class CommandConfig(BaseModel):
     """A program that simulates a device.
 
     Attributes:
+        request: The format of what it is asked; the second one has the operations between the layers.
         name: The device's name.
         description: One line.
         command: The program and its arguments, as one text in shell quoting or as a list; no shell is started.
@@ -45,6 +47,7 @@ class CommandConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["amed-command/1"] = "amed-command/1"
+    request: RequestFormat = REQUEST_FORMAT
     name: Text
     description: Text = "A program that answers JSON"
     command: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The JSON that a simulator reads and answers: formats `amed-request/1` and `amed-answer/1`.
+"""The JSON that a simulator reads and answers: formats `amed-request/1` and `/2`, and `amed-answer/1`.
 
 A request is written with one layer a line and its keys in a fixed order, so that a program without a JSON library can
 read it line by line; `docs/your_device.md` has both formats.
@@ -7,27 +7,33 @@ read it line by line; `docs/your_device.md` has both formats.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from amed_env.errors import BackendError, UnsupportedPrecisionError
 from amed_env.hardware.protocol import Cost, LayerCost
 from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.operations import Operation
 from amed_env.problem.workload import BASIC_KINDS, Workload
 from amed_env.support.text import shortened
 
-REQUEST_FORMAT = "amed-request/1"
+RequestFormat = Literal["amed-request/1", "amed-request/2"]
+REQUEST_FORMAT: RequestFormat = "amed-request/1"
+GRAPH_FORMAT: RequestFormat = "amed-request/2"
+"""With all kinds of layers by their own names, and with the operations between them."""
 ANSWER_FORMAT = "amed-answer/1"
 _SIZES = ("m", "n", "k", "groups", "input_elements")
 
 
-def request_text(workload: Workload, allocation: BitAllocation) -> str:
-    """The request for a network under an allocation, in format `amed-request/1`."""
+def request_text(workload: Workload, allocation: BitAllocation, form: RequestFormat = REQUEST_FORMAT) -> str:
+    """The request for a network under an allocation."""
+    with_graph = form == GRAPH_FORMAT
     lines = []
     for layer in workload:
         precision = allocation[layer.name]
         entry = {
             "name": layer.name,
-            "kind": BASIC_KINDS[layer.kind],  # the format has four kinds; programs that read it know no others
+            # The first format has four kinds; programs that read it know no others.
+            "kind": layer.kind if with_graph else BASIC_KINDS[layer.kind],
             **{size: getattr(layer, size) for size in _SIZES},
             "weight_elements": layer.read_weights,
             "output_elements": layer.output_elements,
@@ -37,8 +43,24 @@ def request_text(workload: Workload, allocation: BitAllocation) -> str:
             "a_bits": precision.activation_bits,
         }
         lines.append(json.dumps(entry))
-    head = f'{{"format": "{REQUEST_FORMAT}",\n"network": {json.dumps(workload.name)},\n"layers": [\n'
-    return head + ",\n".join(lines) + "\n]}\n"
+    head = f'{{"format": "{form}",\n"network": {json.dumps(workload.name)},\n"layers": [\n'
+    operations = ""
+    if with_graph:
+        listed = ",\n".join(json.dumps(_entry(operation)) for operation in workload.operations)
+        operations = f',\n"operations": [\n{listed}\n]'
+    return head + ",\n".join(lines) + f"\n]{operations}}}\n"
+
+
+def _entry(operation: Operation) -> dict[str, Any]:
+    return {
+        "name": operation.name,
+        "kind": operation.kind,
+        "layer": operation.layer or None,
+        "inputs": list(operation.inputs),
+        "input_shapes": [list(shape) for shape in operation.input_shapes],
+        "output_shape": list(operation.output_shape),
+        **{name: list(numbers) for name, numbers in operation.sizes.items()},
+    }
 
 
 def read_answer(text: str, workload: Workload, allocation: BitAllocation, device: str) -> Cost:

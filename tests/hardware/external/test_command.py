@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hardware_samples import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from amed_env.errors import BackendError, DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import check_hardware, cost_table, evaluate_cost, evaluate_costs, load_device
 from amed_env.hardware.costs import precision_costs
 from amed_env.hardware.external.command_format import read_answer, request_text
+from amed_env.tracing.trace import trace
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "examples" / "simulator.c"
 
@@ -81,6 +83,27 @@ def test_the_request_is_json_with_one_layer_a_line():
     }  # fmt: skip
     lines = [line for line in text.splitlines() if line.startswith('{"name": ')]
     assert [json.loads(line.rstrip(",")) for line in lines] == document["layers"]
+
+
+def test_the_second_request_has_the_operations_between_the_layers(program, tmp_path):
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, stride=2, padding=1), torch.nn.ReLU(), torch.nn.Flatten())
+    network.append(torch.nn.Linear(32, 3))
+    workload = trace(network.eval(), torch.zeros(1, 1, 8, 8)).workload
+    first, second = (json.loads(request_text(workload, workload.uniform(4), f"amed-request/{n}")) for n in (1, 2))
+    assert first["layers"] == second["layers"] and "operations" not in first
+    assert second["operations"] == [
+        {
+            "name": "0", "kind": "conv", "layer": "0", "inputs": ["input"], "input_shapes": [[1, 8, 8]],
+            "output_shape": [2, 4, 4], "kernel": [3, 3], "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1],
+        },
+        {"name": "relu", "kind": "relu", "layer": None, "inputs": ["0"], "input_shapes": [[2, 4, 4]],
+         "output_shape": [2, 4, 4]},
+        {"name": "3", "kind": "linear", "layer": "3", "inputs": ["relu"], "input_shapes": [[32]], "output_shape": [3]},
+    ]  # fmt: skip
+    device = program(request="amed-request/2")
+    evaluate_cost(device, workload, workload.uniform(4))
+    assert calls(tmp_path) == 1
+    assert device.fingerprint != program().fingerprint
 
 
 def test_answers_are_asked_for_once_and_survive_in_a_store(program, tmp_path):
