@@ -154,7 +154,7 @@ def test_tables_hold_float64_of_layers_by_widths():
     assert table.layers == RESNET20.layer_names
     assert set(table.metrics) == {
         *("latency_ms", "energy_uj", "cycles", "compute_cycles", "memory_cycles"),
-        *("weight_kib", "bops"),
+        *("weight_kib", "bops", "flash_kib"),
     }
     for values in table.metrics.values():
         assert values.shape == (20, 3, 2) and values.dtype == np.float64
