@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from amed_env.errors import PluginError, UnsupportedPrecisionError
 from amed_env.hardware.metrics import checked_metrics, sum_over_layers
+from amed_env.hardware.refusals import Question, without_refused
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import BASIC_KINDS, KINDS, Layer, Workload
 
@@ -281,10 +282,11 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
     ) -> Sequence[Collection[Precision]]:
         """What each layer of a network can run at: the choices of a search are among these.
 
-        By default what `capabilities` says of the layer's kind. A device that has `layer_cost` and neither an own
-        `evaluate` nor an own `table` is asked by it once for each layer and precision, so that raising
-        `UnsupportedPrecisionError` there is enough. Override it to say more, and narrow what this default returns,
-        which then asks nothing.
+        By default what `capabilities` says of the layer's kind, without what the device refuses by
+        `UnsupportedPrecisionError` when it is asked: about each layer at each precision by `layer_cost`, or where it
+        only has `evaluate`, about the network at each precision, and layer by layer only where that is refused. A
+        device with an own `table` is not asked. Override it to say what a layer can run at, and narrow what this
+        default returns, which then asks nothing.
 
         Args:
             workload: The network.
@@ -295,7 +297,7 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
         """
         capabilities = self.capabilities()
         allowed = [[p for p in precisions if capabilities.runs(layer.kind, p)] for layer in workload]
-        return refused_removed(self, workload, allowed) if tells_by_raising(type(self)) else allowed
+        return without_refused(self, workload, allowed, question_to(type(self)))
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Cost of one layer at one precision: metric name to value, in the declared units.
@@ -364,33 +366,17 @@ class HardwareBackend(abc.ABC):  # noqa: B024 (which method a device overrides d
         return None
 
 
-def tells_by_raising(device: type[HardwareBackend]) -> bool:
-    """Whether only asking for the costs of single layers tells what these can run at."""
-    overridden = {
-        name
-        for name in ("allowed_precisions", "layer_cost", "evaluate", "table")
-        if getattr(device, name) is not getattr(HardwareBackend, name)
-    }
-    return overridden == {"layer_cost"}
+def question_to(device: type[HardwareBackend]) -> Question | None:
+    """How a class of devices is asked what it refuses; None for one that declares it, or answers in tables."""
 
+    def has_own(name: str) -> bool:
+        return getattr(device, name) is not getattr(HardwareBackend, name)
 
-def refused_removed(
-    backend: HardwareBackend, workload: Workload, allowed: Sequence[Collection[Precision]]
-) -> list[list[Precision]]:
-    """What is left of precisions by layer without those that `layer_cost` refuses.
-
-    Any other error is no refusal: the first one ends the asking, and shows again when costs are needed.
-    """
-    left = [list(of_layer) for of_layer in allowed]
-    for layer, of_layer in zip(workload, left, strict=True):
-        for precision in list(of_layer):
-            try:
-                backend.layer_cost(layer, precision)
-            except UnsupportedPrecisionError:
-                of_layer.remove(precision)
-            except (Exception, SystemExit):
-                return left
-    return left
+    if has_own("allowed_precisions") or has_own("table"):
+        return None
+    if has_own("layer_cost"):
+        return "layers"
+    return "networks" if has_own("evaluate") else None
 
 
 def require_allowed(backend: HardwareBackend, workload: Workload, allocation: BitAllocation) -> None:

@@ -16,7 +16,9 @@ def repair(task: Task, choices: npt.NDArray[np.int64], limits: Mapping[str, floa
     """Choices within the limits that differ from the given ones in few layers.
 
     Where costs add up this changes the least number of layers and, among those, gives the least predicted loss. Where
-    they do not, it takes the single change that removes the most violation per predicted loss, again and again.
+    they do not, it takes the single change that removes the most violation per predicted loss, again and again. Where
+    no single change helps (of a maximum several layers may be the largest), it is the widest uniform allocation within
+    the limits, with those of the given choices that still fit.
 
     Args:
         task: The task.
@@ -71,6 +73,25 @@ def _repair_by_descent(
             if relief > 0 and (best is None or gain > best[0]):
                 best = gain, candidate, answer.metrics
         if best is None:
-            return None
+            return _from_uniform(task, choices, limits)
         _, current, costs = best
+    return current
+
+
+def _from_uniform(
+    task: Task, choices: npt.NDArray[np.int64], limits: Mapping[str, float]
+) -> npt.NDArray[np.int64] | None:
+    def within(candidate: npt.NDArray[np.int64]) -> bool:
+        return fits(task.cost(task.allocation(candidate)).metrics, limits)
+
+    uniform = (task.space.uniform_choices(int(choice)) for choice in task.space.free_choices[::-1])
+    current = next((candidate for candidate in uniform if within(candidate)), None)
+    if current is None:
+        return None
+    wanted, rows = task.nearest_choosable(choices), np.arange(len(choices))
+    avoided = task.predicted_loss[rows, current] - task.predicted_loss[rows, wanted]
+    for layer in np.argsort(-avoided, kind="stable"):
+        candidate = np.where(rows == layer, wanted, current)
+        if wanted[layer] != current[layer] and within(candidate):
+            current = candidate
     return current

@@ -9,8 +9,8 @@ from layerwise_devices import DeclaringSets, RaisingSets, WholeSets
 from small_task import FormulaEvaluator, formula_task
 
 from amed_env import BitAllocation, Layer, Task, Workload
-from amed_env.errors import AllocationError, BackendError, UnsupportedPrecisionError
-from amed_env.hardware import Capabilities, HardwareBackend, evaluate_cost, isolated, load_device
+from amed_env.errors import AllocationError, BackendError, UnsupportedLayerError, UnsupportedPrecisionError
+from amed_env.hardware import Capabilities, Cost, HardwareBackend, evaluate_cost, isolated, load_device
 from amed_env.hardware.choices import layer_precisions, reference_allocation
 from amed_env.problem.allocation import Precision, at_least
 from amed_env.problem.objective import parse_budgets
@@ -113,6 +113,54 @@ def test_a_device_that_raises_is_asked_once_for_each_layer_and_pair():
     device = RaisingSets(SETS)
     formula_task(4, device=device, bits=(4, 8))
     assert len(device.asked) == len(set(device.asked)) == 4 * 4  # pairs of both widths
+
+
+class RefusingWhole(HardwareBackend):
+    """Costs of whole networks only, some of which it refuses; counts the questions."""
+
+    bits = (4, 8)
+
+    def __init__(self, refused, known=None):
+        self.refused, self.known, self.asked = refused, known, []
+
+    def capabilities(self):
+        return Capabilities.same_for_all_kinds(self.bits, self.metrics, additive=False)
+
+    def evaluate(self, workload, allocation):
+        self.asked.append(allocation)
+        for name, precision in allocation.items():
+            if self.known is not None and name not in self.known:
+                raise UnsupportedLayerError(f"{name} is not among the layers that were measured")
+            if (name, tuple(precision)) in self.refused:
+                raise UnsupportedPrecisionError(f"{name} cannot run at {precision}")
+        return Cost(self.name, {"latency_ms": max(p.weight_bits for p in allocation.values())})
+
+
+@pytest.mark.parametrize(
+    ("refused", "choices", "questions"),
+    [
+        (set(), [[(4, 4), (8, 8)]] * 3, 4),
+        ({("layer1", (4, 4))}, [[(4, 4), (8, 8)], [(8, 8)], [(4, 4), (8, 8)]], 4 + 3),
+        # Nothing is accepted as a whole: each layer is asked about alone.
+        (
+            {(f"layer{i % 3}", pair) for i, pair in enumerate([(4, 4), (4, 8), (8, 4), (8, 8)])},
+            [[(4, 8), (8, 4)], [(4, 4), (8, 4), (8, 8)], [(4, 4), (4, 8), (8, 8)]],
+            4 + 4 * 3,
+        ),
+    ],
+)
+def test_a_device_of_whole_networks_is_asked_no_more_than_needed(refused, choices, questions):
+    device = RefusingWhole(refused)
+    task = formula_task(3, device=device, bits=(4, 8), separate=len(choices[0]) > 2)
+    assert len(device.asked) == questions
+    for row, of_layer in enumerate(choices):
+        allowed = {p for p, runs in zip(task.precisions, task.space.runnable[row], strict=True) if runs}
+        assert set(of_layer) <= allowed and not {(f"layer{row}", tuple(p)) for p in allowed} & refused
+
+
+def test_a_layer_that_the_device_does_not_know_is_its_own_error():
+    with pytest.raises(UnsupportedLayerError, match="layer2 is not among the layers that were measured"):
+        formula_task(3, device=RefusingWhole(set(), {"layer0", "layer1"}), bits=(4, 8))
 
 
 def test_a_failure_is_no_refusal():

@@ -17,7 +17,7 @@ from amed_env.agents.searchers.moves import all_within, fresh_choices, random_ch
 from amed_env.agents.searchers.neighbours import neighbours
 from amed_env.envs import ContinuousWidths, LayerWiseEnv, OneShotEnv, RandomWalkEnv
 from amed_env.errors import BudgetError
-from amed_env.hardware import build_table, check_hardware, csv_text
+from amed_env.hardware import Cost, build_table, check_hardware, csv_text
 from amed_env.hardware.tables.lookup_files import parse_csv
 from amed_env.hardware.tables.lookup_table import TableBackend
 from amed_env.problem.best_choices import best_choices
@@ -265,3 +265,21 @@ def test_every_agent_ends_where_nothing_is_within_the_budgets(name):
     if hasattr(agent, "warm_start_steps"):
         agent.warm_start_steps = 400
     assert agent.search(task, 5, 0).best is None
+
+
+def test_a_maximum_that_two_layers_share_is_repaired():
+    """No single change lowers it, so that descent alone would find no way."""
+
+    class Slowest(WholeSets):
+        def evaluate(self, workload, allocation):
+            widest = max(precision.weight_bits for precision in allocation.values())
+            return Cost(self.name, {"latency_ms": float(widest), "luts": 1.0})
+
+    sets = [[(2, 2), (4, 4), (8, 8)], [(4, 4), (8, 8)], [(2, 2), (4, 4)]]
+    task = Task("formula", FormulaEvaluator(3), Slowest(sets), budgets=parse_budgets({"latency": "4ms"}))
+    wide = task.choices(task.uniform(8))
+    repaired = task.allocation(repair(task, wide, task.limits))
+    assert list(repaired.values()) == [(4, 4), (4, 4), (4, 4)]
+    narrow = task.choices(task.uniform(8).replace({"layer0": (2, 2)}))
+    assert list(task.allocation(repair(task, narrow, task.limits)).values()) == [(2, 2), (4, 4), (4, 4)]
+    assert repair(task, wide, {"latency_ms": 1.0}) is None

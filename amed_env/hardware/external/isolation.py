@@ -34,9 +34,9 @@ from amed_env.hardware.protocol import (
     CostTable,
     HardwareBackend,
     changed_copy,
-    refused_removed,
-    tells_by_raising,
+    question_to,
 )
+from amed_env.hardware.refusals import without_refused
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import Layer, Workload
 
@@ -76,7 +76,7 @@ class IsolatedBackend(HardwareBackend):
                 f"device {inner.name!r} cannot be sent to a process of its own: {type(error).__name__}: {error}. "
                 "Make it picklable, or leave timeout_s out."
             ) from error
-        self._asks = tells_by_raising(type(inner))
+        self._question = question_to(type(inner))
         self._child: _Child | None = None
         self._capabilities: Capabilities | None = None
 
@@ -97,8 +97,9 @@ class IsolatedBackend(HardwareBackend):
         self, workload: Workload, precisions: Sequence[Precision]
     ) -> Sequence[Collection[Precision]]:
         """See `HardwareBackend.allowed_precisions`; every question has the whole limit of time."""
-        if self._asks:
-            return refused_removed(self, workload, super().allowed_precisions(workload, precisions))
+        if self._question is not None:
+            allowed = super().allowed_precisions(workload, precisions)
+            return without_refused(self, workload, allowed, self._question)
         answer: Sequence[Collection[Precision]] = self._request("allowed_precisions", workload, tuple(precisions))
         return answer
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from amed_env.errors import BackendError, DeviceError
 from amed_env.hardware.external.onnx_layers import PAIRS, layer_model
 from amed_env.hardware.protocol import Capabilities, HardwareBackend
 from amed_env.problem.allocation import Precision
-from amed_env.problem.workload import Layer
+from amed_env.problem.workload import Layer, Workload
 from amed_env.support.cache import cached_array
 from amed_env.support.machine import cpu_name
 
@@ -66,6 +66,12 @@ class OnnxRuntimeCpu(HardwareBackend):
             activation_bits[kind] = tuple(sorted({p.activation_bits for p in precisions}))
             pairs[kind] = tuple((p.weight_bits, p.activation_bits) for p in precisions)
         return Capabilities(weight_bits, activation_bits, dict(self.metrics), deterministic=False, pairs=pairs)
+
+    def allowed_precisions(
+        self, workload: Workload, precisions: Sequence[Precision]
+    ) -> Sequence[Collection[Precision]]:
+        """What the runtime has kernels for; nothing is measured to learn it."""
+        return super().allowed_precisions(workload, precisions)
 
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Time of one layer: the fastest batch, and by how much the median of the batches is slower.
