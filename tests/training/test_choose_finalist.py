@@ -15,7 +15,7 @@ from traced import trace_equals_once as trace
 from training_samples import float_network, make_data, samples
 
 import amed_env
-from amed_env import Task, TrialStore, choose_finalist, make_agent, make_task
+from amed_env import BitAllocation, Task, TrialStore, choose_finalist, make_agent, make_task
 from amed_env.agents import Agent
 from amed_env.agents.finalists import _is_clearly_worse
 from amed_env.commands.tables import comparison_table
@@ -218,6 +218,40 @@ def test_nothing_happens_where_quality_is_looked_up_or_has_no_samples():
     for task in (formula_task(budget={"latency": 0.6}), make_task("tabular/digits-cnn", budget={"latency": 0.4})):
         result = make_agent("milp").search(task, 5)
         assert choose_finalist(result) is None and result.finalists is None
+
+
+class Only(Agent):
+    """Evaluates one allocation."""
+
+    def __init__(self, choose):
+        self.choose = choose
+
+    def explore(self, session):
+        session.evaluate(self.choose(session.task))
+
+
+@pytest.mark.parametrize(
+    ("choose", "found"),
+    [
+        (lambda task: BitAllocation(dict.fromkeys(task.workload.layer_names, (2, 2))), True),  # worse than uniform 4
+        (lambda task: BitAllocation(dict.fromkeys(task.workload.layer_names, (8, 8))), False),  # not within the budget
+    ],
+)
+def test_no_answer_is_worse_than_a_uniform_width_by_its_own_score(choose, found):
+    task = make_task("tabular/cifar10-resnet8", budget={"latency": 0.35})
+    result = Only(choose).search(task, 20)
+    assert (result.best is not None) == found
+    assert choose_finalist(result) is None
+    uniform = result.best_uniform()
+    assert result.best is result.baselines[uniform] and task.feasible(result.best.costs)
+    assert result.evaluations == len(result.trials) == 1  # uniform widths are the report's
+
+
+def test_an_answer_that_beats_all_uniform_widths_stays():
+    result = make_agent("milp").search(make_task("tabular/digits-cnn", budget={"latency": 0.4}), 50)
+    best = result.best
+    choose_finalist(result)
+    assert result.best is best and best.allocation not in {trial.allocation for trial in result.baselines.values()}
 
 
 @pytest.mark.parametrize("numbers", [{"finalists": 0}, {"finalists": True}, {"tune_steps": -1}, {"tune_steps": 1.5}])
