@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 from amed_env.agents.result import SearchResult
 from amed_env.agents.session import best_trial
@@ -51,11 +52,11 @@ def choose_finalist(
     """
     check_finalists(result.task, finalists, tune_steps)
     evaluator = result.task.evaluator
-    trained = tune_steps > 0 or evaluator.learns
+    trained = tune_steps > 0 or evaluator.learns or evaluator.solves_answers
     candidates = _candidates(result, finalists, trained)
     if not candidates:
         return None
-    if not trained:  # of a network in training, the scores of two trials are of different weights
+    if not evaluator.learns:  # else the scores of two trials are of different weights
         result.best = best_trial([trial for _, trial in candidates])
     if len(candidates) == 1 and not trained:  # before more samples are read, which takes as long as scoring thousands
         logger.debug("%s has one finalist, so nothing is scored again", result.task.network)
@@ -69,8 +70,16 @@ def choose_finalist(
         if progress is not None:
             progress(number, len(candidates))
         scored.append(_scored(name, trial, judge or evaluator, evaluator, tune_steps, result.seed))
-    result.finalists = Finalists.of(scored, result.pareto_metric, tune_steps)
-    result.best = result.finalists.chosen.trial
+    found = Finalists.of(scored, result.pareto_metric, tune_steps)
+    if evaluator.solves_answers:
+        # The uniform width too, so that what the verdict compares was made in the same way.
+        uniform = result.best_uniform()
+        answers = {found.chosen.trial.allocation, *([] if uniform is None else [result.baselines[uniform].allocation])}
+        scored = [
+            _solved(one, judge or evaluator, evaluator) if one.trial.allocation in answers else one for one in scored
+        ]
+        found = Finalists.of(scored, result.pareto_metric, tune_steps)
+    result.finalists, result.best = found, found.chosen.trial
     return result.finalists
 
 
@@ -137,6 +146,15 @@ def _scored(name: str, trial: Trial, judge: Evaluator, evaluator: Evaluator, tun
     if untuned.quality.order <= tuned.order:
         return untuned
     return Finalist(name, trial, untuned.quality, tuned, tuned_weights)
+
+
+def _solved(finalist: Finalist, judge: Evaluator, evaluator: Evaluator) -> Finalist:
+    """A finalist with weights that are solved for it, if they are better than those that it has."""
+    weights = evaluator.solved_weights(finalist.trial.allocation)
+    quality = _quality(judge, evaluator, finalist.trial.allocation, weights)
+    if finalist.quality.order <= quality.order:
+        return finalist
+    return replace(finalist, quality=quality, weights=weights)
 
 
 def _quality(
