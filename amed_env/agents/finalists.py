@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 from amed_env.agents.result import SearchResult
+from amed_env.agents.session import best_trial
 from amed_env.errors import InputError, NonFiniteError
 from amed_env.evaluation.finalists import Finalist, Finalists, TrainedWeights
 from amed_env.evaluation.quality import Evaluator, Progress, Quality
@@ -26,8 +28,9 @@ def choose_finalist(
 ) -> Finalists | None:
     """Choose a search's answer among its best allocations, on all samples that there are but those of the test split.
 
-    The best uniform width within the budget is among them, unless it is clearly worse. The choice is `result.best`
-    afterwards, and in `result.finalists` with what it was chosen from; trials and Pareto front stay. Call it before
+    The best uniform width within the budget is among them, unless it is clearly worse: the report evaluates it whatever
+    the search did, and no search should answer with less. The choice is `result.best` afterwards, and in
+    `result.finalists` with what it was chosen from; trials, their number and the Pareto front stay. Call it before
     `add_report`.
 
     Args:
@@ -39,7 +42,8 @@ def choose_finalist(
 
     Returns:
         The choice; None, and nothing but uniform widths is scored, if nothing is within the budgets, there are neither
-        more samples than those of the search nor steps of tuning, or there is nothing to choose from.
+        more samples than those of the search nor steps of tuning, or there is nothing to choose from. Then
+        `result.best` is the best of the search or of the uniform widths by the samples of the search.
 
     Raises:
         InputError: If a number is out of range, or the task has no network that could be tuned.
@@ -48,10 +52,12 @@ def choose_finalist(
     """
     check_finalists(result.task, finalists, tune_steps)
     evaluator = result.task.evaluator
-    if result.best is None:
-        return None
-    trained = tune_steps > 0 or evaluator.learns
+    trained = tune_steps > 0 or evaluator.learns or evaluator.solves_answers
     candidates = _candidates(result, finalists, trained)
+    if not candidates:
+        return None
+    if not evaluator.learns:  # else the scores of two trials are of different weights
+        result.best = best_trial([trial for _, trial in candidates])
     if len(candidates) == 1 and not trained:  # before more samples are read, which takes as long as scoring thousands
         logger.debug("%s has one finalist, so nothing is scored again", result.task.network)
         return None
@@ -64,8 +70,16 @@ def choose_finalist(
         if progress is not None:
             progress(number, len(candidates))
         scored.append(_scored(name, trial, judge or evaluator, evaluator, tune_steps, result.seed))
-    result.finalists = Finalists.of(scored, result.pareto_metric, tune_steps)
-    result.best = result.finalists.chosen.trial
+    found = Finalists.of(scored, result.pareto_metric, tune_steps)
+    if evaluator.solves_answers:
+        # The uniform width too, so that what the verdict compares was made in the same way.
+        uniform = result.best_uniform()
+        answers = {found.chosen.trial.allocation, *([] if uniform is None else [result.baselines[uniform].allocation])}
+        scored = [
+            _solved(one, judge or evaluator, evaluator) if one.trial.allocation in answers else one for one in scored
+        ]
+        found = Finalists.of(scored, result.pareto_metric, tune_steps)
+    result.finalists, result.best = found, found.chosen.trial
     return result.finalists
 
 
@@ -99,7 +113,7 @@ def _candidates(result: SearchResult, count: int, trained: bool) -> list[tuple[s
     if uniform is not None:
         trial = result.baselines[uniform]
         known = any(trial.allocation == other.allocation for other in best)
-        if not known and (trained or not _is_clearly_worse(trial.quality, best[0].quality)):
+        if not known and (trained or not best or not _is_clearly_worse(trial.quality, best[0].quality)):
             candidates.append((uniform, trial))
     return candidates
 
@@ -132,6 +146,15 @@ def _scored(name: str, trial: Trial, judge: Evaluator, evaluator: Evaluator, tun
     if untuned.quality.order <= tuned.order:
         return untuned
     return Finalist(name, trial, untuned.quality, tuned, tuned_weights)
+
+
+def _solved(finalist: Finalist, judge: Evaluator, evaluator: Evaluator) -> Finalist:
+    """A finalist with weights that are solved for it, if they are better than those that it has."""
+    weights = evaluator.solved_weights(finalist.trial.allocation)
+    quality = _quality(judge, evaluator, finalist.trial.allocation, weights)
+    if finalist.quality.order <= quality.order:
+        return finalist
+    return replace(finalist, quality=quality, weights=weights)
 
 
 def _quality(

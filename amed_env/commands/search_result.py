@@ -53,8 +53,12 @@ def _verdict(result: SearchResult) -> str:
     text = f"{result.agent}: {score.described(result.best.quality.score)} on the search split"
     uniform = result.best_uniform()
     if uniform is not None:
-        of_uniform = score.text(result.baselines[uniform].quality.score)
-        text += f", best uniform width within the budget ({uniform.removeprefix('uniform-')} bit): {of_uniform}"
+        baseline, bits = result.baselines[uniform], uniform.removeprefix("uniform-")
+        if baseline.allocation == result.best.allocation:
+            text += f"; that is uniform {bits} bit, than which it found nothing better"
+        else:
+            of_uniform = score.text(baseline.quality.score)
+            text += f", best uniform width within the budget ({bits} bit): {of_uniform}"
     elif result.baselines:
         text += ", no uniform width is within the budget"
     return f"{text} ({spent})."

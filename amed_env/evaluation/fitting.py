@@ -17,9 +17,9 @@ from amed_env.quantization.network import QuantizedNetwork
 from amed_env.support.text import tensor_text
 from amed_env.tracing.original import tensors_of
 
-FEW_SAMPLES = 1_000
-"""Fewer search samples than this are remarked upon: 500 rank allocations at .54 where 5,000 do at .82 (Spearman's
-correlation with the accuracy on 8,000 unseen images, of a 14-layer network on Fashion-MNIST)."""
+FEW_SAMPLES = 500
+"""Fewer search samples than this are remarked upon: so many rank allocations as 2,000 do but for .03 in Spearman's
+correlation with the accuracy on 8,000 unseen images, 125 but for .06, on three networks (docs/scores.md)."""
 _FITTED_SAMPLES = 2
 _VOID = 255  # how images of masks mark what does not count, since Pascal VOC
 _LOOKED_AT = 64  # sequences are enough to see whether labels repeat their inputs
@@ -117,7 +117,7 @@ def scoring_remarks(scoring: Scoring, splits: Splits, by_form: bool = True) -> l
         remarks.append("no search samples are given, so the calibration samples score allocations too")
     if scoring.comparison is not None and len(splits.search) < FEW_SAMPLES:
         remarks.append(
-            f"{len(splits.search):,} samples score allocations; a few thousand rank them better, and need no labels"
+            f"{len(splits.search):,} samples score allocations; from {FEW_SAMPLES} on they rank better, without labels"
         )
     if by_form and not scoring.metrics:
         if isinstance(scoring.comparison, SquaredError):

@@ -18,12 +18,14 @@ from amed_env.datasets.training import TrainingData
 from amed_env.errors import DataError, InputError, NonFiniteError
 from amed_env.evaluation.divergences import AT_ONCE
 from amed_env.evaluation.estimates import NetworkEstimates
+from amed_env.evaluation.finalists import TrainedWeights
 from amed_env.evaluation.fitting import fit_scoring
 from amed_env.evaluation.float_outputs import FloatOutputs, measure_float_outputs
 from amed_env.evaluation.preparation import is_prepared, prepare_network, prepared_digest, recipe_within
 from amed_env.evaluation.quality import SPLITS, Progress, Quality, Split, check_split
 from amed_env.evaluation.scoring import ScoreSpec, Tally
 from amed_env.problem.allocation import FLOAT_BITS, BitAllocation, Precision
+from amed_env.quantization.allocation_rounding import solved_for
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import Bias, Engine, QuantizedNetwork
 from amed_env.quantization.recipe import Recipe, make_recipe
@@ -218,6 +220,18 @@ class PostTrainingEvaluator(NetworkEstimates):
         if part != "calibration" and check_split(part) not in parts:
             raise DataError(f"network {self.workload.name!r} was given no {part} samples.")
         return parts[part]
+
+    @property
+    def solves_answers(self) -> bool:  # type: ignore[override]
+        """Whether learning was so brief that weights solved for one allocation are better (docs/evaluation.md)."""
+        return self.recipe.learns and self.recipe.start == "solved" and self.network.fixed_batch is None
+
+    def solved_weights(self, allocation: BitAllocation) -> TrainedWeights:
+        """See `Evaluator.solved_weights`."""
+        self.prepare()
+        with torch_threads(self.threads):
+            widths = solved_for(self.network, allocation, self._splits.calibration.inputs)
+        return TrainedWeights(widths, [stored.scale for stored in self.network.stored])
 
     @property
     def training_data(self) -> TrainingData:

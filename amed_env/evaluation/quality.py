@@ -180,6 +180,7 @@ class Evaluator(abc.ABC):
         ties: Which layers of the network are one layer of `workload`, or None if each is one by itself.
         looked_up: Whether an evaluation is a look-up, so that whatever else a trial takes is what takes the time.
         learns: Whether a trial trains the network, so that the same allocation scores differently each time.
+        solves_answers: Whether the weights of a search's answer are solved for it; see `solved_weights`.
         on_sensitivities: Called with the measurements done and all of them, while sensitivities of layers or pairs are
             measured.
     """
@@ -193,6 +194,7 @@ class Evaluator(abc.ABC):
     ties: Ties | None = None
     looked_up: bool = False
     learns: bool = False
+    solves_answers: bool = False
     on_sensitivities: Progress | None = None
 
     @abc.abstractmethod
@@ -215,6 +217,10 @@ class Evaluator(abc.ABC):
 
     def weights_at(self, allocation: BitAllocation) -> TrainedWeights | None:
         """What the network uses at an allocation if it was trained during the search; None if it was not."""
+        return None
+
+    def solved_weights(self, allocation: BitAllocation) -> TrainedWeights | None:
+        """Weights that make up, layer after layer, for what this one allocation loses; None if it cannot be told."""
         return None
 
     @abc.abstractmethod

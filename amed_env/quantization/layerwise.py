@@ -52,7 +52,7 @@ def solved(
     """
     moments = input_moments(network, inputs)
     return {
-        layer.name: solved_positions(layer, moments[layer.name], LEARNED_WIDTHS)
+        layer.name: solved_positions(layer.layer.weight.detach(), moments[layer.name], LEARNED_WIDTHS)
         for layer in layers
         if layer.name in moments
     }
@@ -109,10 +109,43 @@ def input_moments(network: QuantizedNetwork, inputs: torch.Tensor) -> dict[str, 
 
 def _vectors(layer: nn.Module, read: torch.Tensor, samples: int) -> list[torch.Tensor]:
     """Some of the vectors that a layer multiplies: float32 (groups, K, vectors), in parts that fit the memory."""
+    groups = getattr(layer, "groups", 1)
+    return [part.reshape(groups, -1, part.shape[1]) for part in _positions(layer, read, samples)]
+
+
+def vectors_and_outputs(
+    layer: nn.Module, read: torch.Tensor, outputs: torch.Tensor, samples: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Some of the vectors that a layer multiplies, and what stands where it writes the result of each.
+
+    Args:
+        layer: A linear layer or a convolution in one or two dimensions.
+        read: What it reads.
+        outputs: A tensor of the shape of its output.
+        samples: Samples of all calls; see `POSITIONS_PER_WEIGHT`.
+
+    Returns:
+        float32 (groups, K, vectors) and (groups, rows, vectors), in parts that fit the memory.
+    """
+    assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+    groups, rows = getattr(layer, "groups", 1), layer.weight.shape[0]
+    pairs = []
+    for part in _positions(layer, read, samples, outputs):
+        vectors, values = part[:-rows], part[-rows:]
+        pairs.append((vectors.reshape(groups, -1, part.shape[1]), values.reshape(groups, -1, part.shape[1])))
+    return pairs
+
+
+def _positions(
+    layer: nn.Module, read: torch.Tensor, samples: int, outputs: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Vectors that a layer multiplies, with what is in `outputs` at the same place below: float32 (rows, vectors)."""
     if isinstance(layer, nn.Linear):
         rows = read.reshape(-1, read.shape[-1])
         wanted = -(-POSITIONS_PER_WEIGHT * rows.shape[1] * len(read) // samples)
-        return [rows[:: max(1, len(rows) // wanted)].T[None]]
+        if outputs is not None:
+            rows = torch.cat([rows, outputs.reshape(-1, outputs.shape[-1])], dim=1)
+        return [rows[:: max(1, len(rows) // wanted)].T]
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     kernel, stride, dilation = list(layer.kernel_size), list(layer.stride), list(layer.dilation)
     if isinstance(layer.padding, str):
@@ -127,24 +160,27 @@ def _vectors(layer: nn.Module, read: torch.Tensor, samples: int) -> list[torch.T
     weights = layer.weight[0].numel()
     wanted = -(-POSITIONS_PER_WEIGHT * weights // samples)
     bytes_of_sample = read[0].numel() * weights // layer.weight.shape[1] * 4 // (stride[0] * stride[1])
+    size = max(1, _PATCH_BYTES // bytes_of_sample)
     parts = []
-    for part in read.contiguous().split(max(1, _PATCH_BYTES // bytes_of_sample)):
-        patches = F.unfold(part, tuple(kernel), tuple(dilation), 0, tuple(stride))
+    for start in range(0, len(read), size):
+        patches = F.unfold(read[start : start + size].contiguous(), tuple(kernel), tuple(dilation), 0, tuple(stride))
+        if outputs is not None:
+            patches = torch.cat([patches, outputs[start : start + size].flatten(2)], dim=1)
         step = max(1, patches.shape[2] // wanted)
         # Of each sample others, so that no place of the picture is left out.
         chosen = torch.stack(
             [one[:, index % step :: step][:, : patches.shape[2] // step] for index, one in enumerate(patches)]
         )
-        parts.append(chosen.transpose(0, 1).reshape(layer.groups, weights, -1))
+        parts.append(chosen.transpose(0, 1).flatten(1))
     return parts
 
 
 @torch.no_grad()
-def solved_positions(layer: QuantizedLayer, moments: torch.Tensor, widths: Sequence[int]) -> Mapping[int, torch.Tensor]:
+def solved_positions(weight: torch.Tensor, moments: torch.Tensor, widths: Sequence[int]) -> Mapping[int, torch.Tensor]:
     """Where weights stand on their grids after all that was rounded before them is made up for.
 
     Args:
-        layer: The layer.
+        weight: The weights of a layer.
         moments: Its entry of `input_moments`.
         widths: Widths of the weights.
 
@@ -152,7 +188,6 @@ def solved_positions(layer: QuantizedLayer, moments: torch.Tensor, widths: Seque
         By width: the weights in steps of the grid, float32 of the weight's shape. Rounded to the nearest point of the
         grid they are the solution.
     """
-    weight = layer.layer.weight.detach()
     groups, length = moments.shape[:2]
     rows = weight.shape[0] // groups
     order, factor = _factor(moments.double())

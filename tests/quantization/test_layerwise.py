@@ -59,9 +59,8 @@ def test_positions_are_those_of_least_squares(seed, bits, shape):
     layer = nn.Linear(length, rows)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(rows, length, generator=generator))
-    quantized = only_layer(network_of(layer, inputs))
     moments = (inputs.T @ inputs)[None]
-    found = solved_positions(quantized, moments, (bits,))[bits]
+    found = solved_positions(layer.weight.detach(), moments, (bits,))[bits]
     _, scales = quantize_weight(layer.weight.detach(), bits)
     expected = positions_by_least_squares(
         layer.weight.detach().double().numpy(), moments[0].double().numpy(), scales.double().flatten().numpy(), bits
@@ -71,8 +70,7 @@ def test_positions_are_those_of_least_squares(seed, bits, shape):
 
 def test_inputs_that_have_nothing_in_common_leave_weights_where_they_are():
     layer = nn.Conv2d(3, 4, 3)
-    quantized = only_layer(network_of(layer, torch.randn(8, 3, 6, 6)))
-    found = solved_positions(quantized, torch.diag(torch.linspace(1, 5, 27))[None], LEARNED_WIDTHS)
+    found = solved_positions(layer.weight.detach(), torch.diag(torch.linspace(1, 5, 27))[None], LEARNED_WIDTHS)
     for bits in LEARNED_WIDTHS:
         _, scales = quantize_weight(layer.weight.detach(), bits)
         torch.testing.assert_close(found[bits], layer.weight.detach() / scales)

@@ -15,7 +15,7 @@ from traced import trace_equals_once as trace
 from training_samples import float_network, make_data, samples
 
 import amed_env
-from amed_env import Task, TrialStore, choose_finalist, make_agent, make_task
+from amed_env import BitAllocation, Task, TrialStore, choose_finalist, make_agent, make_task
 from amed_env.agents import Agent
 from amed_env.agents.finalists import _is_clearly_worse
 from amed_env.commands.tables import comparison_table
@@ -23,10 +23,12 @@ from amed_env.datasets import Splits
 from amed_env.datasets.further import FurtherSamples
 from amed_env.errors import DataError, InputError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
+from amed_env.evaluation.preparation import brief_recipe
 from amed_env.evaluation.quality import Quality
 from amed_env.hardware import load_device
 from amed_env.problem.objective import parse_budgets
 from amed_env.problem.score import DIVERGENCE
+from amed_env.quantization.recipe import make_recipe
 from amed_env.tasks import make
 from amed_env.tasks.catalogue import named_network
 from amed_env.training.checkpoint import use_trained, write_trained
@@ -53,11 +55,11 @@ def small_network():
     return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)).eval()
 
 
-def small_task(monkeypatch, used=USED, **options):
+def small_task(monkeypatch, used=USED, recipe="nearest", **options):
     monkeypatch.setattr(make, "SEARCH_SAMPLES", used)
     parts = {"calibration": normal(60, 1), "search": normal(300, 2), "test": normal(100, 3), **options}
     return make_task(
-        network=small_network(), **parts, bits=(2, 3, 4), budget={"memory": 0.45}, recipe="nearest", device="bitfusion"
+        network=small_network(), **parts, bits=(2, 3, 4), budget={"memory": 0.45}, recipe=recipe, device="bitfusion"
     )
 
 
@@ -220,6 +222,40 @@ def test_nothing_happens_where_quality_is_looked_up_or_has_no_samples():
         assert choose_finalist(result) is None and result.finalists is None
 
 
+class Only(Agent):
+    """Evaluates one allocation."""
+
+    def __init__(self, choose):
+        self.choose = choose
+
+    def explore(self, session):
+        session.evaluate(self.choose(session.task))
+
+
+@pytest.mark.parametrize(
+    ("choose", "found"),
+    [
+        (lambda task: BitAllocation(dict.fromkeys(task.workload.layer_names, (2, 2))), True),  # worse than uniform 4
+        (lambda task: BitAllocation(dict.fromkeys(task.workload.layer_names, (8, 8))), False),  # not within the budget
+    ],
+)
+def test_no_answer_is_worse_than_a_uniform_width_by_its_own_score(choose, found):
+    task = make_task("tabular/cifar10-resnet8", budget={"latency": 0.35})
+    result = Only(choose).search(task, 20)
+    assert (result.best is not None) == found
+    assert choose_finalist(result) is None
+    uniform = result.best_uniform()
+    assert result.best is result.baselines[uniform] and task.feasible(result.best.costs)
+    assert result.evaluations == len(result.trials) == 1  # uniform widths are the report's
+
+
+def test_an_answer_that_beats_all_uniform_widths_stays():
+    result = make_agent("milp").search(make_task("tabular/digits-cnn", budget={"latency": 0.4}), 50)
+    best = result.best
+    choose_finalist(result)
+    assert result.best is best and best.allocation not in {trial.allocation for trial in result.baselines.values()}
+
+
 @pytest.mark.parametrize("numbers", [{"finalists": 0}, {"finalists": True}, {"tune_steps": -1}, {"tune_steps": 1.5}])
 def test_senseless_numbers_are_refused(numbers):
     result = make_agent("milp").search(formula_task(), 2)
@@ -313,3 +349,36 @@ def test_a_search_that_is_continued_ends_alike():
 
 def test_it_is_public():
     assert amed_env.choose_finalist is choose_finalist
+
+
+def briefly_prepared(monkeypatch, **options):
+    """A small task whose learning was short, as within a time."""
+    recipe = brief_recipe(make_recipe("network"), 30, "tied")
+    return small_task(monkeypatch, recipe=recipe, **options)
+
+
+def test_the_answer_of_a_briefly_prepared_network_is_solved_for_itself(monkeypatch):
+    task = briefly_prepared(monkeypatch)
+    result = Everything().search(task, 27)
+    fingerprint, plain = task.evaluator.fingerprint, task.quality(result.best.allocation)
+    choice = choose_finalist(result, 3)
+    solved = [finalist for finalist in choice.finalists if finalist.weights is not None]
+    assert {finalist.trial.allocation for finalist in solved} <= {
+        result.best.allocation,
+        result.baselines[result.best_uniform()].allocation,
+    }
+    assert solved and all(finalist.quality.order < finalist.untuned.order for finalist in solved)
+    assert task.evaluator.fingerprint == fingerprint and task.quality(result.trials[0].allocation) is not None
+    assert task.quality(result.best.allocation).score == plain.score or choice.chosen.name != "1"
+    result.add_report()
+    untouched = task.quality(result.best.allocation, "test")
+    if result.tuned_weights is not None:
+        assert result.test["best"].score != untouched.score
+
+
+def test_nothing_is_solved_after_the_whole_recipe_or_where_only_some_samples_at_once_are_taken(monkeypatch):
+    assert not small_task(monkeypatch).evaluator.solves_answers
+    assert not make_task("digits-cnn").evaluator.solves_answers
+    assert briefly_prepared(monkeypatch).evaluator.solves_answers
+    for task in (formula_task(), make_task("tabular/digits-cnn")):
+        assert not task.evaluator.solves_answers and task.evaluator.solved_weights(task.uniform(4)) is None
