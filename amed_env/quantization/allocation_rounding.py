@@ -70,7 +70,7 @@ class _Solving(fx.Interpreter):
     def __init__(self, network: QuantizedNetwork, count: int) -> None:
         super().__init__(network.module)
         self._network, self._count = network, count
-        self._addends = {group.call: group.addend for group in network.groups}
+        self._addends = {group.call: group.addend for group in network.groups.values()}
         calls = Counter(node.target for node in network.module.graph.nodes if node.op == "call_module")
         self._solvable = {
             name

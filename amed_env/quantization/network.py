@@ -21,7 +21,7 @@ from amed_env.errors import DataError, NonFiniteError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.quantization.equalization import equalize
 from amed_env.quantization.float_run import FloatProgram
-from amed_env.quantization.graph import Group, find_graph
+from amed_env.quantization.graph import find_graph
 from amed_env.quantization.integer import IntegerEngine, Plan
 from amed_env.quantization.kernels import integer_kernels_are_exact
 from amed_env.quantization.layers import PreparedWidth, Quantizable, QuantizedLayer, StoredTensor, channels_last
@@ -176,11 +176,6 @@ class QuantizedNetwork:
     def weighted(self) -> Mapping[str, QuantizedLayer]:
         """Those that have weights."""
         return {name: layer for name, layer in self._layers.items() if isinstance(layer, QuantizedLayer)}
-
-    @property
-    def groups(self) -> Iterable[Group]:
-        """Its layers with what is computed on their accumulators."""
-        return self._graph.groups.values()
 
     @property
     def in_float(self) -> dict[str, str]:
