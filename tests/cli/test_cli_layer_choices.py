@@ -7,6 +7,8 @@ import sys
 import pytest
 from layerwise_devices import FOLDER
 
+import amed_env
+
 CHIPS = '''
 import math
 
@@ -195,3 +197,29 @@ def test_a_program_with_pairs_and_kinds(amed, chips):
     assert document["best"]["feasible"] and chosen["stem"] == chosen["depthwise"] == (8, 8)
     assert document["choices"]["classifier"] == ["w4a4", "w8a8"]
     assert document["choices"]["block1.conv1"] == ["w4a8", "w8a8"]
+
+
+@pytest.mark.parametrize("network", ["digits-cnn", "kws-dscnn"])
+def test_a_mixed_table_of_a_shipped_network(amed, chips, network):
+    """Rows are left out by hand: the first layer at 8 bits, every other depthwise layer too."""
+    made = amed("table", "--device", "bitfusion", "--network", network, "--bits", "2,4,8", "--out", "all.csv", "--json")
+    first = made.json["layers"][0]
+    kept = []
+    for line in (chips / "all.csv").read_text().splitlines():
+        cells = line.split(",")
+        wide_only = cells[0] == first or "depthwise" in cells[0]
+        if line.startswith(("#", "layer,")) or cells[1:3] == ["8", "8"] or (not wide_only and cells[2] == "8"):
+            kept.append(line)
+    (chips / "mixed.csv").write_text("\n".join(kept) + "\n")
+    document = amed(
+        "search", f"tabular/{network}", "--device", "mixed.csv", "--budget", "memory=1.0", "--agent", "greedy", *ENDS
+    ).json
+    assert set(precisions(document).values()) == {(8, 8)}  # the quality table has equal widths only
+    task = amed_env.make_task(f"tabular/{network}", device=chips / "all.csv", bits=(2, 4, 8))
+    assert task.space.differing_choices == {}
+    if network == "digits-cnn":
+        ends = [*ENDS[:2], "--out", "again", "--json"]
+        document = amed("search", network, "--device", "mixed.csv", "--budget", "energy=0.9", *ends).json
+        chosen = precisions(document)
+        assert chosen[first] == chosen["depthwise"] == (8, 8)
+        assert {activation for _, activation in chosen.values()} == {8} and len(set(chosen.values())) > 1
