@@ -110,9 +110,14 @@ class SearchSpace:
     def uniform(self, bits: int) -> BitAllocation:
         """The same width for every layer that is not pinned, with the task's width of activations if it has one.
 
-        A layer that cannot choose it has the next width instead; see `problem.allocation.at_least`.
+        A layer that cannot choose it has the next width instead, if others can; see `problem.allocation.at_least`. A
+        width of weights that is no choice of any layer (32, for float) is taken as it is given: evaluators know more
+        widths than a search chooses from.
         """
-        return self._uniform(Precision(bits, bits if self.activation_bits is None else self.activation_bits))
+        wanted = Precision(bits, bits if self.activation_bits is None else self.activation_bits)
+        if bits not in self.free_bits:
+            return self.workload.uniform(*wanted).replace(self.pins)
+        return self._uniform(wanted)
 
     def _uniform(self, wanted: Precision) -> BitAllocation:
         chosen = [at_least(wanted, of_layer) for of_layer in self.layer_choices]

@@ -125,7 +125,7 @@ def test_baselines_are_legal(task):
     space = task.space
     found = [
         *space.uniform_widths().values(),
-        *(task.uniform(bits) for bits in (1, 2, 3, 4, 8, 16, 32)),
+        *(task.uniform(bits) for bits in space.free_bits),
         task.allocation(space.start_choices()),
         *(task.allocation(space.uniform_choices(int(choice))) for choice in space.free_choices),
         task.allocation(task.nearest_choosable(np.zeros(len(task.workload), dtype=np.int64))),
@@ -136,6 +136,8 @@ def test_baselines_are_legal(task):
         for precision, of_layer in zip(allocation.values(), space.layer_choices, strict=True):
             widths = {p.weight_bits for p in of_layer}
             assert precision.weight_bits == min((w for w in widths if w >= bits), default=max(widths))
+    for bits in {1, 2, 3, 4, 8, 16, 32} - set(space.free_bits):
+        assert set(task.uniform(bits).values()) == {(bits, task.activation_bits or bits)}
     result = make_agent("uniform").search(task, 20, 0)
     result.add_baselines()
     assert all(is_legal(task, trial.allocation) for trial in result.baselines.values())
