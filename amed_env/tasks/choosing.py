@@ -84,6 +84,14 @@ class Wishes:
             left = tied
         return tuple(sorted(left))
 
+    def usual(self, precision: Precision) -> bool:
+        """Whether layers choose from a precision unless the device wants something else of them."""
+        widths = DEFAULT_BITS if self.bits is None else self.bits
+        if self.activation_bits is not None:
+            return precision.weight_bits in widths
+        tied = precision.weight_bits == precision.activation_bits
+        return set(precision) <= set(widths) and (self.separate or tied)
+
     def text(self) -> str:
         """What is left, for messages."""
         parts = []
@@ -103,9 +111,7 @@ def search_space(backend: HardwareBackend, workload: Workload, wishes: Wishes) -
         UnsupportedPrecisionError: If a layer is left with no precision, or a width that was asked for is none of any
             layer.
     """
-    every = every_precision(backend, workload)
-    asked = [precision for precision in every if wishes.leaves(precision) or precision in wishes.pins.values()]
-    allowed = layer_precisions(backend, workload, asked)
+    allowed = _allowed(backend, workload, wishes)
     chosen = []
     for layer, of_layer in zip(workload, allowed, strict=True):
         pinned = wishes.pins.get(layer.name)
@@ -122,6 +128,27 @@ def search_space(backend: HardwareBackend, workload: Workload, wishes: Wishes) -
         activation_bits=wishes.activation_bits,
         pins=wishes.pins,
     )
+
+
+def _allowed(backend: HardwareBackend, workload: Workload, wishes: Wishes) -> list[tuple[Precision, ...]]:
+    """What each layer can run at, of what can matter.
+
+    Asking a device may be slow, so it is asked first about what most layers of most devices choose from, and about the
+    rest only where a layer needs it.
+    """
+    pinned = set(wishes.pins.values())
+    asked = [p for p in every_precision(backend, workload) if wishes.leaves(p) or p in pinned]
+    first = [precision for precision in asked if wishes.usual(precision) or precision in pinned]
+    allowed = layer_precisions(backend, workload, first)
+    capabilities = backend_capabilities(backend)
+    for layer, of_layer in zip(workload, allowed, strict=True):
+        possible = [p for p in asked if capabilities.runs(layer.kind, p) and wishes.leaves(p)]
+        if layer.name not in wishes.pins and wishes.choices(of_layer) != wishes.choices(possible):
+            break
+    else:
+        return list(allowed)
+    rest = layer_precisions(backend, workload, [precision for precision in asked if precision not in first])
+    return [(*one, *other) for one, other in zip(allowed, rest, strict=True)]
 
 
 def _nothing_left(

@@ -115,6 +115,21 @@ def test_a_device_that_raises_is_asked_once_for_each_layer_and_pair():
     assert len(device.asked) == len(set(device.asked)) == 4 * 4  # pairs of both widths
 
 
+def test_a_device_that_runs_everything_is_asked_about_the_usual_widths_only():
+    class Counting(HardwareBackend):
+        def __init__(self):
+            self.asked = []
+
+        def layer_cost(self, layer, precision):
+            self.asked.append((layer.name, tuple(precision)))
+            return {"latency_ms": 1.0}
+
+    device = Counting()
+    assert formula_task(3, device=device, bits=None).free_bits == (2, 3, 4, 8)
+    assert set(device.asked) == {(f"layer{i}", (bits, bits)) for i in range(3) for bits in (2, 3, 4, 8)}
+    assert len(device.asked) == 12
+
+
 class RefusingWhole(HardwareBackend):
     """Costs of whole networks only, some of which it refuses; counts the questions."""
 
@@ -139,7 +154,7 @@ class RefusingWhole(HardwareBackend):
 @pytest.mark.parametrize(
     ("refused", "choices", "questions"),
     [
-        (set(), [[(4, 4), (8, 8)]] * 3, 4),
+        (set(), [[(4, 4), (8, 8)]] * 3, 2),
         ({("layer1", (4, 4))}, [[(4, 4), (8, 8)], [(8, 8)], [(4, 4), (8, 8)]], 4 + 3),
         # Nothing is accepted as a whole: each layer is asked about alone.
         (
