@@ -20,6 +20,7 @@ from amed_env.errors import DisagreementError, ExportError, UnknownNameError
 from amed_env.evaluation.post_training import PostTrainingEvaluator
 from amed_env.evaluation.quality import Evaluator
 from amed_env.problem.allocation import BitAllocation
+from amed_env.problem.workload import flash_kib
 from amed_env.quantization.saturation import sums_saturate
 from amed_env.support.files import write_atomically
 from amed_env.support.threads import torch_threads
@@ -262,6 +263,10 @@ def _write_c(evaluator: PostTrainingEvaluator, program: Program, folder: Path, o
     remarks = [
         f"{sizes.tables:,} bytes of scales, biases and other tables, {sizes.arena:,} bytes for results of layers"
     ]
+    workload = evaluator.workload
+    counted = sum(flash_kib(layer, program.allocation[layer.name].weight_bits) for layer in workload) * 1024
+    kept = "unknown" if workload.memory is None else f"{workload.memory.bytes(program.allocation):,}"
+    remarks.append(f"as a search counts them: {counted:,.0f} bytes of flash without the program, {kept} of memory")
     remarks += [f"{one.compiler}: {one.flash:,} bytes of flash, {one.ram:,} of memory" for one in sections(folder)]
     files = tuple(folder / name for name in ("model.c", "model.h", "main.c", "Makefile"))
     found = Export(
