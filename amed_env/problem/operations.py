@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amed_env.problem.workload import Workload
 
 Shape = tuple[int, ...]
 
@@ -42,3 +46,19 @@ class Operation:
     def read_elements(self) -> int:
         """Values that it reads."""
         return sum(math.prod(shape) for shape in self.input_shapes)
+
+
+def operations_between(workload: Workload) -> Iterator[tuple[Operation, str]]:
+    """Every operation that is no layer, and the layer with which it counts.
+
+    That is the last one, in network order, of those whose results it computes with; of operations before all layers it
+    is the first layer of the network.
+    """
+    place = {name: number for number, name in enumerate(workload.layer_names)}
+    behind: dict[str, int] = {}
+    for operation in workload.operations:
+        if operation.layer:
+            behind[operation.name] = place[operation.layer]
+            continue
+        behind[operation.name] = max((behind.get(name, 0) for name in operation.inputs), default=0)
+        yield operation, workload.layer_names[behind[operation.name]]

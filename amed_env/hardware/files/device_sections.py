@@ -245,11 +245,14 @@ class ThroughputSection(WidthsSection):
         cycles_per_mac: Kind of layer to cycles per multiply-accumulate; instead of the table, for processors
             whose speed does not depend on the widths. Kinds that are not listed are not supported.
         cycles_per_output: Cycles for every output element on top: bias, rescaling, clamping, loop control.
+        cycles_per_element: Cycles for every value that an operation between the layers returns, by its name in torch's
+            ATen (`add`, `max_pool2d`); operations that are not named cost nothing. They count with the layer before.
     """
 
     macs_per_cycle: dict[Bits, Annotated[dict[Bits, Positive], Field(min_length=1)]] | None = None
     cycles_per_mac: Annotated[dict[LayerKind, Positive], Field(min_length=1)] | None = None
     cycles_per_output: NotNegative = 0.0
+    cycles_per_element: dict[Text, NotNegative] = {}
 
     @model_validator(mode="after")
     def _one_table_that_covers_the_widths(self) -> ThroughputSection:

@@ -10,9 +10,10 @@ import numpy as np
 from amed_env.hardware.files.config import ProcessorConfig, ProxyConfig
 from amed_env.hardware.files.device_sections import ThroughputSection
 from amed_env.hardware.files.layer_choices import LayerwiseBackend
-from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, CostTable
+from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, LayerCost, require_allowed
 from amed_env.hardware.simulator.systolic import FloatArray, IntArray
-from amed_env.problem.allocation import Precision
+from amed_env.problem.allocation import BitAllocation, Precision
+from amed_env.problem.operations import operations_between
 from amed_env.problem.workload import BASIC_KINDS, KINDS, Layer, Workload
 
 
@@ -22,8 +23,27 @@ class _ScaledBackend(LayerwiseBackend):
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Cost of one layer at one precision."""
         self.capabilities().require(layer, precision, self.name)
-        widths = (np.array([[[bits]]], dtype=np.int64) for bits in precision)
-        return {metric: float(values[0, 0, 0]) for metric, values in self._simulate([layer], *widths).items()}
+        return self._cost(layer, precision, 0.0)
+
+    def evaluate(self, workload: Workload, allocation: BitAllocation) -> Cost:
+        """Cost of a network, with what is computed between its layers."""
+        allocation = allocation.require_layers(workload.layer_names, f"network {workload.name!r}")
+        require_allowed(self, workload, allocation)
+        further = self._between(workload)
+        layers = []
+        for layer, cycles in zip(workload, further.flat, strict=True):
+            precision = allocation[layer.name]
+            layers.append(LayerCost(layer.name, precision, self._cost(layer, precision, float(cycles))))
+        return Cost.of_layers(self.name, layers, self.metrics)
+
+    def _cost(self, layer: Layer, precision: Precision, further: float) -> dict[str, float]:
+        weight_bits, activation_bits = (np.array([[[bits]]], dtype=np.int64) for bits in precision)
+        metrics = self._simulate([layer], weight_bits, activation_bits, _column([further]))
+        return {metric: float(values[0, 0, 0]) for metric, values in metrics.items()}
+
+    def _between(self, workload: Workload) -> FloatArray:
+        """Cycles of what is computed between the layers, for the layer before: float64 (L, 1, 1)."""
+        return np.zeros((len(workload), 1, 1))
 
     def table(self, workload: Workload, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> CostTable:
         """Costs of every layer at every pair of widths: float64 arrays of shape (L, W, A).
@@ -36,21 +56,23 @@ class _ScaledBackend(LayerwiseBackend):
             workload.layers,
             np.array(weight_bits, dtype=np.int64).reshape(1, -1, 1),
             np.array(activation_bits, dtype=np.int64).reshape(1, 1, -1),
+            self._between(workload),
         )
         return CostTable(workload.layer_names, tuple(weight_bits), tuple(activation_bits), metrics)
 
     @abc.abstractmethod
     def _simulate(
-        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
+        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray, further: FloatArray
     ) -> dict[str, FloatArray]:
-        """Metrics of layers at widths as float64 of shape (L, W, A)."""
+        """Metrics of layers at widths as float64 of shape (L, W, A); `further` are cycles (L, 1, 1) on top."""
 
 
 class ProcessorBackend(_ScaledBackend):
     """A processor, as a device file describes it.
 
     cycles = overhead + outputs x cycles per output + MACs x cycles per MAC, the last from a table by widths or
-    by kind of layer; energy = power x latency, if a power is declared.
+    by kind of layer, and cycles for every value of the operations between the layers; energy = power x latency, if a
+    power is declared.
 
     Args:
         config: The device description.
@@ -72,8 +94,17 @@ class ProcessorBackend(_ScaledBackend):
         throughput = self.config.throughput
         return self.config.limited(throughput.capabilities(throughput.kinds, self.metrics))
 
+    def _between(self, workload: Workload) -> FloatArray:
+        """See `_ScaledBackend`."""
+        cycles = dict.fromkeys(workload.layer_names, 0.0)
+        rates = self.config.throughput.cycles_per_element
+        if rates:
+            for operation, layer in operations_between(workload):
+                cycles[layer] += operation.elements * rates.get(operation.kind, 0.0)
+        return _column(list(cycles.values()))
+
     def _simulate(
-        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
+        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray, further: FloatArray
     ) -> dict[str, FloatArray]:
         config, by_kind = self.config, self.config.throughput.cycles_per_mac or {}
         cycles_of = {kind: by_kind.get(kind, by_kind.get(basic, 1.0)) for kind, basic in BASIC_KINDS.items()}
@@ -85,7 +116,7 @@ class ProcessorBackend(_ScaledBackend):
                 for layer in layers
             ]
         )
-        cycles = fixed + work * self._cycles_per_mac[weight_bits, activation_bits]
+        cycles = fixed + work * self._cycles_per_mac[weight_bits, activation_bits] + further
         # Memory is not modelled: the published rates are those of whole kernels, loads and stores included.
         latency_ms = cycles / (config.processor.clock_mhz * 1e3)
         metrics = {"latency_ms": latency_ms, "cycles": cycles}
@@ -115,7 +146,7 @@ class ProxyBackend(_ScaledBackend):
         return self.config.limited(self.config.proxy.capabilities(KINDS, self.metrics))
 
     def _simulate(
-        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray
+        self, layers: Sequence[Layer], weight_bits: IntArray, activation_bits: IntArray, further: FloatArray
     ) -> dict[str, FloatArray]:
         if self.config.proxy.metric == "bops":
             figures = _column([float(layer.macs) for layer in layers]) * (weight_bits * activation_bits)

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hardware_samples import MLPERF_TINY, RESNET20, SMALL, known_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from amed_env import BitAllocation, Layer, Precision, Workload
 from amed_env.errors import DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import SystolicBackend, cost_table, evaluate_cost, load_device, parse_device_config
 from amed_env.hardware.registry import make_backend
+from amed_env.tracing.trace import trace
 
 LAYER = Layer("l", "conv", m=100, n=20, k=90)
 MACS = 100 * 20 * 90
@@ -165,3 +167,23 @@ def test_they_pickle(name):
     workload = Workload("one", (LAYER,))
     assert copy.config == device.config
     assert evaluate_cost(copy, workload, workload.uniform(4)) == evaluate_cost(device, workload, workload.uniform(4))
+
+
+def test_operations_between_layers_count_with_the_layer_before():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Conv2d(4, 2, 3),
+    )  # fmt: skip
+    workload = trace(network.eval(), torch.zeros(1, 1, 8, 8)).workload
+    plain = make_backend(parse_device_config(PROCESSOR_YAML))
+    text = PROCESSOR_YAML.replace(
+        "  cycles_per_output: 3\n", "  cycles_per_output: 3\n  cycles_per_element: {max_pool2d: 5}\n"
+    )
+    pooling = make_backend(parse_device_config(text))
+    allocation = workload.uniform(4)
+    before, after = (evaluate_cost(device, workload, allocation) for device in (plain, pooling))
+    assert after["cycles"] - before["cycles"] == pytest.approx(5 * 4 * 4 * 4)
+    assert [layer.metrics["cycles"] for layer in after.layers][1] == before.layers[1].metrics["cycles"]
+    assert after["energy_uj"] > before["energy_uj"]
+    table = cost_table(pooling, workload, (4,), (4,))
+    for row, layer in enumerate(after.layers):
+        assert table.metrics["cycles"][row, 0, 0] == layer.metrics["cycles"]
