@@ -33,6 +33,9 @@ def choose_finalist(
     `result.finalists` with what it was chosen from; trials, their number and the Pareto front stay. Call it before
     `add_report`.
 
+    Where the evaluator `solves_answers`, the chosen one and the best uniform width get weights that are solved for
+    them, if these are better.
+
     Args:
         result: What a search found.
         finalists: How many of its best allocations are looked at.
@@ -41,9 +44,9 @@ def choose_finalist(
         progress: Called with the finalists done and all of them.
 
     Returns:
-        The choice; None, and nothing but uniform widths is scored, if nothing is within the budgets, there are neither
-        more samples than those of the search nor steps of tuning, or there is nothing to choose from. Then
-        `result.best` is the best of the search or of the uniform widths by the samples of the search.
+        The choice; None, and nothing but uniform widths is scored, if the search found nothing within the budgets,
+        there are neither more samples than its own nor steps of tuning, or there is nothing to choose from. Then
+        `result.best` is the best of what it found and of the uniform widths, by the samples of the search.
 
     Raises:
         InputError: If a number is out of range, or the task has no network that could be tuned.
@@ -52,10 +55,10 @@ def choose_finalist(
     """
     check_finalists(result.task, finalists, tune_steps)
     evaluator = result.task.evaluator
+    if result.best is None:
+        return None
     trained = tune_steps > 0 or evaluator.learns or evaluator.solves_answers
     candidates = _candidates(result, finalists, trained)
-    if not candidates:
-        return None
     if not evaluator.learns:  # else the scores of two trials are of different weights
         result.best = best_trial([trial for _, trial in candidates])
     if len(candidates) == 1 and not trained:  # before more samples are read, which takes as long as scoring thousands
@@ -113,7 +116,7 @@ def _candidates(result: SearchResult, count: int, trained: bool) -> list[tuple[s
     if uniform is not None:
         trial = result.baselines[uniform]
         known = any(trial.allocation == other.allocation for other in best)
-        if not known and (trained or not best or not _is_clearly_worse(trial.quality, best[0].quality)):
+        if not known and (trained or not _is_clearly_worse(trial.quality, best[0].quality)):
             candidates.append((uniform, trial))
     return candidates
 

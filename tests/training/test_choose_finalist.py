@@ -15,7 +15,7 @@ from traced import trace_equals_once as trace
 from training_samples import float_network, make_data, samples
 
 import amed_env
-from amed_env import BitAllocation, Task, TrialStore, choose_finalist, make_agent, make_task
+from amed_env import Task, TrialStore, choose_finalist, make_agent, make_task
 from amed_env.agents import Agent
 from amed_env.agents.finalists import _is_clearly_worse
 from amed_env.commands.tables import comparison_table
@@ -223,30 +223,28 @@ def test_nothing_happens_where_quality_is_looked_up_or_has_no_samples():
 
 
 class Only(Agent):
-    """Evaluates one allocation."""
+    """Evaluates one width for all layers."""
 
-    def __init__(self, choose):
-        self.choose = choose
+    def __init__(self, bits):
+        self.bits = bits
 
     def explore(self, session):
-        session.evaluate(self.choose(session.task))
+        session.evaluate(session.task.uniform(self.bits))
 
 
-@pytest.mark.parametrize(
-    ("choose", "found"),
-    [
-        (lambda task: BitAllocation(dict.fromkeys(task.workload.layer_names, (2, 2))), True),  # worse than uniform 4
-        (lambda task: BitAllocation(dict.fromkeys(task.workload.layer_names, (8, 8))), False),  # not within the budget
-    ],
-)
-def test_no_answer_is_worse_than_a_uniform_width_by_its_own_score(choose, found):
+def test_no_answer_is_worse_than_a_uniform_width_by_its_own_score():
     task = make_task("tabular/cifar10-resnet8", budget={"latency": 0.35})
-    result = Only(choose).search(task, 20)
-    assert (result.best is not None) == found
+    result = Only(2).search(task, 20)
+    found = result.best
     assert choose_finalist(result) is None
-    uniform = result.best_uniform()
-    assert result.best is result.baselines[uniform] and task.feasible(result.best.costs)
+    assert result.best is result.baselines[result.best_uniform()] and task.feasible(result.best.costs)
+    assert result.best.quality.order < found.quality.order
     assert result.evaluations == len(result.trials) == 1  # uniform widths are the report's
+
+
+def test_a_search_that_finds_nothing_has_no_answer():
+    result = Only(8).search(make_task("tabular/cifar10-resnet8", budget={"latency": 0.35}), 20)
+    assert result.best is None and choose_finalist(result) is None and result.best is None
 
 
 def test_an_answer_that_beats_all_uniform_widths_stays():
