@@ -223,7 +223,9 @@ def comparison_table(result: SearchResult) -> Table:
         )
         tuned = result.test.get(f"{name}-tuned")
         if tuned is not None:  # what the verdict compares with
-            title = f"{name.replace('uniform-', 'uniform ')}, tuned"
+            # Without steps of tuning its weights were solved for it; see `quantization.allocation_rounding`.
+            how = "tuned" if result.finalists is not None and result.finalists.tune_steps else "solved"
+            title = f"{name.replace('uniform-', 'uniform ')}, {how}"
             table.add_row(title, *quality_cells(None, tuned), *(MISSING for _ in metrics), MISSING)
     of_float = quality_cells(task.float_quality, result.test.get("float"))
     table.add_row("float", *of_float, *(MISSING for _ in metrics), MISSING)
