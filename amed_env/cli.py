@@ -5,8 +5,10 @@ A command is a module of `amed_env.commands`, with its options and what it does.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -120,8 +122,19 @@ bench_app.command("leaderboard")(leaderboard.leaderboard)
 bench_app.command("report")(report.report)
 
 
+def _make_streams_safe() -> None:
+    """Let a command end with its work and not at its output."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it; otherwise the next file that is opened takes its number
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as the process
+    # Names and dashes that a terminal cannot show; in JSON these escapes are the same text.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Entry point of the console script."""
+    _make_streams_safe()
     # Threads that spin while they wait make evaluations 20 times slower where other processes want the cores as
     # well. The OpenMP library reads this when torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

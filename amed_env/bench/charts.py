@@ -200,8 +200,8 @@ def draw_improvement(comparison: Comparison, pairs: Estimate) -> Figure:
                 color="white" if abs(value - 0.5) > 0.33 else DARK,
             )
     names = [agent.name for agent in agents]
-    axes.set_yticks(range(count), names, fontsize=8.5)
-    axes.set_xticks(range(count), names, rotation=45, ha="left", rotation_mode="anchor", fontsize=8.5)
+    axes.set_yticks(range(count), names, parse_math=False, fontsize=8.5)
+    axes.set_xticks(range(count), names, rotation=45, ha="left", rotation_mode="anchor", parse_math=False, fontsize=8.5)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -231,7 +231,7 @@ def draw_splits(comparison: Comparison) -> Figure:
         floor, color=ACCENT, linestyle=(0, (2, 2)), linewidth=1.1, label="optimum of the search split, on test"
     )
     _regret_scale(axes, "x", float(max(on_search.high.max(), on_test.high.max())))
-    axes.set_yticks(rows, [agent.name for agent in agents], fontsize=8.5)
+    axes.set_yticks(rows, [agent.name for agent in agents], parse_math=False, fontsize=8.5)
     axes.set_xlabel("regret at the end (accuracy points), to the optimum of the same split")
     axes.grid(axis="x", color=_GRID, linewidth=0.7)
     tidy(axes)

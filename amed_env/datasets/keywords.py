@@ -9,6 +9,7 @@ Limited-Vocabulary Speech Recognition, arXiv 1804.03209, 2018 (CC BY 4.0).
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,32 @@ def keyword_samples(folder: Path | None = None) -> Samples:
             arrays = {name: archive[name] for name in _ARRAYS}
     except FileNotFoundError as error:
         raise DataError(f"the keyword samples {path} do not exist; {cure}") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"the keyword samples {path} cannot be read: {type(error).__name__}: {error}; {cure}"
         ) from error
     for name, shape in _ARRAYS.items():
         if arrays[name].shape != shape:
             raise DataError(f"{path}: {name!r} has shape {arrays[name].shape}, expected {shape}; {cure}")
+    _check_values(arrays, f"{path}: ", cure)
     features = (arrays["x"].astype(np.float32) - np.float32(arrays["zero"])) * np.float32(arrays["scale"])
     inputs = torch.from_numpy(features.reshape(-1, *FEATURE_SHAPE))
     return Samples(inputs, torch.from_numpy(arrays["y"].astype(np.int64)), "keywords")
+
+
+def _check_values(arrays: dict[str, np.ndarray], where: str, cure: str) -> None:
+    """Check what a damaged or foreign file would change without a word.
+
+    Raises:
+        DataError: If a type or a value is none that the file has.
+    """
+    for name in ("x", "y"):
+        if arrays[name].dtype.kind not in "iu":
+            raise DataError(f"{where}{name!r} holds {arrays[name].dtype}, expected integers; {cure}")
+    labels = arrays["y"]
+    if labels.min() < 0 or labels.max() >= CLASSES:
+        raise DataError(f"{where}labels are {labels.min()} to {labels.max()}, expected 0 to {CLASSES - 1}; {cure}")
+    scale = float(arrays["scale"])
+    if not (np.isfinite(scale) and scale > 0 and np.isfinite(float(arrays["zero"]))):
+        zero = float(arrays["zero"])
+        raise DataError(f"{where}the scale is {scale} with zero {zero}, expected a positive one; {cure}")

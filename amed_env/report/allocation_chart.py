@@ -79,7 +79,7 @@ def _draw_widths(axes: Axes, allocation: BitAllocation, names: Sequence[str]) ->
                 fontsize=7 if apart else 8.5,
                 color=DARK,
             )
-    axes.set_yticks(rows, names, fontsize=8.5)
+    axes.set_yticks(rows, names, parse_math=False, fontsize=8.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, max(*weights, *activations) * 1.1)
     axes.set_xlabel("bits" if apart else "bits of weights and activations")

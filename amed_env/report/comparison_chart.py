@@ -57,8 +57,12 @@ def draw_comparison(results: Sequence[Mapping[str, Any]]) -> Figure:
                 fontsize=9 if weight == activation else 7,
                 color="white" if scale(widths[row, column]) > 0.45 else DARK,
             )
-    axes.set_yticks(range(len(results)), [_label(result) for result in results], fontsize=8.5, linespacing=1.3)
-    axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(
+        range(len(results)), [_label(result) for result in results], parse_math=False, fontsize=8.5, linespacing=1.3
+    )
+    axes.set_xticks(
+        range(len(layers)), layers, rotation=45, ha="right", rotation_mode="anchor", parse_math=False, fontsize=8
+    )
     axes.set_xticks(np.arange(len(layers) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(results) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from amed_env.problem.objective import BUDGET_METRICS
@@ -35,7 +36,7 @@ def tidy(axes: Axes) -> None:
 
 def layer_axis(axes: Axes, names: Sequence[str], title: str) -> None:
     """Layers from top to bottom, and a titled axis below with a light grid."""
-    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_yticks(range(len(names)), names, parse_math=False, fontsize=8.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(title)
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -56,9 +57,23 @@ def png(figure: Figure) -> bytes:
 
 def picture(figure: Figure, form: str) -> bytes:
     """The figure as a file of a format that matplotlib knows: `png`, `svg`, `pdf`."""
+    _without_formulas(figure)
     stream = io.BytesIO()
     figure.savefig(stream, format=form, dpi=DOTS_PER_INCH)
     return stream.getvalue()
+
+
+def _without_formulas(figure: Figure) -> None:
+    """Let text stand as it is: a layer's name with dollars is no formula. Numbers at the axes may be powers of ten."""
+    numbers = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in numbers:
+            text.set_parse_math(False)
 
 
 def metric_title(metric: str) -> str:

@@ -101,7 +101,7 @@ def draw_unseen(axes: Axes, result: SearchResult, values: list[UnseenValue]) -> 
             fontsize=9,
             color=ACCENT if is_answer else DARK,
         )
-    axes.set_xticks(range(len(values)), [unseen.title for unseen in values], fontsize=8.5)
+    axes.set_xticks(range(len(values)), [unseen.title for unseen in values], parse_math=False, fontsize=8.5)
     axes.set_xlim(-0.6, len(values) - 0.4)
     axes.margins(y=0.25)
     axes.set_ylabel(score.label)

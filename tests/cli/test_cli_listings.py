@@ -22,6 +22,18 @@ from amed_env.tracing.original import class_scores
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_a_dash_ends_no_command(encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-m", "amed_env", "agents"], capture_output=True, env=environment)
+    assert done.returncode == 0 and b"\\u2013" in done.stdout and b"Traceback" not in done.stderr
+
+
+def test_a_closed_output_ends_no_command():
+    text = f"{sys.executable} -m amed_env agents --json >&- 2>&-"
+    assert subprocess.run(text, shell=True).returncode == 0
+
+
 @pytest.mark.parametrize(("command", "name"), [("tasks", "digits-cnn"), ("devices", "bitfusion"), ("agents", "greedy")])
 def test_listing(amed, command, name):
     assert name in amed(command).out

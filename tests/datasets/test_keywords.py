@@ -63,6 +63,35 @@ def test_damage_is_named_with_the_cure(archive, tmp_path, damage, message):
     assert "amed fetch kws-dscnn" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": np.full(1000, 200, np.uint8)}, "labels are 200 to 200, expected 0 to 11"),
+        ({"y": np.zeros(1000)}, "'y' holds float64, expected integers"),
+        ({"x": np.zeros((1000, 490), np.float32)}, "'x' holds float32, expected integers"),
+        ({"scale": np.float32(0)}, "the scale is 0.0"),
+        ({"scale": np.float32(-0.5)}, "the scale is -0.5"),
+        ({"scale": np.float32("nan")}, "the scale is nan"),
+    ],
+)
+def test_values_that_the_file_cannot_have_are_refused(archive, tmp_path, change, message):
+    path, arrays = archive
+    np.savez(path, **{**arrays, **change})
+    with pytest.raises(DataError, match=message):
+        keywords.keyword_samples(tmp_path)
+
+
+def test_flipped_bits_in_packed_samples_are_damage(archive, tmp_path):
+    path, arrays = archive
+    np.savez_compressed(path, **arrays)
+    content = bytearray(path.read_bytes())
+    for place in range(200, 5_000, 97):
+        content[place] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="cannot be read"):
+        keywords.keyword_samples(tmp_path)
+
+
 @pytest.mark.data("kws-dscnn")
 def test_the_real_splits_are_fixed(amed_data_dir):
     splits = keywords.keyword_splits(amed_data_dir)

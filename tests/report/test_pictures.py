@@ -10,6 +10,7 @@ from small_task import BitProportional, SharedBuffer, UnlabelledEvaluator, formu
 from amed_env import Quality, SearchResult
 from amed_env.agents.searchers.baselines import RandomAgent, UniformAgent
 from amed_env.report import draw_allocation, draw_pareto, png
+from amed_env.report.style import layer_axis, new_figure, picture
 
 
 def texts(figure):
@@ -137,3 +138,14 @@ def test_points_have_bars_of_one_standard_error():
         heights.max() - heights.min() for heights in segments if heights.mean() == pytest.approx(100 * best.accuracy)
     ]
     assert lengths and lengths[0] == pytest.approx(2 * expected)
+
+
+@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+def test_dollars_in_names_are_no_formulas(form):
+    figure = new_figure(4, 3)
+    axes = figure.subplots()
+    axes.set_title(r"task $\nothing{")
+    axes.text(0, 0, "x_$^$")
+    axes.set_xscale("log")
+    layer_axis(axes, [r"a$\frac{1$b", "x_$^$"], "$ms$")
+    assert picture(figure, form)
