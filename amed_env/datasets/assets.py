@@ -21,6 +21,7 @@ from amed_env.datasets import cifar10, fashion_mnist, keywords
 from amed_env.datasets.download import Download
 from amed_env.errors import DataError, DownloadError, NetworkError
 from amed_env.networks.mlperf_tiny import pretrained_ds_cnn, pretrained_resnet8
+from amed_env.networks.resnet_cifar import DIGESTS
 from amed_env.networks.weights import read_weights, weights_digest
 from amed_env.support.data_files import (
     CIFAR10_FILES,
@@ -40,12 +41,6 @@ from amed_env.support.data_files import (
 from amed_env.support.files import write_atomically
 
 _LOG = logging.getLogger(__name__)
-
-DIGESTS = {
-    RESNET20_WEIGHTS: "dd23b404be3e7a2813b9ac3b09106e7055253826842257381b35302ed256f995",
-    RESNET56_WEIGHTS: "d74b94a30c0f0bd9c1a559845f94e895233f8e30aa9ed4e3a0812f8694af5a1f",
-}
-"""`weights_digest` of the published weights, whatever file their tensors lie in."""
 
 
 @dataclass(frozen=True)

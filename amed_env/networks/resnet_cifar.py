@@ -16,6 +16,12 @@ from amed_env.errors import NetworkError
 from amed_env.networks.weights import load_fetched, load_weights
 from amed_env.support.data_files import RESNET20_WEIGHTS, RESNET56_WEIGHTS
 
+DIGESTS = {
+    RESNET20_WEIGHTS: "dd23b404be3e7a2813b9ac3b09106e7055253826842257381b35302ed256f995",
+    RESNET56_WEIGHTS: "d74b94a30c0f0bd9c1a559845f94e895233f8e30aa9ed4e3a0812f8694af5a1f",
+}
+"""`weights_digest` of the published weights, whatever file their tensors lie in."""
+
 _WIDTHS = (16, 32, 64)
 
 
@@ -117,7 +123,7 @@ def pretrained_resnet20(folder: Path | None = None) -> CifarResNet:
     Raises:
         NetworkError: If the weights are missing or damaged.
     """
-    return load_fetched(CifarResNet(20), RESNET20_WEIGHTS, "cifar10-resnet20", folder)
+    return load_fetched(CifarResNet(20), RESNET20_WEIGHTS, "cifar10-resnet20", folder, digest=DIGESTS[RESNET20_WEIGHTS])
 
 
 def pretrained_resnet56(folder: Path | None = None) -> CifarResNet:
@@ -129,7 +135,7 @@ def pretrained_resnet56(folder: Path | None = None) -> CifarResNet:
     Raises:
         NetworkError: If the weights are missing or damaged.
     """
-    return load_fetched(CifarResNet(56), RESNET56_WEIGHTS, "cifar10-resnet56", folder)
+    return load_fetched(CifarResNet(56), RESNET56_WEIGHTS, "cifar10-resnet56", folder, digest=DIGESTS[RESNET56_WEIGHTS])
 
 
 def _resnet(depth: int, weights: str | Path | None) -> CifarResNet:

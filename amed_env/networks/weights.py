@@ -94,7 +94,14 @@ def load_shipped(module: M, file: str) -> M:
         return load_weights(module, path).eval()
 
 
-def load_fetched(module: M, file: str, task: str, folder: Path | None, layers: Mapping[str, str] | None = None) -> M:
+def load_fetched(
+    module: M,
+    file: str,
+    task: str,
+    folder: Path | None,
+    layers: Mapping[str, str] | None = None,
+    digest: str | None = None,
+) -> M:
     """Load weights of the data folder, and turn to eval mode.
 
     Args:
@@ -103,9 +110,10 @@ def load_fetched(module: M, file: str, task: str, folder: Path | None, layers: M
         task: The task whose download brings it, for messages.
         folder: The data folder; by default `data_dir()`.
         layers: As for `load_weights`.
+        digest: `weights_digest` of the published weights; None if every maker of the file gets other last bits.
 
     Raises:
-        NetworkError: If the weights are missing or damaged.
+        NetworkError: If the weights are missing or damaged, or are others than the published ones.
     """
     path = data_path(file, folder)
     if not path.is_file():
@@ -113,7 +121,15 @@ def load_fetched(module: M, file: str, task: str, folder: Path | None, layers: M
             f"the weights of {task} are missing: {path} does not exist; run `amed fetch {task}`, or set "
             f"{DATA_DIR_VARIABLE} to the folder that has them."
         )
-    return load_weights(module, path, layers).eval()
+    load_weights(module, path, layers)
+    # A flipped bit gives a network that runs and answers a little otherwise, which nobody would notice.
+    found = None if digest is None else weights_digest(module.state_dict())
+    if found != digest:
+        raise NetworkError(
+            f"{path} holds other weights than the published ones of {task} (digest {found}, expected {digest}); delete "
+            f"it and run `amed fetch {task}`."
+        )
+    return module.eval()
 
 
 def _renamed(name: str, layers: Mapping[str, str]) -> str:

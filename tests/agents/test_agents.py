@@ -324,3 +324,9 @@ def test_uniform_widths_that_the_search_evaluated_are_not_evaluated_again():
         allocation, baseline = task.uniform(bits), result.baselines[f"uniform-{bits}"]
         assert (allocation in evaluated) == (allocation not in tried)
         assert baseline.allocation == allocation and baseline is tried.get(allocation, baseline)
+
+
+def test_a_learner_that_diverges_says_so():
+    agent = make_agent("ppo", ent_coef=1e308, warm_start_steps=0)
+    with pytest.raises(AgentError, match=r"'ppo' diverged after [0-9,]+ steps: weights .* NaN or infinite"):
+        agent.search(formula_task(budget={"latency": 0.6}), 200, 0)

@@ -86,3 +86,18 @@ def test_pretrained_accuracy(amed_data_dir, pretrained, step, correct):
     samples = samples.subset(range(0, len(samples), step))
     # An image or two may lie on the edge of rounding.
     assert count_correct(pretrained(amed_data_dir), samples) == pytest.approx(correct, abs=2)
+
+
+@pytest.mark.data("cifar10-resnet20")
+def test_two_flipped_bits_are_noticed(amed_data_dir, tmp_path):
+    source, target = amed_data_dir / RESNET20_WEIGHTS, tmp_path / RESNET20_WEIGHTS
+    content = bytearray(source.read_bytes())
+    for place in (
+        -5_000,
+        -70_001,
+    ):  # low bits of two weights: all stay finite, and the network answers a little otherwise
+        content[place] ^= 1
+    target.parent.mkdir(parents=True)
+    target.write_bytes(bytes(content))
+    with pytest.raises(NetworkError, match="other weights than the published ones"):
+        pretrained_resnet20(tmp_path)

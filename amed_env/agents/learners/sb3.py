@@ -8,10 +8,13 @@ hyperparameters of their own; any other class of the library has those of the li
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sb3_contrib import QRDQN
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3 import DQN
@@ -30,7 +33,7 @@ from amed_env.agents.options import check_options, number_between, true_or_false
 from amed_env.agents.protocol import Agent
 from amed_env.agents.session import SearchSession
 from amed_env.envs.layer_wise import LayerWiseEnv, RewardKind
-from amed_env.errors import AgentError
+from amed_env.errors import AgentError, AmedError
 from amed_env.support.registry import import_object
 from amed_env.support.threads import torch_threads, unchecked_distributions
 from amed_env.tasks.task import Task
@@ -46,6 +49,27 @@ _OWN_OPTIONS = (
 def silent_logger() -> Logger:
     """A logger that writes nothing; the library's own makes an empty folder among the temporary files for each run."""
     return Logger(folder=None, output_formats=[])
+
+
+@contextmanager
+def divergence_named(agent: str, model: BaseAlgorithm) -> Iterator[None]:
+    """Say of a learner whose weights are no numbers any more that it diverged, whatever its library raises then.
+
+    Raises:
+        AgentError: If it did; errors of learners that are sound pass.
+    """
+    try:
+        yield
+    except AmedError:
+        raise
+    except Exception as error:
+        if all(bool(torch.isfinite(weights).all()) for weights in model.policy.parameters()):
+            raise
+        raise AgentError(
+            f"agent {agent!r} diverged after {model.num_timesteps:,} steps: weights of its network are NaN or "
+            "infinite. Look at its hyperparameters, first of all at learning_rate, ent_coef and max_grad_norm; finished "
+            "trials are kept, and --resume goes on from them."
+        ) from error
 
 
 class SB3Agent(Agent):
@@ -158,7 +182,8 @@ class SB3Agent(Agent):
             callback = UntilEnded(session, steps_an_episode)
             steps = _SCHEDULE_EVALUATIONS * steps_an_episode
             while not session.ended and not callback.stalled:
-                model.learn(steps, callback=callback, reset_num_timesteps=False, log_interval=1)
+                with divergence_named(self.name, model):
+                    model.learn(steps, callback=callback, reset_num_timesteps=False, log_interval=1)
 
     def environment(self, session: SearchSession, count: int) -> VecEnv:
         """Environments with the true reward, evaluated through a session."""
@@ -220,7 +245,8 @@ class SB3Agent(Agent):
     def _practise(self, model: BaseAlgorithm, session: SearchSession) -> None:
         """Train a copy on the predicted reward and take over its weights; its optimiser and memory are left behind."""
         practised = self._model(self.practice(session.task), session)
-        practised.learn(self.warm_start_steps, callback=SayProgress(session, self.warm_start_steps))
+        with divergence_named(self.name, practised):
+            practised.learn(self.warm_start_steps, callback=SayProgress(session, self.warm_start_steps))
         model.policy.load_state_dict(practised.policy.state_dict())
         session.say("")
         self._answer(practised, session)
