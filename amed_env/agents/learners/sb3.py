@@ -67,7 +67,7 @@ def divergence_named(agent: str, model: BaseAlgorithm) -> Iterator[None]:
             raise
         raise AgentError(
             f"agent {agent!r} diverged after {model.num_timesteps:,} steps: weights of its network are NaN or "
-            "infinite. Look at its hyperparameters, first of all at learning_rate, ent_coef and max_grad_norm; finished "
+            "infinite. Look at its hyperparameters, above all learning_rate, ent_coef and max_grad_norm; finished "
             "trials are kept, and --resume goes on from them."
         ) from error
 
