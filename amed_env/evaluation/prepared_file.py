@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from amed_env.errors import AmedError
+from amed_env.networks.weights import tensor_file
 from amed_env.quantization.layers import PreparedWidth
 from amed_env.quantization.network import QuantizedNetwork
 
@@ -57,9 +57,9 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def file_content(tensors: Mapping[str, torch.Tensor], made: Mapping[str, Any]) -> bytes:
-    """The bytes of a file; one entry of metadata beside the format, so that equal contents make equal files."""
+    """The bytes of a file; equal contents make equal files."""
     facts = json.dumps({**made, "digest": digest_of(tensors)}, sort_keys=True)
-    return save(dict(tensors), {"format": FORMAT, "made": facts})
+    return tensor_file(tensors, {"format": FORMAT, "made": facts})
 
 
 def read_prepared(network: QuantizedNetwork, path: Path) -> PreparedFile:

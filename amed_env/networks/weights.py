@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from amed_env.errors import NetworkError
@@ -40,6 +41,22 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise NetworkError(
             f"the weight file {path} is damaged or no safetensors file ({error}); delete it and fetch it again."
         ) from error
+
+
+def tensor_file(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file; equal contents make equal bytes, which the library's own order of metadata does not.
+
+    Args:
+        tensors: What it holds, contiguous.
+        metadata: Texts by name.
+    """
+    content = save(dict(tensors), dict(metadata))
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the library aligns what follows to eight bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def load_weights(module: M, path: str | Path, layers: Mapping[str, str] | None = None) -> M:

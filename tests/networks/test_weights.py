@@ -1,10 +1,12 @@
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from amed_env.errors import NetworkError
 from amed_env.networks import load_weights, weights_digest
+from amed_env.networks.weights import tensor_file
 
 
 def network(seed=0):
@@ -90,3 +92,20 @@ def test_digest_is_of_names_shapes_types_and_values():
         {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3], dtype=torch.int32)},
     ]
     assert len({weights_digest(tensors), *map(weights_digest, others)}) == 5
+
+
+def test_equal_contents_make_equal_files(tmp_path):
+    metadata = {"format": "a", "made": "mit Ümlaut", "further": "{}", "last": '"quoted"'}
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a/1": torch.ones(3, dtype=torch.int8), "c": torch.zeros(())}
+    contents = {
+        tensor_file(dict(order), dict(reversed(metadata.items())))
+        for order in (tensors.items(), reversed(list(tensors.items())))
+        for _ in range(5)
+    }
+    assert len(contents) == 1
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(contents.pop())
+    with safe_open(path, "pt") as stream:
+        assert stream.metadata() == metadata
+        for name, tensor in tensors.items():
+            assert torch.equal(stream.get_tensor(name), tensor)
