@@ -99,7 +99,7 @@ def test_equal_contents_make_equal_files(tmp_path):
     tensors = {"b": torch.arange(6.0).reshape(2, 3), "a/1": torch.ones(3, dtype=torch.int8), "c": torch.zeros(())}
     contents = {
         tensor_file(dict(order), dict(reversed(metadata.items())))
-        for order in (tensors.items(), reversed(list(tensors.items())))
+        for order in (list(tensors.items()), list(tensors.items())[::-1])
         for _ in range(5)
     }
     assert len(contents) == 1
