@@ -18,6 +18,7 @@ from amed_env.errors import WorkloadError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.memory_plan import NetworkMemory
 from amed_env.problem.operations import Operation
+from amed_env.support.files import read_limited
 from amed_env.support.text import read_csv, repeated
 
 LayerKind = Literal["conv", "depthwise", "linear", "matmul", "transposed", "embedding"]
@@ -30,6 +31,7 @@ BASIC_KINDS: dict[LayerKind, LayerKind] = {
 """What a kind is taken for by devices and features that know the first four kinds only."""
 CSV_COLUMNS = ("name", "kind", "m", "n", "k", "groups")
 CSV_OPTIONAL = ("input_elements", "weight_elements", "output_elements")
+_LARGEST_FILE_MIB = 64  # rows of a million layers
 _LARGEST = 2**40  # a dimension beyond this is a typing error, and products would leave int64
 
 
@@ -228,8 +230,8 @@ class Workload:
             WorkloadError: If the file is missing or malformed; the message has file and line.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_limited(path, _LARGEST_FILE_MIB, pipes=True).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             raise WorkloadError(f"cannot read the layer file {path}: {error}.") from error
         return cls.parse_csv(text, name=Path(path).stem, where=str(path))
 

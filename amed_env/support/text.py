@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from amed_env.errors import AmedError
 
+# C0 and C1 controls but tab and line feed, delete, line separators, and what changes the direction of writing.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _MOST_NAMED = 5  # names in a message; more would not be read
+
+
+def printable(text: str) -> str:
+    r"""Text of others as a terminal may get it: control characters and the like as escapes of Python (`\x1b`)."""
+    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def printable_json(text: str) -> str:
+    """A JSON document with the same characters as escapes of JSON; it has them nowhere but in its texts."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def first_few(names: Sequence[object]) -> str:
     """The first names of a list, and how many more there are."""
     more = len(names) - _MOST_NAMED
-    return ", ".join(map(str, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+    return printable(", ".join(map(str, names[:_MOST_NAMED]))) + (f" and {more} more" if more > 0 else "")
 
 
 def repeated(names: Iterable[str]) -> list[str]:

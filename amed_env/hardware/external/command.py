@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -20,14 +21,19 @@ from typing import IO, Any
 from amed_env.errors import BackendError, DeviceError
 from amed_env.hardware.external.command_config import CommandConfig
 from amed_env.hardware.external.command_format import ANSWER_FORMAT, read_answer, request_text
-from amed_env.hardware.external.processes import describe_end, kill_group, tail
+from amed_env.hardware.external.processes import (
+    LARGEST_OUTPUT_MIB,
+    OutputTooLargeError,
+    describe_end,
+    kill_group,
+    tail,
+    wait_for,
+)
 from amed_env.hardware.files.layer_choices import LayerwiseBackend
 from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, require_allowed
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.workload import Workload
 
-LARGEST_ANSWER_MIB = 64
-"""A program that writes more than this has lost its way."""
 _START_ADVICE = {
     errno.ENOENT: "; check its path",
     errno.EACCES: "; make it executable (chmod +x)",
@@ -172,7 +178,12 @@ class CommandBackend(LayerwiseBackend):
             process = self._start(stdin, stdout, stderr)
             group.add(process)
             try:
-                code = process.wait(self.timeout_s)
+                code = wait_for(process, math.inf if self.timeout_s is None else self.timeout_s, (stdout, stderr))
+            except OutputTooLargeError:
+                raise BackendError(
+                    f"device {self.name!r}: {self.config.command[0]} wrote more than {LARGEST_OUTPUT_MIB} MiB on "
+                    "standard output or standard error and was killed."
+                ) from None
             except subprocess.TimeoutExpired:
                 kill_group(process)
                 raise BackendError(
@@ -185,8 +196,6 @@ class CommandBackend(LayerwiseBackend):
             if code != 0:
                 failure = f"{self.config.command[0]} failed with {describe_end(code)}"
                 raise BackendError(f"device {self.name!r}: {failure}{_stderr_text(stderr)}.")
-            if stdout.seek(0, 2) > LARGEST_ANSWER_MIB * 2**20:
-                raise BackendError(f"device {self.name!r}: the answer is larger than {LARGEST_ANSWER_MIB} MiB.")
             stdout.seek(0)
             try:
                 return stdout.read().decode()

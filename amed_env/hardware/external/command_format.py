@@ -14,7 +14,7 @@ from amed_env.hardware.protocol import Cost, LayerCost
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.operations import Operation
 from amed_env.problem.workload import BASIC_KINDS, Workload
-from amed_env.support.text import shortened
+from amed_env.support.text import first_few, printable, shortened
 
 RequestFormat = Literal["amed-request/1", "amed-request/2"]
 REQUEST_FORMAT: RequestFormat = "amed-request/1"
@@ -93,7 +93,7 @@ def read_answer(text: str, workload: Workload, allocation: BitAllocation, device
                 advice = (
                     " (searches leave out what the device's file says that it cannot run: see pairs, kinds, layers)"
                 )
-            raise kind(f"{here}: {document[key]}{advice}")
+            raise kind(f"{here}: {printable(str(document[key]))}{advice}")
     _check_keys(document, {"format", "total", "layers"}, here)
     if not isinstance(document.get("total"), dict):
         raise BackendError(f"{here}: the answer has no object 'total' of metric name to number.")
@@ -108,8 +108,8 @@ def _layers(entries: Any, workload: Workload, allocation: BitAllocation, here: s
     names = tuple(entry.get("name") for entry in entries)
     if names != workload.layer_names:
         raise BackendError(
-            f"{here}: the answer has the layers {', '.join(map(str, names))}; expected "
-            f"{', '.join(workload.layer_names)}, in this order."
+            f"{here}: the answer has the layers {first_few(names)}; expected {first_few(workload.layer_names)}, in "
+            "this order."
         )
     layers = []
     for entry in entries:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,10 +25,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from amed_env.errors import AllocationError, DeviceError
+from amed_env.hardware.files.device_files import LARGEST_TABLE_MIB
 from amed_env.hardware.files.yaml_faults import Text
 from amed_env.hardware.protocol import METRIC_UNITS
 from amed_env.hardware.tables.lookup_table import Interpolation, LookupTable, precision_axes
 from amed_env.problem.allocation import Precision, check_bits
+from amed_env.support.files import read_limited
 from amed_env.support.text import CsvTable, read_csv
 
 FORMAT = "amed-table/1"
@@ -74,7 +77,7 @@ def load_table(path: Path, clock_mhz: float | None = None) -> LookupTable:
     if path.suffix.lower() == ".npy":
         return _read_npy(path, clock_mhz)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_limited(path, LARGEST_TABLE_MIB).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DeviceError(f"cannot read the table {path}: {error}.") from error
     return with_clock(parse_csv(text, str(path)), clock_mhz)
@@ -173,11 +176,11 @@ def _amed_table(table: CsvTable, where: str) -> LookupTable:
 def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     where = str(path)
     try:
-        array = np.load(path, allow_pickle=False)
+        array = _array_of(read_limited(path, LARGEST_TABLE_MIB))
     except Exception as error:  # whatever a damaged file makes numpy raise
         raise DeviceError(f"cannot read the table {path}: {error}.") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise DeviceError(f"{where}: expected an array of numbers, found {getattr(array, 'dtype', 'something else')}.")
+    if array.dtype.kind not in "fiu":
+        raise DeviceError(f"{where}: expected an array of numbers, found {array.dtype}.")
     if np.isnan(array).any():
         raise DeviceError(f"{where}: the array has values that are no numbers; a cost is finite and not negative.")
     sidecar = path.with_suffix(".json")
@@ -199,7 +202,7 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
             f"{where}: the array has shape {array.shape}, expected {expected} for (metrics, layers, weight widths, "
             f"activation widths): {advice}."
         )
-    values = array.astype(np.float64).reshape(len(metrics), count, -1)
+    values = array.astype(np.float64).reshape(len(metrics), count, len(weights) * len(activations))
     provenance = dict(facts.get("provenance", {}))
     if not facts:
         provenance = {"imported from": "HAQ, cycles at 1 to 8 bits"}
@@ -208,9 +211,25 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     return with_clock(table, facts.get("clock_mhz") if clock_mhz is None else clock_mhz)
 
 
+def _array_of(content: bytes) -> np.ndarray[Any, Any]:
+    """The array of an NPY file.
+
+    Raises:
+        ValueError: If it is none, or its header announces more than the file has.
+    """
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    # Before numpy allocates it: a few bytes of header can announce any size.
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"its header announces {dtype} of shape {shape}, which is not the size of the file")
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+
+
 def _read_sidecar(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8-sig"))
+        facts = json.loads(read_limited(path, LARGEST_TABLE_MIB).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DeviceError(f"cannot read {path}: {error}.") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:

@@ -49,8 +49,10 @@ class LookupTable:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.metrics or not self.precisions:
+        if not self.metrics or not self.precisions or not len(self):
             raise DeviceError(f"{self.where}: the table is empty.")
+        if self.layers is not None and "" in self.layers:
+            raise DeviceError(f"{self.where}: layer number {self.layers.index('')} has no name.")
         for axis, names in (("layer", self.layers or ()), ("precision", self.precisions)):
             twice = repeated(map(str, names))
             if twice:

@@ -216,6 +216,25 @@ def test_a_hanging_program_is_killed_with_everything_that_it_started(program, tm
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_program_that_writes_without_end_is_killed(program, monkeypatch, stream):
+    monkeypatch.setattr("amed_env.hardware.external.processes.LARGEST_OUTPUT_MIB", 1)
+    device = program(f"import sys\nwhile True: sys.{stream}.write('x' * 9999)\n", retries=0, timeout_s=1000)
+    with pytest.raises(BackendError, match=r"wrote more than .* MiB on standard .* and was killed"):
+        evaluate_cost(device, SMALL, SMALL.uniform(8))
+
+
+def test_nothing_of_a_program_can_control_a_terminal(program):
+    for body in (
+        "import sys\nsys.stderr.write('\\x1b[2Jgone\\x07')\nsys.exit(1)",
+        'print(\'{"format": "amed-answer/1", "error": "\\\\u001b[2Jgone"}\')',
+        "print('\\x1b[2Jgone')",
+    ):
+        with pytest.raises(BackendError, match=r"\\x1b\[2Jgone") as caught:
+            evaluate_cost(program(body, retries=0), SMALL, SMALL.uniform(8))
+        assert "\x1b" not in str(caught.value)
+
+
 def test_a_program_that_neither_reads_nor_ends_its_children_does_not_hang(program):
     body = (
         "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])\n"
