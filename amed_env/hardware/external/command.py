@@ -53,7 +53,7 @@ class CommandBackend(LayerwiseBackend):
     def __init__(self, config: CommandConfig) -> None:
         self.config = config
         self.name, self.description = config.name, config.description
-        self.metrics: Mapping[str, str] = dict(config.metrics)
+        self.metrics: Mapping[str, str] = config.known_units
         self.bits = tuple(sorted({*config.widths[0], *config.widths[1]}))
         self.layer_pairs = config.layers or {}
         self.timeout_s: float | None = config.timeout_s
@@ -111,16 +111,19 @@ class CommandBackend(LayerwiseBackend):
         texts = [self._known(question) for question in questions]
         missing = [i for i, text in enumerate(texts) if text is None]
         costs: list[Cost | None] = [
-            None if text is None else read_answer(text, workload, allocation, self.name)
+            None if text is None else self._read(text, workload, allocation)
             for text, allocation in zip(texts, ordered, strict=True)
         ]
         # The first failure ends it: with a program that hangs, each of the others would cost the whole timeout again.
         with closing(self._runs([requests[i] for i in missing])) as answers:
             for i, answer in zip(missing, answers, strict=True):
                 text = answer()
-                costs[i] = read_answer(text, workload, ordered[i], self.name)
+                costs[i] = self._read(text, workload, ordered[i])
                 self._keep(questions[i], text)
         return [cost for cost in costs if cost is not None]
+
+    def _read(self, text: str, workload: Workload, allocation: BitAllocation) -> Cost:
+        return read_answer(text, workload, allocation, self.name, self.config.conversions)
 
     def _runs(self, requests: Sequence[str]) -> Generator[Callable[[], str]]:
         """For every request in order a function that returns its answer or raises; workers run ahead."""

@@ -186,6 +186,18 @@ def test_what_a_program_does_wrong_is_named(program, body, message):
         evaluate_cost(device, SMALL, SMALL.uniform(4))
 
 
+def test_microseconds_of_a_program_become_milliseconds(program, tmp_path):
+    body = (HONEST + ANSWER).replace('"latency_ms"', '"latency_us"')
+    device = program(body, metrics={"latency_us": "us"}, additive=True, bits=[2, 4, 8])
+    assert device.metrics == {"latency_ms": "ms"}
+    cost = evaluate_cost(device, SMALL, SMALL.uniform(4))
+    assert cost["latency_ms"] == pytest.approx(latency(4) / 1000) and "latency_us" not in cost.metrics
+    check_hardware(device)
+    for metrics in ({"latency_us": "ms"}, {"latency_us": "us", "latency_ms": "ms"}):
+        with pytest.raises(DeviceError, match="latency_us"):
+            program(body, metrics=metrics)
+
+
 def test_a_program_may_refuse_a_precision(program, tmp_path):
     refusal = 'print(json.dumps({"format": "amed-answer/1", "unsupported": "no 2 bits here"}))\n'
     device = program(HONEST + refusal, retries=3)
