@@ -21,7 +21,8 @@ from amed_env.hardware.costs import (
     lower_bounds,
     precision_costs,
 )
-from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, HardwareBackend
+from amed_env.hardware.metrics import METRIC_UNITS
+from amed_env.hardware.protocol import Capabilities, Cost, HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS, BitAllocation, Precision
 from amed_env.problem.workload import KINDS, Layer, Workload
 from amed_env.support.text import shortened

@@ -23,7 +23,8 @@ from amed_env.hardware.costs import (
     precision_costs,
 )
 from amed_env.hardware.faults import FaultLog
-from amed_env.hardware.protocol import METRIC_UNITS, Cost, HardwareBackend
+from amed_env.hardware.metrics import METRIC_UNITS
+from amed_env.hardware.protocol import Cost, HardwareBackend
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.constraints import allowed_choices, least_choosable, least_rest
 from amed_env.problem.memory_limits import MemoryRows, memory_rows

@@ -14,8 +14,8 @@ from amed_env.hardware.external.command_format import REQUEST_FORMAT, RequestFor
 from amed_env.hardware.files.layer_choices import PairsByKind, PairsByLayer, check_pairs
 from amed_env.hardware.files.yaml_faults import Text, validated
 from amed_env.hardware.files.yaml_lines import YamlDocument
-from amed_env.hardware.metric_names import known_metric
-from amed_env.hardware.protocol import METRIC_UNITS, HardwareBackend
+from amed_env.hardware.metrics import METRIC_UNITS, known_metric
+from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS
 from amed_env.problem.units import plain_unit
 from amed_env.problem.workload import KINDS, LayerKind

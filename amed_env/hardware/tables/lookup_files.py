@@ -27,8 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from amed_env.errors import AllocationError, DeviceError, did_you_mean
 from amed_env.hardware.files.device_files import LARGEST_TABLE_MIB
 from amed_env.hardware.files.yaml_faults import Text
-from amed_env.hardware.metric_names import known_metric
-from amed_env.hardware.protocol import METRIC_UNITS
+from amed_env.hardware.metrics import METRIC_UNITS, known_metric
 from amed_env.hardware.tables.lookup_table import Interpolation, LookupTable, precision_axes
 from amed_env.problem.allocation import Precision, check_bits
 from amed_env.problem.units import plain_unit
