@@ -60,8 +60,8 @@ class DeviceCosts:
     def table(self) -> dict[str, npt.NDArray[np.float64]]:
         """Metric to the cost of every layer at every choice, float64 (L, P), for the metrics that add up.
 
-        On a device whose costs do not add up these are `weight_kib`, `flash_kib` and `bops` alone, but for those that it
-        counts itself. Where a layer cannot run at a precision, the cost is that of the nearest one.
+        On a device whose costs do not add up these are `weight_kib`, `flash_kib` and `bops` alone, without those that
+        it counts itself. Where a layer cannot run at a precision, the cost is that of the nearest one.
         """
         space = self.space
         if self.capabilities.additive:

@@ -14,7 +14,6 @@ from amed_env.hardware import (
     CostTable,
     HardwareBackend,
     LayerCost,
-    check_hardware,
     cost_table,
     evaluate_cost,
 )
@@ -65,7 +64,6 @@ def test_a_metric_that_a_device_counts_itself_has_no_common_bound():
 
     bounds = lower_bounds(Compresses(), SMALL, [Precision(4, 4), Precision(8, 8)])
     assert set(bounds) == {"weight_kib", "bops"}
-    check_hardware(Compresses())
 
 
 def test_metrics_of_the_device_win_over_the_common_ones():
