@@ -15,8 +15,8 @@ from amed_env.hardware import registry as registry_module
 from amed_env.hardware.names import BUILT_IN, DEVICES, GROUP, shipped_files
 
 SHIPPED = [
-    *("bit-serial", "bitfusion", "bitfusion-published", "bops", "cortex-m4", "edge-tpu-like", "eyeriss", "eyeriss-ws"),
-    *("gap8", "memory", "mpic", "systolic-32"),
+    *("bit-serial", "bitfusion", "bitfusion-published", "bops", "cortex-m4", "edge-tpu-like", "esp32-s3", "eyeriss"),
+    *("eyeriss-ws", "gap8", "memory", "mpic", "stm32h7", "stm32l4", "systolic-32"),
 ]
 
 
