@@ -31,7 +31,7 @@ from amed_env import Layer, Workload
 from amed_env.hardware import device_names, gemm_cycles, load_device
 
 WIDTHS = range(1, 9)
-console = Console(width=120)
+console, progress = Console(width=120), Console(stderr=True, highlight=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,21 +181,22 @@ def main(
         widths = [bits for bits in WIDTHS if bits in device.bits]
         for workload in (deep, many):
             timing = measure(lambda d=device, w=workload, b=widths: d.table(w, b, b), seconds)  # type: ignore[misc]
-            count = len(workload) * len(widths) ** 2
-            table.add_row(name, *row(len(workload), count, timing))
+            add_row(table, name, len(workload), len(workload) * len(widths) ** 2, timing)
     m, n, k = (np.arange(1, 1_000_001) % (size - 1) + 1 for size in (12544, 2048, 4608))
     for dataflow in ("os", "ws", "is"):
         timing = measure(lambda f=dataflow: gemm_cycles(m, n, k, 32, 32, f), seconds)  # type: ignore[misc]
-        table.add_row(f"gemm_cycles, {dataflow}", *row(len(m), len(m), timing))
+        add_row(table, f"gemm_cycles, {dataflow}", len(m), len(m), timing)
     console.print(table)
     if scale_sim is not None:
         compare_with_scale_sim(scale_sim, seconds)
 
 
-def row(layers: int, count: int, timing: Timing) -> tuple[str, ...]:
-    """Cells of a line of the table."""
+def add_row(table: Table, name: str, layers: int, count: int, timing: Timing) -> None:
+    """Add a line to the table, and say on stderr that it is measured: the whole table takes minutes."""
     times = (f"{1e3 * value:.3f}" for value in (timing.least, timing.median))
-    return f"{layers}", f"{count:,}", *times, f"{count / timing.least / 1e6:.1f}", f"{timing.rounds}"
+    speed = f"{count / timing.least / 1e6:.1f}"
+    table.add_row(name, f"{layers}", f"{count:,}", *times, speed, f"{timing.rounds}")
+    progress.print(f"{name}, {layers:,} layers: {speed} million configurations a second")
 
 
 def compare_with_scale_sim(python: Path, seconds: float) -> None:
@@ -206,6 +207,7 @@ def compare_with_scale_sim(python: Path, seconds: float) -> None:
     for layer in [resnet((2, 2, 2, 2), bottleneck=False).layers[i] for i in (-1, -2, 6)]:
         theirs = scale_sim_seconds(python, layer)
         ours = measure(lambda s=layer: gemm_cycles(s.m, s.n, s.k, 32, 32, "os"), seconds).least  # type: ignore[misc]
+        progress.print(f"{layer.name}: SCALE-Sim {theirs:.2f} s")
         table.add_row(layer.name, f"{theirs:.2f}", f"{ours:.2e}", f"{theirs / ours:,.0f}")
     console.print(table)
 

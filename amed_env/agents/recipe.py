@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from amed_env.errors import AgentError, DeviceError
 from amed_env.hardware.files.yaml_faults import validated
 from amed_env.hardware.files.yaml_lines import YamlDocument
+from amed_env.support.files import read_limited
 
+_LARGEST_MIB = 1
 RECIPE_SUFFIXES = (".yaml", ".yml")
 """Endings of the names of recipes."""
 
@@ -97,7 +99,7 @@ def load_recipe(path: str | Path) -> Recipe:
         AgentError: If the file cannot be read or is malformed; the message has file and line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_limited(path, _LARGEST_MIB, pipes=True).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise AgentError(f"cannot read the recipe {path}: {error}.") from error
     return parse_recipe(text, where=str(path))

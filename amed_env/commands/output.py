@@ -5,21 +5,39 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import TracebackType
 from typing import Any, TextIO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
+from rich.segment import Segment
 from rich.text import Text
 
 from amed_env.errors import AmedError
 from amed_env.support.files import DISK_ERRORS, json_text
+from amed_env.support.text import printable, printable_json
 
 _STDOUT = 1
 WIDTH_WITHOUT_TERMINAL = 200
 """Columns of tables that go into a file or a pipe."""
+
+
+class SafeConsole(Console):
+    """A console on which texts of others (names, messages, what programs print) cannot control the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text of a plain string; escaped here already, so that columns of tables get their width."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Everything that is printed as segments; those that are not Rich's own controls are escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 class Output:
@@ -34,12 +52,12 @@ class Output:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.stderr = Console(stderr=True, highlight=False)
+        self.stderr = SafeConsole(stderr=True)
 
     def __enter__(self) -> Output:
         self._stdout: TextIO = sys.stdout
         width = None if self._stdout.isatty() else WIDTH_WITHOUT_TERMINAL
-        self._console = Console(file=self._stdout, width=width, highlight=False)
+        self._console = SafeConsole(file=self._stdout, width=width)
         self._descriptor = _stdout_set_apart(self._stdout) if self.as_json else None
         self._redirection = redirect_stdout(sys.stderr) if self.as_json else nullcontext()
         self._redirection.__enter__()
@@ -64,24 +82,32 @@ class Output:
             for item in what:
                 self._console.print(item, markup=False, soft_wrap=isinstance(item, str))
 
+    def data(self, text: str) -> None:
+        """Print the content of a file on stdout, unchanged but on a terminal; nothing in JSON mode."""
+        if self._stdout.isatty():
+            self.show(text)
+        elif not self.as_json:
+            self._stdout.write(f"{text}\n")
+
     def document(self, document: Any) -> None:
         """Print the JSON document; nothing in the other mode."""
         if self.as_json:
+            text = printable_json(json_text(document))
             if self._descriptor is None:
-                self._stdout.write(json_text(document))
+                self._stdout.write(text)
                 self._stdout.flush()
                 return
-            rest = json_text(document).encode()
+            rest = text.encode()
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
     def warn(self, message: str) -> None:
         """Print a warning on stderr."""
-        self.stderr.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+        self.stderr.print(Text(printable(f"warning: {message}"), style="yellow"), soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Print a line on stderr."""
-        self.stderr.print(Text(message), soft_wrap=True)
+        self.stderr.print(Text(printable(message)), soft_wrap=True)
 
     @contextmanager
     def status(self, message: str) -> Iterator[Callable[[str], None]]:
@@ -111,7 +137,7 @@ def _stdout_set_apart(stdout: TextIO) -> int | None:
 
 def show_error(message: str) -> None:
     """Print an error on stderr, as one line however long it is."""
-    Console(stderr=True, highlight=False).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+    SafeConsole(stderr=True).print(Text(printable(f"error: {message}"), style="bold red"), soft_wrap=True)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def table(
             built = build_table(backend, workload, precisions, facts)
         written = [] if out is None else _write(built, out)
         if out is None and not as_json:
-            output.show(csv_text(built).rstrip("\n"))
+            output.data(csv_text(built).rstrip("\n"))
         output.show(*(f"wrote {path}" for path in written))
         output.document(
             {

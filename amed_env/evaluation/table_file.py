@@ -288,7 +288,9 @@ def check_size(groups: int, choices: int) -> int:
 
 def _fields_of(layer: Layer) -> dict[str, Any]:
     fields = asdict(layer)
-    # Earlier versions did not have it: where it says nothing it is left out, so that their tables keep their digests.
+    # Earlier versions did not have these: where they say nothing they are left out, so that tables keep their digests.
+    if layer.batch == 1:
+        del fields["batch"]
     if not layer.shares_weights_with:
         del fields["shares_weights_with"]
     return fields

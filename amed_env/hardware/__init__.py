@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from amed_env.hardware.external.isolation import isolated
     from amed_env.hardware.files.config import DeviceConfig, load_device_config, parse_device_config
     from amed_env.hardware.listing import DeviceInfo, list_devices
+    from amed_env.hardware.metrics import METRIC_UNITS
     from amed_env.hardware.names import device_names
-    from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
+    from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
     from amed_env.hardware.registry import load_device, register_hardware
     from amed_env.hardware.simulator.simulator import SystolicBackend
     from amed_env.hardware.simulator.systolic import SramAccesses, gemm_cycles, gemm_sram_accesses
@@ -27,9 +28,10 @@ _LAZY = {
     "isolated": "amed_env.hardware.external.isolation",
     **dict.fromkeys(("DeviceConfig", "load_device_config", "parse_device_config"), "amed_env.hardware.files.config"),
     **dict.fromkeys(("DeviceInfo", "list_devices"), "amed_env.hardware.listing"),
+    "METRIC_UNITS": "amed_env.hardware.metrics",
     "device_names": "amed_env.hardware.names",
     **dict.fromkeys(
-        ("METRIC_UNITS", "Capabilities", "Cost", "CostTable", "HardwareBackend", "LayerCost"),
+        ("Capabilities", "Cost", "CostTable", "HardwareBackend", "LayerCost"),
         "amed_env.hardware.protocol",
     ),
     **dict.fromkeys(("load_device", "register_hardware"), "amed_env.hardware.registry"),

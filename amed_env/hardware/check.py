@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import permutations
 
 import numpy as np
@@ -13,10 +13,19 @@ import numpy.typing as npt
 
 from amed_env.errors import AllocationError, AmedError, BackendError, UnsupportedPrecisionError
 from amed_env.hardware.choices import every_precision, layer_precisions
-from amed_env.hardware.costs import backend_capabilities, evaluate_cost, evaluate_costs, lower_bounds, precision_costs
-from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, HardwareBackend
+from amed_env.hardware.costs import (
+    backend_capabilities,
+    call_device,
+    evaluate_cost,
+    evaluate_costs,
+    lower_bounds,
+    precision_costs,
+)
+from amed_env.hardware.metrics import METRIC_UNITS
+from amed_env.hardware.protocol import Capabilities, Cost, HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS, BitAllocation, Precision
-from amed_env.problem.workload import Layer, Workload
+from amed_env.problem.workload import KINDS, Layer, Workload
+from amed_env.support.text import shortened
 
 _SAMPLE = (
     Layer("conv", "conv", m=64, n=16, k=27, kernel=(3, 3)),
@@ -76,16 +85,43 @@ def conformance_workload(backend: HardwareBackend, workload: Workload | None = N
     """The network that a device is tested with: the given one, the device's own, or the package's.
 
     Raises:
-        BackendError: If the device supports no kind of layer.
+        BackendError: If the device supports no kind of layer, or says so of a kind that does not exist.
+        UnsupportedPrecisionError: If it does not support a kind of layer of the network.
     """
-    workload = backend.sample_workload() if workload is None else workload
-    if workload is not None:
-        return workload
     capabilities = backend_capabilities(backend)
+    _require_kinds(backend, capabilities)
+    if workload is None:
+        workload = call_device(backend, "sample_workload()", None, backend.sample_workload)
+    if workload is not None:
+        for layer in workload:
+            if not capabilities.precisions(layer.kind):
+                raise UnsupportedPrecisionError(
+                    f"device {backend.name!r} supports no layers of kind {layer.kind!r}, such as {layer.name!r} of "
+                    f"network {workload.name!r}; check it with layers that it supports."
+                )
+        return workload
     layers = tuple(layer for layer in _SAMPLE if capabilities.precisions(layer.kind))
     if not layers:
         raise BackendError(f"device {backend.name!r} supports no kind of layer; declare some in capabilities().")
     return Workload("conformance", layers)
+
+
+def _require_kinds(backend: HardwareBackend, capabilities: Capabilities) -> None:
+    for field in ("weight_bits", "activation_bits", "pairs"):
+        by_kind = getattr(capabilities, field)
+        if by_kind is None and field == "pairs":
+            continue
+        if not isinstance(by_kind, Mapping):
+            raise BackendError(
+                f"device {backend.name!r}: {field} of capabilities() is {shortened(by_kind)}, expected a mapping of "
+                "kinds of layers."
+            )
+        unknown = [kind for kind in by_kind if kind not in KINDS]
+        if unknown:
+            raise BackendError(
+                f"device {backend.name!r}: {field} of capabilities() has the kind {shortened(unknown[0])}, which no "
+                f"layer has; kinds are {', '.join(KINDS)}."
+            )
 
 
 class BrokenPromiseError(AssertionError):

@@ -192,7 +192,9 @@ def lower_bounds(
         return precision_costs(backend, workload, precisions, runnable)
     weights = tuple(dict.fromkeys(p.weight_bits for p in precisions))
     activations = tuple(dict.fromkeys(p.activation_bits for p in precisions))
-    metrics = _common_metrics(workload, weights, activations, capabilities.granule_bytes)
+    common = _common_metrics(workload, weights, activations, capabilities.granule_bytes)
+    # A device may count one of them itself, and less of it: compilers compress weights.
+    metrics = {metric: values for metric, values in common.items() if metric not in capabilities.metrics}
 
     def bounds() -> CostTable | None:
         return backend.lower_bound(workload, weights, activations)

@@ -1,4 +1,4 @@
-"""Checks of the numbers that backends answer, and their sums over layers."""
+"""Metrics: their units, other units in their names, checks of the numbers that backends answer, and sums of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,32 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from amed_env.errors import BackendError
+from amed_env.problem.units import unit_factor
+
+METRIC_UNITS: dict[str, str] = {
+    "latency_ms": "ms",
+    "energy_uj": "uJ",
+    "weight_kib": "KiB",
+    "bops": "bit operations",
+    "flash_kib": "KiB",
+    "ram_kib": "KiB",
+    "cycles": "cycles",
+    "compute_cycles": "cycles",
+    "memory_cycles": "cycles",
+}
+"""Units of the metrics that the package itself knows; a backend may add its own."""
+
+
+def known_metric(name: str) -> tuple[str, float] | None:
+    """The metric that a name means in another unit (`latency_us`), and the factor of its values; None for no such."""
+    quantity, _, suffix = name.rpartition("_")
+    if name in METRIC_UNITS or not quantity:
+        return None
+    for metric, unit in METRIC_UNITS.items():
+        factor = unit_factor(suffix, unit)
+        if metric.rpartition("_")[0] == quantity and factor is not None:
+            return metric, factor
+    return None
 
 
 def checked_metrics(metrics: object, required: Iterable[str], where: str) -> dict[str, float]:

@@ -18,20 +18,6 @@ from amed_env.hardware.refusals import Question, without_refused
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.workload import BASIC_KINDS, KINDS, Layer, Workload
 
-METRIC_UNITS: dict[str, str] = {
-    "latency_ms": "ms",
-    "energy_uj": "uJ",
-    "weight_kib": "KiB",
-    "bops": "bit operations",
-    "flash_kib": "KiB",
-    "ram_kib": "KiB",
-    "cycles": "cycles",
-    "compute_cycles": "cycles",
-    "memory_cycles": "cycles",
-}
-"""Units of the metrics that the package itself knows; a backend may add its own."""
-
-
 T = TypeVar("T")
 _BASIC_KINDS: Mapping[str, str] = {kind: basic for kind, basic in BASIC_KINDS.items()}  # noqa: C416 (other types)
 

@@ -27,7 +27,7 @@ from amed_env.hardware.protocol import HardwareBackend, changed_copy
 from amed_env.hardware.simulator.processors import ProcessorBackend, ProxyBackend
 from amed_env.hardware.simulator.simulator import SystolicBackend
 from amed_env.hardware.tables.lookup_files import FORMAT as TABLE_FORMAT
-from amed_env.hardware.tables.lookup_files import TableConfig, load_table
+from amed_env.hardware.tables.lookup_files import TableConfig, load_table, with_names
 from amed_env.hardware.tables.lookup_table import TableBackend
 from amed_env.support.registry import call_into_plugin, import_object
 
@@ -166,6 +166,6 @@ def _load_file(path: Path) -> HardwareBackend:
         return CommandBackend(parse_command_config(document, path.parent.resolve()))
     if document.data.get("format") == TABLE_FORMAT:
         config = validated(TableConfig, document)
-        table = load_table(path.parent / config.table, config.clock_mhz)
+        table = with_names(load_table(path.parent / config.table, config.clock_mhz), config.layers, str(path))
         return TableBackend(table, name=config.name, description=config.description, interpolation=config.interpolation)
     return make_backend(parse_device_config(text, str(path)))

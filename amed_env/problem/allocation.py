@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amed_env.errors import AllocationError
+from amed_env.support.files import read_limited
 from amed_env.support.text import repeated
 
 FORMAT = "amed-allocation/1"
+_LARGEST_FILE_MIB = 64  # far above that of the largest network
 DEFAULT_BITS = (2, 3, 4, 8)
 """The widths that AMED chooses from (arXiv 2205.15437), where nothing else is asked for."""
 FLOAT_BITS = 32
@@ -271,8 +273,8 @@ def read_json(path: str | Path) -> Any:
         return dict(pairs)
 
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path, _LARGEST_FILE_MIB, pipes=True).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise AllocationError(f"cannot read the allocation file {path}: {error}.") from error
     try:
         return json.loads(text, object_pairs_hook=reject_duplicates)

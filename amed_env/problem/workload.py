@@ -18,6 +18,7 @@ from amed_env.errors import WorkloadError
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.memory_plan import NetworkMemory
 from amed_env.problem.operations import Operation
+from amed_env.support.files import read_limited
 from amed_env.support.text import read_csv, repeated
 
 LayerKind = Literal["conv", "depthwise", "linear", "matmul", "transposed", "embedding"]
@@ -29,7 +30,9 @@ BASIC_KINDS: dict[LayerKind, LayerKind] = {
 }
 """What a kind is taken for by devices and features that know the first four kinds only."""
 CSV_COLUMNS = ("name", "kind", "m", "n", "k", "groups")
-CSV_OPTIONAL = ("input_elements", "weight_elements", "output_elements")
+_CSV_COUNTS = ("input_elements", "weight_elements", "output_elements")
+CSV_OPTIONAL = (*_CSV_COUNTS, "batch")
+_LARGEST_FILE_MIB = 64  # rows of a million layers
 _LARGEST = 2**40  # a dimension beyond this is a typing error, and products would leave int64
 
 
@@ -51,6 +54,7 @@ class Layer:
         kernel: Kernel height and width.
         stride: Vertical and horizontal stride.
         shares_weights_with: The earlier layer that has the same weights, which are stored once; empty for none.
+        batch: Images of which `m` has the pixels; networks are taken one by one.
 
     Raises:
         WorkloadError: If the name is empty, the kind unknown, or a size is no positive integer.
@@ -68,14 +72,17 @@ class Layer:
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     shares_weights_with: str = ""
+    batch: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise WorkloadError(f"a layer needs a name; found {self.name!r}.")
         if self.kind not in KINDS:
             raise WorkloadError(f"layer {self.name!r}: kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}.")
-        for name in ("m", "n", "k", "groups"):
+        for name in ("m", "n", "k", "groups", "batch"):
             self._check_size(name)
+        if self.m % self.batch:
+            raise WorkloadError(f"layer {self.name!r}: m is {self.m}, no multiple of the batch of {self.batch}.")
         # Without the true counts the im2col sizes: exact for matrix products, an upper bound for convolutions.
         defaults = {
             "input_elements": self.m * self.k * self.groups,
@@ -228,8 +235,8 @@ class Workload:
             WorkloadError: If the file is missing or malformed; the message has file and line.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_limited(path, _LARGEST_FILE_MIB, pipes=True).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             raise WorkloadError(f"cannot read the layer file {path}: {error}.") from error
         return cls.parse_csv(text, name=Path(path).stem, where=str(path))
 
@@ -239,7 +246,8 @@ class Workload:
 
         Args:
             text: A header with `name,kind,m,n,k,groups` in any order, optionally also `input_elements`,
-                `weight_elements` and `output_elements` where the true counts are known; then a row a layer.
+                `weight_elements` and `output_elements` where the true counts are known, and `batch`; then a row for
+                each layer.
             name: Name of the workload.
             where: File name or other origin, for messages.
 
@@ -277,7 +285,8 @@ class Workload:
         """The layers as CSV with the true element counts; `parse_csv` reads it back but for kernel and stride."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        columns = CSV_COLUMNS + CSV_OPTIONAL
+        # Without a batch as it always was: digests of tables are made of it.
+        columns = CSV_COLUMNS + (_CSV_COUNTS if all(layer.batch == 1 for layer in self.layers) else CSV_OPTIONAL)
         writer.writerow(columns)
         writer.writerows([getattr(layer, column) for column in columns] for layer in self.layers)
         return stream.getvalue()

@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 
 from amed_env.agents.result import SearchResult
 from amed_env.evaluation.store import Trial
-from amed_env.hardware.protocol import METRIC_UNITS
+from amed_env.hardware.metrics import METRIC_UNITS
 from amed_env.report.score_axis import ScoreAxis
 from amed_env.report.style import ACCENT, DARK, DOTS, MIDDLE, metric_title, new_figure, tidy
 from amed_env.report.unseen_chart import draw_unseen, unseen_values

@@ -31,6 +31,7 @@ def cached_array(
     shape: tuple[int | None, ...],
     compute: Callable[[], npt.NDArray[Any]],
     dtype: npt.DTypeLike = np.float64,
+    worth_keeping: Callable[[npt.NDArray[Any]], bool] | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array from the cache, or compute and keep it.
 
@@ -42,6 +43,7 @@ def cached_array(
         shape: The array's shape; None for a length that is not known beforehand.
         compute: Makes the array.
         dtype: Its type.
+        worth_keeping: Whether an array that was computed is kept; every one by default.
     """
     path = cache_dir() / kind / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}.npy"
     try:
@@ -54,6 +56,8 @@ def cached_array(
     except Exception as error:  # whatever a damaged file makes numpy raise: ValueError, BadZipFile, MemoryError ...
         logger.warning("cannot read %s (%s); it is computed again", path, error)
     array = np.asarray(compute(), dtype=dtype)
+    if worth_keeping is not None and not worth_keeping(array):
+        return array
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()

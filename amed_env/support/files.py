@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,35 @@ from typing import Any
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
 """A full disk, a missing permission and the like, which no traceback explains better than their name."""
+
+
+def read_limited(path: str | Path, most_mib: int, *, pipes: bool = False) -> bytes:
+    """The content of a file that is not larger than a limit.
+
+    Args:
+        path: The file.
+        most_mib: The limit in MiB.
+        pipes: Whether it may be a pipe, as shells make of `<(program)`; a pipe that nobody writes to blocks for ever.
+
+    Raises:
+        OSError: If it cannot be opened or read.
+        ValueError: If it is larger, or no regular file although it has to be one.
+    """
+    with open(path, "rb", opener=None if pipes else _opened_at_once) as stream:
+        status = os.fstat(stream.fileno())
+        if not (pipes or stat.S_ISREG(status.st_mode)):
+            raise ValueError("it is no regular file")
+        # A sparse file of any size costs its author nothing: it is not read to learn that it is too large.
+        content = b"" if status.st_size > most_mib * 2**20 else stream.read(most_mib * 2**20 + 1)
+        size = max(status.st_size, len(content))
+    if size > most_mib * 2**20:
+        raise ValueError(f"it has more than the {most_mib} MiB that are read")
+    return content
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    """A descriptor; without the flag the opening of a pipe that nobody writes to would wait."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def json_text(document: Any) -> str:

@@ -23,7 +23,8 @@ from amed_env.hardware.costs import (
     precision_costs,
 )
 from amed_env.hardware.faults import FaultLog
-from amed_env.hardware.protocol import METRIC_UNITS, Cost, HardwareBackend
+from amed_env.hardware.metrics import METRIC_UNITS
+from amed_env.hardware.protocol import Cost, HardwareBackend
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.constraints import allowed_choices, least_choosable, least_rest
 from amed_env.problem.memory_limits import MemoryRows, memory_rows
@@ -59,15 +60,16 @@ class DeviceCosts:
     def table(self) -> dict[str, npt.NDArray[np.float64]]:
         """Metric to the cost of every layer at every choice, float64 (L, P), for the metrics that add up.
 
-        On a device whose costs do not add up these are `weight_kib`, `flash_kib` and `bops` alone. Where a layer cannot
-        run at a precision, the cost is that of the nearest one.
+        On a device whose costs do not add up these are `weight_kib`, `flash_kib` and `bops` alone, without those that
+        it counts itself. Where a layer cannot run at a precision, the cost is that of the nearest one.
         """
         space = self.space
         if self.capabilities.additive:
             return precision_costs(self.backend, space.workload, space.precisions, space.runnable)
         granule = self.capabilities.granule_bytes
         common = common_cost_table(space.workload, space.bits, space.bits, granule)
-        return {metric: common.column(metric, space.precisions) for metric in common.metrics}
+        own = self.capabilities.metrics
+        return {metric: common.column(metric, space.precisions) for metric in common.metrics if metric not in own}
 
     @cached_property
     def least_table(self) -> dict[str, npt.NDArray[np.float64]]:

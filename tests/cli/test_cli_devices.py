@@ -8,7 +8,7 @@ import pytest
 
 LAYERS = "name,kind,m,n,k,groups\nfirst,conv,64,32,27,1\nsecond,linear,1,10,128,1\n"
 BROKEN = """
-from amed_env.hardware import HardwareBackend
+from amed_env.hardware import Capabilities, HardwareBackend
 
 
 class Forgetful(HardwareBackend):
@@ -23,6 +23,22 @@ class Forgetful(HardwareBackend):
 class Backwards(HardwareBackend):
     def layer_cost(self, layer, precision):
         return {"latency_ms": layer.macs / precision.weight_bits}
+
+
+class Pooling(HardwareBackend):
+    '''Knows a kind that there is not.'''
+
+    def capabilities(self):
+        return Capabilities({"pool": (8,), "conv": (8,)}, {"conv": (8,)}, {"latency_ms": "ms"})
+
+
+class OnlyLinear(HardwareBackend):
+    def capabilities(self):
+        return Capabilities({"linear": (8,)}, {"linear": (8,)}, {"latency_ms": "ms"})
+
+    def layer_cost(self, layer, precision):
+        self.capabilities().require(layer, precision, self.name)
+        return {"latency_ms": 1.0}
 """
 
 
@@ -84,6 +100,30 @@ def test_check_says_what_is_broken_and_exits_with_1(amed, module):
     assert answer.code == 1 and "FAILED  equal calls give equal answers: latency_ms of" in answer.out
     answer = amed("devices", "check", f"{module}:Forgetful", "--json")
     assert answer.code == 1 and "equal calls give equal answers" in answer.json["failed"]
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("Pooling", "has the kind 'pool', which no layer has; kinds are conv, depthwise"),
+        ("OnlyLinear", "supports no layers of kind 'conv', such as 'first' of network 'layers'"),
+    ],
+)
+def test_kinds_that_do_not_exist_and_kinds_that_the_device_does_not_run(amed, module, layers, device, message):
+    answer = amed("devices", "check", f"{module}:{device}", "--layers", layers)
+    assert answer.code in (1, 2) and message in answer.err and "Traceback" not in answer.err
+
+
+def test_names_cannot_control_the_terminal(amed, tmp_path):
+    name = "\x1b]0;owned\x07\x9b2J:fire:"
+    (tmp_path / "layers.csv").write_text(f"name,kind,m,n,k,groups\n{name},linear,1,10,128,1\n")
+    answer = amed("simulate", "--layers", tmp_path / "layers.csv", "--device", "bitfusion", "--bits", "8")
+    assert answer.code == 0 and r"\x1b]0;owned\x07\x9b2J:fire:" in answer.out
+    answer = amed("simulate", "--layers", tmp_path / "layers.csv", "--device", "bitfusion", "--bits", "8", "--json")
+    assert "\x9b" not in answer.out and "\x1b" not in answer.out and answer.json
+    (tmp_path / "device.yaml").write_text('format: "\\e[2J"\n"\\a\\e[2J": 1\n')
+    answer = amed("devices", "show", tmp_path / "device.yaml")
+    assert answer.code == 2 and r"\x1b[2J" in answer.err and "\x1b[2J" not in answer.err
 
 
 def test_where_fewer_bits_cost_more_is_a_warning(amed, module):

@@ -49,9 +49,9 @@ def run(script, folder):
 def test_the_page_has_all_ways():
     assert set(FILES) == {
         "my_device.yaml", "my_board.csv", "my_layers.csv", "my_array.json", "my_board_smooth.yaml", "my_npu.py",
-        "test_my_npu.py", "my_simulator.yaml", "my_chip.yaml", "my_fpga.py",
+        "test_my_npu.py", "my_simulator.yaml", "my_chip.yaml", "my_fpga.py", "other_names.csv", "other_names.yaml",
     }  # fmt: skip
-    assert len(SCRIPTS) == 9
+    assert len(SCRIPTS) == 10
     for name in ("my_device.yaml", "my_board.csv", "my_npu.py", "my_simulator.yaml"):
         assert len([line for line in FILES[name].splitlines() if line.strip()]) <= 10, name
 

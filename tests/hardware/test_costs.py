@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from hardware_samples import SMALL
 
-from amed_env import BitAllocation
+from amed_env import BitAllocation, Precision
 from amed_env.errors import AllocationError, BackendError, DeviceError, InputError, UnsupportedPrecisionError
-from amed_env.hardware import Capabilities, Cost, CostTable, HardwareBackend, LayerCost, cost_table, evaluate_cost
+from amed_env.hardware import (
+    Capabilities,
+    Cost,
+    CostTable,
+    HardwareBackend,
+    LayerCost,
+    cost_table,
+    evaluate_cost,
+)
+from amed_env.hardware.costs import lower_bounds
 
 EIGHT = SMALL.uniform(8)
 
@@ -41,6 +50,20 @@ def test_the_least_device_gets_totals_breakdown_and_common_metrics():
     assert cost["bops"] == SMALL.macs * 4 * 8
     assert [layer.name for layer in cost.layers] == list(SMALL.layer_names)
     assert sum(layer.metrics["bops"] for layer in cost.layers) == cost["bops"]
+
+
+def test_a_metric_that_a_device_counts_itself_has_no_common_bound():
+    class Compresses(Plain):
+        metrics: ClassVar = {"latency_ms": "ms", "flash_kib": "KiB"}
+
+        def capabilities(self):
+            return Capabilities.same_for_all_kinds(self.bits, self.metrics, additive=False)
+
+        def evaluate(self, workload, allocation):
+            return Cost(self.name, {"latency_ms": 1.0, "flash_kib": 0.01})
+
+    bounds = lower_bounds(Compresses(), SMALL, [Precision(4, 4), Precision(8, 8)])
+    assert set(bounds) == {"weight_kib", "bops"}
 
 
 def test_metrics_of_the_device_win_over_the_common_ones():

@@ -63,6 +63,10 @@ class Troubled(Steady):
         sys.stderr.flush()
         os.abort()
 
+    def babble(self):
+        while True:
+            sys.stdout.write("x" * 9999)
+
     def refuse(self):
         raise UnsupportedPrecisionError("no 2 bits on Tuesdays")
 

@@ -155,3 +155,13 @@ def test_layers_that_cannot_be(changes):
 def test_a_workload_needs_layers():
     with pytest.raises(WorkloadError, match="no layers"):
         Workload("net", ())
+
+
+def test_a_batch_divides_the_pixels_and_survives_a_file():
+    batched = Workload("batched", (Layer("a", "conv", m=4 * 9, n=2, k=3, batch=4), Layer("b", "linear", m=1, n=2, k=3)))
+    assert Workload.parse_csv(batched.to_csv(), "batched") == batched
+    alone = Workload("alone", batched.layers[1:])
+    assert "batch" not in alone.to_csv()
+    for wrong in (5, 0, True, 1.5):
+        with pytest.raises(WorkloadError, match="batch"):
+            Layer("a", "conv", m=36, n=2, k=3, batch=wrong)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -20,14 +21,19 @@ from typing import IO, Any
 from amed_env.errors import BackendError, DeviceError
 from amed_env.hardware.external.command_config import CommandConfig
 from amed_env.hardware.external.command_format import ANSWER_FORMAT, read_answer, request_text
-from amed_env.hardware.external.processes import describe_end, kill_group, tail
+from amed_env.hardware.external.processes import (
+    LARGEST_OUTPUT_MIB,
+    OutputTooLargeError,
+    describe_end,
+    kill_group,
+    tail,
+    wait_for,
+)
 from amed_env.hardware.files.layer_choices import LayerwiseBackend
 from amed_env.hardware.protocol import AnswerStore, Capabilities, Cost, require_allowed
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.workload import Workload
 
-LARGEST_ANSWER_MIB = 64
-"""A program that writes more than this has lost its way."""
 _START_ADVICE = {
     errno.ENOENT: "; check its path",
     errno.EACCES: "; make it executable (chmod +x)",
@@ -47,7 +53,7 @@ class CommandBackend(LayerwiseBackend):
     def __init__(self, config: CommandConfig) -> None:
         self.config = config
         self.name, self.description = config.name, config.description
-        self.metrics: Mapping[str, str] = dict(config.metrics)
+        self.metrics: Mapping[str, str] = config.known_units
         self.bits = tuple(sorted({*config.widths[0], *config.widths[1]}))
         self.layer_pairs = config.layers or {}
         self.timeout_s: float | None = config.timeout_s
@@ -105,16 +111,19 @@ class CommandBackend(LayerwiseBackend):
         texts = [self._known(question) for question in questions]
         missing = [i for i, text in enumerate(texts) if text is None]
         costs: list[Cost | None] = [
-            None if text is None else read_answer(text, workload, allocation, self.name)
+            None if text is None else self._read(text, workload, allocation)
             for text, allocation in zip(texts, ordered, strict=True)
         ]
         # The first failure ends it: with a program that hangs, each of the others would cost the whole timeout again.
         with closing(self._runs([requests[i] for i in missing])) as answers:
             for i, answer in zip(missing, answers, strict=True):
                 text = answer()
-                costs[i] = read_answer(text, workload, ordered[i], self.name)
+                costs[i] = self._read(text, workload, ordered[i])
                 self._keep(questions[i], text)
         return [cost for cost in costs if cost is not None]
+
+    def _read(self, text: str, workload: Workload, allocation: BitAllocation) -> Cost:
+        return read_answer(text, workload, allocation, self.name, self.config.conversions)
 
     def _runs(self, requests: Sequence[str]) -> Generator[Callable[[], str]]:
         """For every request in order a function that returns its answer or raises; workers run ahead."""
@@ -172,7 +181,12 @@ class CommandBackend(LayerwiseBackend):
             process = self._start(stdin, stdout, stderr)
             group.add(process)
             try:
-                code = process.wait(self.timeout_s)
+                code = wait_for(process, math.inf if self.timeout_s is None else self.timeout_s, (stdout, stderr))
+            except OutputTooLargeError:
+                raise BackendError(
+                    f"device {self.name!r}: {self.config.command[0]} wrote more than {LARGEST_OUTPUT_MIB} MiB on "
+                    "standard output or standard error and was killed."
+                ) from None
             except subprocess.TimeoutExpired:
                 kill_group(process)
                 raise BackendError(
@@ -185,8 +199,6 @@ class CommandBackend(LayerwiseBackend):
             if code != 0:
                 failure = f"{self.config.command[0]} failed with {describe_end(code)}"
                 raise BackendError(f"device {self.name!r}: {failure}{_stderr_text(stderr)}.")
-            if stdout.seek(0, 2) > LARGEST_ANSWER_MIB * 2**20:
-                raise BackendError(f"device {self.name!r}: the answer is larger than {LARGEST_ANSWER_MIB} MiB.")
             stdout.seek(0)
             try:
                 return stdout.read().decode()

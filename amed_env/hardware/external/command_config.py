@@ -14,8 +14,10 @@ from amed_env.hardware.external.command_format import REQUEST_FORMAT, RequestFor
 from amed_env.hardware.files.layer_choices import PairsByKind, PairsByLayer, check_pairs
 from amed_env.hardware.files.yaml_faults import Text, validated
 from amed_env.hardware.files.yaml_lines import YamlDocument
-from amed_env.hardware.protocol import METRIC_UNITS, HardwareBackend
+from amed_env.hardware.metrics import METRIC_UNITS, known_metric
+from amed_env.hardware.protocol import HardwareBackend
 from amed_env.problem.allocation import FLOAT_BITS, MAX_BITS
+from amed_env.problem.units import plain_unit
 from amed_env.problem.workload import KINDS, LayerKind
 
 FORMAT = "amed-command/1"
@@ -81,6 +83,11 @@ class CommandConfig(BaseModel):
         for metric, unit in metrics.items():
             if METRIC_UNITS.get(metric, unit) != unit:
                 raise ValueError(f"{metric!r} is in {METRIC_UNITS[metric]} everywhere, not in {unit}")
+            known = known_metric(metric)
+            if known is not None and not metric.endswith(f"_{plain_unit(unit)}"):
+                raise ValueError(f"{metric!r} is in {metric.rpartition('_')[2]} by its name, not in {unit}")
+            if known is not None and known[0] in metrics:
+                raise ValueError(f"{metric!r} is {known[0]!r} in another unit; keep one of them")
         return metrics
 
     @field_validator("bits", "weight_bits", "activation_bits")
@@ -109,6 +116,17 @@ class CommandConfig(BaseModel):
             return tuple(sorted({pair[0] for pair in named})), tuple(sorted({pair[1] for pair in named}))
         bits = self.bits or tuple(HardwareBackend.bits)  # what a Python device declares by default
         return bits, bits
+
+    @property
+    def conversions(self) -> dict[str, tuple[str, float]]:
+        """For every metric of the answers its name in this package, and what its values are multiplied by."""
+        return {metric: known_metric(metric) or (metric, 1.0) for metric in self.metrics}
+
+    @property
+    def known_units(self) -> dict[str, str]:
+        """Metric to unit as this package has them."""
+        named = ((self.conversions[metric][0], unit) for metric, unit in self.metrics.items())
+        return {metric: METRIC_UNITS.get(metric, unit) for metric, unit in named}
 
     @property
     def simulated_kinds(self) -> tuple[LayerKind, ...]:

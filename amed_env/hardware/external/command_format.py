@@ -7,6 +7,7 @@ read it line by line; `docs/your_device.md` has both formats.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from amed_env.errors import BackendError, UnsupportedPrecisionError
@@ -14,13 +15,14 @@ from amed_env.hardware.protocol import Cost, LayerCost
 from amed_env.problem.allocation import BitAllocation
 from amed_env.problem.operations import Operation
 from amed_env.problem.workload import BASIC_KINDS, Workload
-from amed_env.support.text import shortened
+from amed_env.support.text import first_few, printable, shortened
 
 RequestFormat = Literal["amed-request/1", "amed-request/2"]
 REQUEST_FORMAT: RequestFormat = "amed-request/1"
 GRAPH_FORMAT: RequestFormat = "amed-request/2"
 """With all kinds of layers by their own names, and with the operations between them."""
 ANSWER_FORMAT = "amed-answer/1"
+_LARGEST_CONVERTED = 2**1000  # a larger integer is no float
 _SIZES = ("m", "n", "k", "groups", "input_elements")
 
 
@@ -63,7 +65,13 @@ def _entry(operation: Operation) -> dict[str, Any]:
     }
 
 
-def read_answer(text: str, workload: Workload, allocation: BitAllocation, device: str) -> Cost:
+def read_answer(
+    text: str,
+    workload: Workload,
+    allocation: BitAllocation,
+    device: str,
+    conversions: Mapping[str, tuple[str, float]] | None = None,
+) -> Cost:
     """The cost in an answer of format `amed-answer/1`; its numbers are checked where all devices' are.
 
     Args:
@@ -71,6 +79,7 @@ def read_answer(text: str, workload: Workload, allocation: BitAllocation, device
         workload: The network that was asked for.
         allocation: The allocation that was asked for.
         device: Name of the device, for messages.
+        conversions: For metrics in other units the name in this package, and what their values are multiplied by.
 
     Raises:
         UnsupportedPrecisionError: If the program says that the device cannot run it.
@@ -93,14 +102,32 @@ def read_answer(text: str, workload: Workload, allocation: BitAllocation, device
                 advice = (
                     " (searches leave out what the device's file says that it cannot run: see pairs, kinds, layers)"
                 )
-            raise kind(f"{here}: {document[key]}{advice}")
+            raise kind(f"{here}: {printable(str(document[key]))}{advice}")
     _check_keys(document, {"format", "total", "layers"}, here)
     if not isinstance(document.get("total"), dict):
         raise BackendError(f"{here}: the answer has no object 'total' of metric name to number.")
-    return Cost(device, document["total"], _layers(document.get("layers"), workload, allocation, here))
+    conversions = conversions or {}
+    total = _converted(document["total"], conversions)
+    return Cost(device, total, _layers(document.get("layers"), workload, allocation, here, conversions))
 
 
-def _layers(entries: Any, workload: Workload, allocation: BitAllocation, here: str) -> tuple[LayerCost, ...]:
+def _converted(metrics: Mapping[str, Any], conversions: Mapping[str, tuple[str, float]]) -> dict[str, Any]:
+    converted = {}
+    for metric, value in metrics.items():
+        name, factor = conversions.get(metric, (metric, 1.0))
+        # What is no finite number is left for the checks that all devices' answers go through.
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST_CONVERTED
+        converted[name] = value * factor if is_number and factor != 1.0 else value
+    return converted
+
+
+def _layers(
+    entries: Any,
+    workload: Workload,
+    allocation: BitAllocation,
+    here: str,
+    conversions: Mapping[str, tuple[str, float]],
+) -> tuple[LayerCost, ...]:
     if entries is None:
         return ()
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -108,8 +135,8 @@ def _layers(entries: Any, workload: Workload, allocation: BitAllocation, here: s
     names = tuple(entry.get("name") for entry in entries)
     if names != workload.layer_names:
         raise BackendError(
-            f"{here}: the answer has the layers {', '.join(map(str, names))}; expected "
-            f"{', '.join(workload.layer_names)}, in this order."
+            f"{here}: the answer has the layers {first_few(names)}; expected {first_few(workload.layer_names)}, in "
+            "this order."
         )
     layers = []
     for entry in entries:
@@ -117,7 +144,7 @@ def _layers(entries: Any, workload: Workload, allocation: BitAllocation, here: s
         if not isinstance(bound, str | None):
             raise BackendError(f"{here}, layer {entry['name']!r}: 'bound' is {bound!r}, expected a text.")
         metrics = {key: value for key, value in entry.items() if key not in ("name", "bound")}
-        layers.append(LayerCost(entry["name"], allocation[entry["name"]], metrics, bound))
+        layers.append(LayerCost(entry["name"], allocation[entry["name"]], _converted(metrics, conversions), bound))
     return tuple(layers)
 
 

@@ -27,7 +27,14 @@ from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from amed_env.errors import AmedError, BackendError, InputError, PluginError
-from amed_env.hardware.external.processes import describe_end, kill_group, tail
+from amed_env.hardware.external.processes import (
+    LARGEST_OUTPUT_MIB,
+    LOOK_S,
+    describe_end,
+    kill_group,
+    tail,
+    written_bytes,
+)
 from amed_env.hardware.protocol import (
     Capabilities,
     Cost,
@@ -175,8 +182,11 @@ class _Child:
             BackendError: If the process dies, or no answer comes in time.
         """
         try:
+            # The file is shared with the child, position and all: what earlier calls wrote is let go.
+            self.output.truncate(0)
+            self.output.seek(0)
             self.connection.send(request)
-            if self.connection.poll(timeout_s):
+            if self._answers_in(timeout_s, what):
                 return self.connection.recv()
         except (EOFError, ConnectionError, OSError):
             code = self.process.wait()
@@ -186,6 +196,18 @@ class _Child:
                 + (f" It wrote: {output}" if output else "")
             ) from None
         raise BackendError(f"device {self.device!r}: {what} took longer than {timeout_s:g} s; its process was ended.")
+
+    def _answers_in(self, timeout_s: float, what: str) -> bool:
+        end = time.monotonic() + timeout_s
+        while not self.connection.poll(min(LOOK_S, max(0.0, end - time.monotonic()))):
+            if written_bytes(self.output) > LARGEST_OUTPUT_MIB * 2**20:
+                raise BackendError(
+                    f"device {self.device!r}: it printed more than {LARGEST_OUTPUT_MIB} MiB during {what}; its process "
+                    "was ended."
+                )
+            if time.monotonic() >= end:
+                return False
+        return True
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection, output: IO[bytes]) -> None:

@@ -3,7 +3,7 @@
 A time is CPU time of the calling thread, which alone computes, in batches of runs that last about a millisecond: the
 smallest mean of a batch, and the spread (median minus minimum). Each layer runs alone with its data in the cache,
 so what happens between layers is not measured. What was measured is kept by shape, precision, runtime version and CPU.
-Nothing is smoothed: where fewer bits are slower, the times say so.
+Nothing is smoothed: where fewer bits are slower, the times say so. Only what is noisy is measured again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from amed_env.problem.workload import Layer, Workload
 from amed_env.support.cache import cached_array
 from amed_env.support.machine import cpu_name
 
-_MEASUREMENT = 1  # part of the key of what is kept; grows when the way of measuring changes
+_MEASUREMENT = 2  # part of the key of what is kept; grows when the way of measuring changes
 # A batch of a millisecond is long against the clock's resolution and short against the time between interruptions,
 # so that the fastest of some batches met none.
 _BATCH_NS = 1_000_000
+_NOISY = 0.1  # spread as a share of the time; idle machines are at 1 to 3 %
+_TRIES = 3
 _MOST_SECONDS = 0.5  # CPU time of one measurement, if its batches are long
 
 
@@ -57,6 +59,7 @@ class OnnxRuntimeCpu(HardwareBackend):
         if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
             raise DeviceError(f"device {self.name!r}: batches is {batches!r}; give a whole number of at least 1.")
         self.batches = batches
+        self._noisy: dict[str, npt.NDArray[np.float64]] = {}
 
     def capabilities(self) -> Capabilities:
         """The kernels that the runtime has; measured, so not deterministic."""
@@ -76,22 +79,51 @@ class OnnxRuntimeCpu(HardwareBackend):
     def layer_cost(self, layer: Layer, precision: Precision) -> Mapping[str, float]:
         """Time of one layer: the fastest batch, and by how much the median of the batches is slower.
 
+        A spread above 10 % is measured again, three times at most. What is noisy even so is good for this device object
+        alone; the next program measures it anew.
+
         Raises:
             UnsupportedPrecisionError: If the runtime has no kernel for it.
             BackendError: If the runtime fails.
         """
         self.capabilities().require(layer, precision, self.name)
 
-        def measure() -> npt.NDArray[np.float64]:
-            times = batch_times(_runner(layer, precision), self.batches)
-            return np.array([min(times), float(np.median(times))])
+        key = self._key(layer, precision)
 
-        fastest, median = cached_array("onnxruntime-cpu", self._key(layer, precision), (2,), measure)
+        def measure() -> npt.NDArray[np.float64]:
+            if key in self._noisy:
+                return self._noisy[key]
+            return least_noisy(_runner(layer, precision), self.batches)
+
+        times = cached_array("onnxruntime-cpu", key, (2,), measure, worth_keeping=lambda found: not is_noisy(found))
+        if is_noisy(times):
+            self._noisy[key] = times
+        fastest, median = times
         return {"latency_ms": float(fastest) * 1e-6, "latency_spread_ms": float(median - fastest) * 1e-6}
 
     def _key(self, layer: Layer, precision: Precision) -> str:
         shape = (layer.kind, layer.m, layer.n, layer.k, layer.groups, layer.kernel, layer.stride)
         return repr((_MEASUREMENT, _runtime_version(), cpu_name(), self.batches, shape, tuple(precision)))
+
+
+def is_noisy(times: npt.NDArray[np.float64]) -> bool:
+    """Whether the median of the batches is much slower than the fastest of them."""
+    fastest, median = times
+    return bool(median > (1 + _NOISY) * fastest)
+
+
+def least_noisy(run: Callable[[], object], batches: int) -> npt.NDArray[np.float64]:
+    """Fastest and median batch in nanoseconds, of the first measurement that is not noisy, or the least noisy one.
+
+    Args: as `batch_times`.
+    """
+    found = []
+    for _ in range(_TRIES):
+        times = batch_times(run, batches)
+        found.append(np.array([min(times), float(np.median(times))]))
+        if not is_noisy(found[-1]):
+            return found[-1]
+    return min(found, key=lambda times: float(times[1] / times[0]))
 
 
 def batch_times(run: Callable[[], object], batches: int, clock: Callable[[], int] = time.thread_time_ns) -> list[float]:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from amed_env.errors import DeviceError
 from amed_env.hardware.files.yaml_lines import YamlDocument
+from amed_env.support.files import read_limited
 
 TABLE_SUFFIXES = (".csv", ".npy")
+LARGEST_TABLE_MIB = 64
+"""Tables of whole networks have kilobytes; as numbers in memory this becomes a few times as much."""
 FILE_SUFFIXES = (".yaml", ".yml", *TABLE_SUFFIXES)
 
 
@@ -26,8 +29,8 @@ def device_file_digest(path: Path) -> str:
             continue
         seen.add(current.resolve())
         try:
-            content = current.read_bytes()
-        except OSError as error:
+            content = read_limited(current, LARGEST_TABLE_MIB)
+        except (OSError, ValueError) as error:
             raise DeviceError(f"cannot read the device file {current}: {error}.") from error
         digest.update(hashlib.sha256(content).digest())
         if current.suffix.lower() in (".yaml", ".yml"):

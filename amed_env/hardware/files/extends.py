@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amed_env.errors import DeviceError, UnknownNameError
-from amed_env.hardware.files.yaml_lines import YamlDocument
+from amed_env.hardware.files.yaml_lines import YamlDocument, read_text
 from amed_env.hardware.names import shipped_files
 
 _KEY = "extends"
@@ -58,9 +58,9 @@ def _base(name: str, child: str, here: str) -> tuple[str, str]:
     if name.lower().endswith((".yaml", ".yml")):
         path = Path(child).parent / name
         try:
-            return str(path.resolve()), path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise DeviceError(f"{here}: extends: cannot read {path}: {error}.") from error
+            return str(path.resolve()), read_text(path)
+        except DeviceError as error:
+            raise DeviceError(f"{here}: extends: {error}") from error
     shipped = shipped_files()
     if name not in shipped:
         unknown = UnknownNameError("device", name, shipped, hint="A path ends in .yaml or .yml.")

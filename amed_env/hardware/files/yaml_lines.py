@@ -9,6 +9,9 @@ from typing import Any
 import yaml
 
 from amed_env.errors import DeviceError
+from amed_env.support.files import read_limited
+
+_LARGEST_MIB = 1  # of a device file; those of this package have at most 10 KiB, and YAML takes 100 times its size
 
 
 def read_text(path: str | Path) -> str:
@@ -18,7 +21,7 @@ def read_text(path: str | Path) -> str:
         DeviceError: If it cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return read_limited(path, _LARGEST_MIB).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DeviceError(f"cannot read the device file {path}: {error}.") from error
 

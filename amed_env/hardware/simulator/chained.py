@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amed_env.hardware.files.config import SystolicConfig, parse_device_config
-from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, HardwareBackend, LayerCost
+from amed_env.hardware.metrics import METRIC_UNITS
+from amed_env.hardware.protocol import Capabilities, Cost, CostTable, HardwareBackend, LayerCost
 from amed_env.hardware.simulator.simulator import BITS_PER_KIB, METRICS, SystolicBackend, bound_of
 from amed_env.hardware.simulator.systolic import IntArray
 from amed_env.problem.allocation import BitAllocation

@@ -24,6 +24,7 @@ class GemmShapes:
         groups: Independent products of this shape.
         positions: Kernel height x width into which `k` divides; 1 for matrix products, and for layers whose
             kernel is not known or that are lowered to one.
+        batch: Images of which `m` has the pixels.
     """
 
     m: IntArray
@@ -31,6 +32,7 @@ class GemmShapes:
     k: IntArray
     groups: IntArray
     positions: IntArray
+    batch: IntArray
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,20 @@ class LayerArrays:
                 float_to_int64(f"{name} of a layer", numbers)
             raise
         columns = flat.reshape(-1, len(_COLUMNS)).T.reshape(len(_COLUMNS), *shape)
-        return cls(GemmShapes(*columns[:5]), *columns[5:])
+        return cls(GemmShapes(*columns[:6]), *columns[6:])
 
 
-_COLUMNS = ("m", "n", "k", "groups", "kernel", "input_elements", "read_weights", "output_elements")
+_COLUMNS = ("m", "n", "k", "groups", "kernel", "batch", "input_elements", "read_weights", "output_elements")
 _values = attrgetter(*_COLUMNS)
 
 
 def _sizes(layer: Layer, lowered_up_to_channels: int) -> tuple[int, ...]:
     """The columns of a layer, with kernel height x width for its kernel."""
-    m, n, k, groups, (height, width), inputs, weights, outputs = _values(layer)
+    m, n, k, groups, (height, width), batch, inputs, weights, outputs = _values(layer)
     positions = height * width
     if positions > 1:
         if k % positions:  # the kernel is not that of this product (a file may say so): a plain product
             positions = 1
         elif k * groups <= lowered_up_to_channels * positions:
             positions, inputs = 1, m * k * groups
-    return m, n, k, groups, positions, inputs, weights, outputs
+    return m, n, k, groups, positions, batch, inputs, weights, outputs

@@ -10,7 +10,8 @@ import numpy as np
 from amed_env.hardware.files.config import ProcessorConfig, ProxyConfig
 from amed_env.hardware.files.device_sections import ThroughputSection
 from amed_env.hardware.files.layer_choices import LayerwiseBackend
-from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, LayerCost, require_allowed
+from amed_env.hardware.metrics import METRIC_UNITS
+from amed_env.hardware.protocol import Capabilities, Cost, CostTable, LayerCost, require_allowed
 from amed_env.hardware.simulator.systolic import FloatArray, IntArray
 from amed_env.problem.allocation import BitAllocation, Precision
 from amed_env.problem.operations import operations_between

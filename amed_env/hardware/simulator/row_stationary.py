@@ -44,7 +44,8 @@ def row_stationary_mapping(shapes: GemmShapes, split: IntArray, rows: int, cols:
 
     Args:
         shapes: The matrix products. Kernels with `positions` that are a square are taken as square, all
-            others as one row; outputs are taken as the smallest square that holds all pixels.
+            others as one row; outputs are taken as the smallest square that holds the pixels of one image. Images
+            of a batch come one after the other.
         split: Products that one element does at once.
         rows: Rows of the array.
         cols: Columns of the array.
@@ -57,7 +58,8 @@ def row_stationary_mapping(shapes: GemmShapes, split: IntArray, rows: int, cols:
     products = ceil_divide(shapes.k, split)
     channels = ceil_divide(products, shapes.positions)
     width = ceil_divide(products, channels * height)  # of a kernel row, after splitting
-    output_rows = _root(shapes.m - 1) + 1
+    pixels = shapes.m // shapes.batch
+    output_rows = _root(pixels - 1) + 1
     # A kernel that is higher than the array is folded; blocks of kernel rows are stacked in both directions.
     kernel_folds = ceil_divide(height, rows)
     block_height = ceil_divide(height, kernel_folds)
@@ -66,8 +68,10 @@ def row_stationary_mapping(shapes: GemmShapes, split: IntArray, rows: int, cols:
     blocks = (rows // block_height) * (cols // block_width)
     pairs = checked_product("pairs of filters and channels", shapes.n, channels)
     rounds = ceil_divide(pairs, blocks)
-    pixels_of_a_row = ceil_divide(shapes.m, output_rows)
-    cycles = checked_product("cycles of a row-stationary layer", rounds, strips, kernel_folds, width, pixels_of_a_row)
+    pixels_of_a_row = ceil_divide(pixels, output_rows)
+    cycles = checked_product(
+        "cycles of a row-stationary layer", shapes.batch, rounds, strips, kernel_folds, width, pixels_of_a_row
+    )
     # Filters that one element keeps: they share every activation that it reads.
     channels_kept = np.minimum(channels, np.maximum(1, IFMAP_PAD // width))
     # Limited by the pad of weights and by the pad of sums, one sum a filter.
@@ -80,7 +84,7 @@ def row_stationary_mapping(shapes: GemmShapes, split: IntArray, rows: int, cols:
         active=ceil_divide(pairs * output_rows * block_height, rounds * strips),
         cycles=cycles,
         ifmap_reads=ifmap,
-        weight_reads=checked_product("weight reads", strips, shapes.n, shapes.k),
+        weight_reads=checked_product("weight reads", shapes.batch, strips, shapes.n, shapes.k),
         sum_writes=checked_product("output writes", ceil_divide(channels, summed), shapes.m, shapes.n),
     )
 

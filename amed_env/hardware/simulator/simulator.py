@@ -20,7 +20,8 @@ import numpy.typing as npt
 from amed_env.errors import DeviceError
 from amed_env.hardware.files.config import SystolicConfig, load_device_config
 from amed_env.hardware.files.layer_choices import LayerwiseBackend
-from amed_env.hardware.protocol import METRIC_UNITS, Capabilities, Cost, CostTable, LayerCost, require_allowed
+from amed_env.hardware.metrics import METRIC_UNITS
+from amed_env.hardware.protocol import Capabilities, Cost, CostTable, LayerCost, require_allowed
 from amed_env.hardware.simulator.arrays import ArrayAccesses, make_array
 from amed_env.hardware.simulator.energy import EnergyModel, mac_energy_by_bits
 from amed_env.hardware.simulator.layer_arrays import LayerArrays

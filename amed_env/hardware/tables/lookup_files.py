@@ -13,8 +13,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,11 +24,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from amed_env.errors import AllocationError, DeviceError
+from amed_env.errors import AllocationError, DeviceError, did_you_mean
+from amed_env.hardware.files.device_files import LARGEST_TABLE_MIB
 from amed_env.hardware.files.yaml_faults import Text
-from amed_env.hardware.protocol import METRIC_UNITS
+from amed_env.hardware.metrics import METRIC_UNITS, known_metric
 from amed_env.hardware.tables.lookup_table import Interpolation, LookupTable, precision_axes
 from amed_env.problem.allocation import Precision, check_bits
+from amed_env.problem.units import plain_unit
+from amed_env.support.files import read_limited
 from amed_env.support.text import CsvTable, read_csv
 
 FORMAT = "amed-table/1"
@@ -46,6 +50,8 @@ class TableConfig(BaseModel):
         name: The device's name.
         description: One line.
         table: Path of the `.csv` or `.npy` file, relative to this one.
+        layers: The network's name of a layer by the table's, for layers that are called otherwise; null for rows that
+            belong to no layer of the network.
         clock_mhz: Clock that turns cycles into milliseconds.
         interpolation: `linear` for widths between those of the table; `none` refuses them.
     """
@@ -56,6 +62,7 @@ class TableConfig(BaseModel):
     name: Text
     description: Text = "A table of costs"
     table: Text
+    layers: dict[Text, Text | None] = {}
     clock_mhz: Annotated[float, Field(strict=True, gt=0, le=1e5, allow_inf_nan=False)] | None = None
     interpolation: Interpolation = "none"
 
@@ -74,7 +81,7 @@ def load_table(path: Path, clock_mhz: float | None = None) -> LookupTable:
     if path.suffix.lower() == ".npy":
         return _read_npy(path, clock_mhz)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_limited(path, LARGEST_TABLE_MIB).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DeviceError(f"cannot read the table {path}: {error}.") from error
     return with_clock(parse_csv(text, str(path)), clock_mhz)
@@ -103,6 +110,42 @@ def with_clock(table: LookupTable, clock_mhz: float | None) -> LookupTable:
     )
 
 
+def with_names(table: LookupTable, names: Mapping[str, str | None], where: str) -> LookupTable:
+    """The table with other names of layers.
+
+    Args:
+        table: A table with names.
+        names: New name by old one; None leaves the layer out.
+        where: File that says so, for messages.
+
+    Raises:
+        DeviceError: If the table has no names or lacks a given one, two layers get the same name, or none is left.
+    """
+    if not names:
+        return table
+    if table.layers is None:
+        raise DeviceError(f"{where}: the layers of {table.where} have no names; leave 'layers' out.")
+    unknown = [name for name in names if name not in table.layers]
+    if unknown:
+        raise DeviceError(
+            f"{where}: layers: {table.where} has no {unknown[0]!r}; {did_you_mean(unknown[0], table.layers)}"
+        )
+    kept = [row for row, name in enumerate(table.layers) if names.get(name, name) is not None]
+    original = {str(names.get(name, name)): name for name in (table.layers[row] for row in kept)}
+    if len(original) != len(kept):
+        raise DeviceError(f"{where}: layers: two layers of {table.where} get the same name.")
+    facts = dict(table.provenance)
+    if len(kept) < len(table.layers):
+        facts.pop("workload", None)  # the shapes of all its layers, which the network does not have
+    return replace(
+        table,
+        layers=tuple(original),
+        metrics={metric: values[kept] for metric, values in table.metrics.items()},
+        provenance=facts,
+        original_names=original,
+    )
+
+
 def parse_csv(text: str, where: str) -> LookupTable:
     """A table from CSV text, in the format of this package or of AMED.
 
@@ -121,7 +164,7 @@ def parse_csv(text: str, where: str) -> LookupTable:
 def _own_table(table: CsvTable, where: str) -> LookupTable:
     header_at = f"{where}, line {table.header_line}"
     metric_columns = [column for column in table.header if column not in KEY_COLUMNS]
-    units = _units_of_columns(metric_columns, header_at)
+    units, factors = _units_of_columns(metric_columns, header_at)
     missing = [column for column in KEY_COLUMNS if column not in table.header]
     if missing or not units:
         raise DeviceError(
@@ -138,15 +181,16 @@ def _own_table(table: CsvTable, where: str) -> LookupTable:
             raise DeviceError(
                 f"{here}: layer {key[0]!r} at {key[1]} is a duplicate of line {lines[key]}; keep one of them."
             )
-        costs[key] = [_number(cells[column], f"{here}, column {column!r}") for column in metric_columns]
+        numbers = [_number(cells[column], f"{here}, column {column!r}") for column in metric_columns]
+        costs[key] = [number * factor for number, factor in zip(numbers, factors, strict=True)]
         lines[key] = line
     layers = tuple(dict.fromkeys(layer for layer, _ in costs))
     precisions = tuple(sorted({precision for _, precision in costs}))
     # What a layer has no row for, it cannot run at.
     values = np.full((len(layers), len(precisions), len(units)), np.nan)
     rows, columns = ({name: number for number, name in enumerate(axis)} for axis in (layers, precisions))
-    for (layer, precision), numbers in costs.items():
-        values[rows[layer], columns[precision]] = numbers
+    for (layer, precision), of_row in costs.items():
+        values[rows[layer], columns[precision]] = of_row
     metrics = {metric: values[:, :, i] for i, metric in enumerate(units)}
     return LookupTable(where, layers, precisions, metrics, units, table.comments)
 
@@ -173,18 +217,19 @@ def _amed_table(table: CsvTable, where: str) -> LookupTable:
 def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     where = str(path)
     try:
-        array = np.load(path, allow_pickle=False)
+        array = _array_of(read_limited(path, LARGEST_TABLE_MIB))
     except Exception as error:  # whatever a damaged file makes numpy raise
         raise DeviceError(f"cannot read the table {path}: {error}.") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise DeviceError(f"{where}: expected an array of numbers, found {getattr(array, 'dtype', 'something else')}.")
+    if array.dtype.kind not in "fiu":
+        raise DeviceError(f"{where}: expected an array of numbers, found {array.dtype}.")
     if np.isnan(array).any():
         raise DeviceError(f"{where}: the array has values that are no numbers; a cost is finite and not negative.")
     sidecar = path.with_suffix(".json")
     facts = _read_sidecar(sidecar) if sidecar.exists() else {}
     weights = [_width(bits, f"{sidecar}: 'weight_bits'") for bits in facts.get("weight_bits", HAQ_WIDTHS)]
     activations = [_width(bits, f"{sidecar}: 'activation_bits'") for bits in facts.get("activation_bits", HAQ_WIDTHS)]
-    metrics = facts.get("metrics", {"cycles": "cycles"})
+    declared = facts.get("metrics", {"cycles": "cycles"})
+    metrics, factors = _units_of_columns([f"{metric}:{unit}" for metric, unit in declared.items()], str(sidecar))
     # HAQ's arrays have no axis of metrics.
     if array.ndim == 3 and len(metrics) == 1:
         array = array[None]
@@ -199,7 +244,8 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
             f"{where}: the array has shape {array.shape}, expected {expected} for (metrics, layers, weight widths, "
             f"activation widths): {advice}."
         )
-    values = array.astype(np.float64).reshape(len(metrics), count, -1)
+    values = array.astype(np.float64).reshape(len(metrics), count, len(weights) * len(activations))
+    values *= np.array(factors)[:, None, None]
     provenance = dict(facts.get("provenance", {}))
     if not facts:
         provenance = {"imported from": "HAQ, cycles at 1 to 8 bits"}
@@ -208,9 +254,25 @@ def _read_npy(path: Path, clock_mhz: float | None) -> LookupTable:
     return with_clock(table, facts.get("clock_mhz") if clock_mhz is None else clock_mhz)
 
 
+def _array_of(content: bytes) -> np.ndarray[Any, Any]:
+    """The array of an NPY file.
+
+    Raises:
+        ValueError: If it is none, or its header announces more than the file has.
+    """
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    # Before numpy allocates it: a few bytes of header can announce any size.
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"its header announces {dtype} of shape {shape}, which is not the size of the file")
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+
+
 def _read_sidecar(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8-sig"))
+        facts = json.loads(read_limited(path, LARGEST_TABLE_MIB).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DeviceError(f"cannot read {path}: {error}.") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
@@ -226,28 +288,29 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         entry = facts.get(key, {})
         if not isinstance(entry, dict) or not all(isinstance(item, str) for item in entry.values()):
             raise DeviceError(f"{path}: {key!r} must be an object of texts, such as {{'latency_ms': 'ms'}}.")
-    for metric, unit in facts.get("metrics", {}).items():
-        _check_unit(metric, unit, str(path))
     return facts
 
 
 def csv_text(table: LookupTable) -> str:
     """The table as CSV; `parse_csv` reads it back to the last bit."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    plain = csv.writer(stream, lineterminator="\n")
+    quoting = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for key, value in {"format": FORMAT, **table.provenance}.items():
         stream.write(f"# {key}: {' '.join(value.split())}\n")
     columns = [m if METRIC_UNITS.get(m) == unit else f"{m}:{unit}" for m, unit in table.units.items()]
-    writer.writerow([*KEY_COLUMNS, *columns])
+    plain.writerow([*KEY_COLUMNS, *columns])
     for row in range(len(table)):
         name = table.layers[row] if table.layers is not None else str(row)
+        # Without quotes these would be a comment, lose their spaces, or end a line.
+        writer = quoting if name.startswith("#") or name != name.strip() or "\r" in name else plain
         for column, precision in enumerate(table.precisions):
             if not table.runnable[row, column]:
                 continue
             cells = []
             for metric in table.units:
                 number = float(table.metrics[metric][row, column])
-                cells.append(str(int(number)) if number.is_integer() else repr(number))
+                cells.append(int(number) if number.is_integer() else number)
             writer.writerow([name, *precision, *cells])
     return stream.getvalue()
 
@@ -279,10 +342,21 @@ def npy_files(table: LookupTable) -> tuple[bytes, dict[str, Any]]:
     return stream.getvalue(), facts
 
 
-def _units_of_columns(columns: Sequence[str], here: str) -> dict[str, str]:
-    units = {}
+def _units_of_columns(columns: Sequence[str], here: str) -> tuple[dict[str, str], list[float]]:
+    """Metrics with their units, and what the numbers of each column are multiplied by."""
+    units: dict[str, str] = {}
+    factors = []
     for column in columns:
         metric, separator, unit = (part.strip() for part in column.partition(":"))
+        known = known_metric(metric)
+        if known is not None and (not separator or metric.endswith(f"_{plain_unit(unit)}")):
+            metric, factor = known
+            separator, unit = "", METRIC_UNITS[metric]
+        else:
+            factor = 1.0
+        if metric in units:
+            raise DeviceError(f"{here}: column {column!r} is {metric}, which another column is too; keep one of them.")
+        factors.append(factor)
         if not separator and metric not in METRIC_UNITS:
             raise DeviceError(
                 f"{here}: the unit of column {column!r} is not known; write it behind the name ({column}:mm2). Known "
@@ -290,7 +364,7 @@ def _units_of_columns(columns: Sequence[str], here: str) -> dict[str, str]:
             )
         units[metric] = unit if separator else METRIC_UNITS[metric]
         _check_unit(metric, units[metric], here)
-    return units
+    return units, factors
 
 
 def _check_unit(metric: str, unit: str, here: str) -> None:

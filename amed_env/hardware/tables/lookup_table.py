@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal
@@ -34,6 +34,7 @@ class LookupTable:
         precisions: The P precisions that some layer has.
         metrics: Metric name to float64 array of shape (L, P), NaN where the layer cannot run at the precision.
         units: Metric name to unit.
+        original_names: Names that the layers had when the table was made, by name, where they were changed.
         provenance: Where the numbers come from: `device`, `network`, `workload` (a digest of its shapes) and so on.
 
     Raises:
@@ -47,10 +48,13 @@ class LookupTable:
     metrics: Mapping[str, FloatArray]
     units: Mapping[str, str]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    original_names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.metrics or not self.precisions:
+        if not self.metrics or not self.precisions or not len(self):
             raise DeviceError(f"{self.where}: the table is empty.")
+        if self.layers is not None and "" in self.layers:
+            raise DeviceError(f"{self.where}: layer number {self.layers.index('')} has no name.")
         for axis, names in (("layer", self.layers or ()), ("precision", self.precisions)):
             twice = repeated(map(str, names))
             if twice:
@@ -223,19 +227,22 @@ class TableBackend(HardwareBackend):
         if missing or spare:
             faults = []
             if missing:
-                faults.append(f"the table lacks {first_few(list(map(repr, missing)))}")
+                faults.append(f"the table lacks {', '.join(map(repr, missing))}")
             if spare:
-                faults.append(f"the network lacks {first_few(list(map(repr, spare)))}")
+                faults.append(f"the network lacks {', '.join(map(repr, spare))}")
             raise UnsupportedLayerError(
                 f"{table.where}: the table's {len(table)} layers are not the {len(names)} of network "
-                f"{workload.name!r}: {'; '.join(faults)}."
+                f"{workload.name!r}: {'; '.join(faults)}. If these are other names for the same layers, name the table "
+                "in a YAML file (format: amed-table/1) with 'layers: {name in the table: name in the network, …}', "
+                "null for those that are not used."
             )
         self._check_shapes(workload)
         return [known[name] for name in names]
 
     def _check_shapes(self, workload: Workload) -> None:
         made_for = self.lookup.provenance.get("workload")
-        if made_for in (None, workload_digest(workload)) or workload == self.sample_workload():
+        given = workload_digest(workload, self.lookup.original_names)
+        if made_for in (None, given) or workload == self.sample_workload():
             return
         raise DeviceError(
             f"{self.lookup.where}: the table was made for other shapes than those of {workload.name!r} (provenance "
@@ -306,8 +313,11 @@ def precision_axes(precisions: Sequence[Precision]) -> tuple[list[int], list[int
     return sorted(weights), sorted(activations)
 
 
-def workload_digest(workload: Workload) -> str:
-    """Twelve hexadecimal digits that change with the names and shapes of the layers."""
+def workload_digest(workload: Workload, names: Mapping[str, str] | None = None) -> str:
+    """Twelve hexadecimal digits that change with the names and shapes of the layers; some may have other names."""
+    if names:
+        layers = (replace(layer, name=names.get(layer.name, layer.name), shares_weights_with="") for layer in workload)
+        workload = Workload(workload.name, tuple(layers))
     return hashlib.sha256(workload.to_csv().encode()).hexdigest()[:12]
 
 

@@ -186,6 +186,18 @@ def test_what_a_program_does_wrong_is_named(program, body, message):
         evaluate_cost(device, SMALL, SMALL.uniform(4))
 
 
+def test_microseconds_of_a_program_become_milliseconds(program, tmp_path):
+    body = (HONEST + ANSWER).replace('"latency_ms"', '"latency_us"')
+    device = program(body, metrics={"latency_us": "us"}, additive=True, bits=[2, 4, 8])
+    assert device.metrics == {"latency_ms": "ms"}
+    cost = evaluate_cost(device, SMALL, SMALL.uniform(4))
+    assert cost["latency_ms"] == pytest.approx(latency(4) / 1000) and "latency_us" not in cost.metrics
+    check_hardware(device)
+    for metrics in ({"latency_us": "ms"}, {"latency_us": "us", "latency_ms": "ms"}):
+        with pytest.raises(DeviceError, match="latency_us"):
+            program(body, metrics=metrics)
+
+
 def test_a_program_may_refuse_a_precision(program, tmp_path):
     refusal = 'print(json.dumps({"format": "amed-answer/1", "unsupported": "no 2 bits here"}))\n'
     device = program(HONEST + refusal, retries=3)
@@ -214,6 +226,25 @@ def test_a_hanging_program_is_killed_with_everything_that_it_started(program, tm
     while Path(f"/proc/{pid}/stat").exists() and ") Z" not in Path(f"/proc/{pid}/stat").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_program_that_writes_without_end_is_killed(program, monkeypatch, stream):
+    monkeypatch.setattr("amed_env.hardware.external.processes.LARGEST_OUTPUT_MIB", 1)
+    device = program(f"import sys\nwhile True: sys.{stream}.write('x' * 9999)\n", retries=0, timeout_s=1000)
+    with pytest.raises(BackendError, match=r"wrote more than .* MiB on standard .* and was killed"):
+        evaluate_cost(device, SMALL, SMALL.uniform(8))
+
+
+def test_nothing_of_a_program_can_control_a_terminal(program):
+    for body in (
+        "import sys\nsys.stderr.write('\\x1b[2Jgone\\x07')\nsys.exit(1)",
+        'print(\'{"format": "amed-answer/1", "error": "\\\\u001b[2Jgone"}\')',
+        "print('\\x1b[2Jgone')",
+    ):
+        with pytest.raises(BackendError, match=r"\\x1b\[2Jgone") as caught:
+            evaluate_cost(program(body, retries=0), SMALL, SMALL.uniform(8))
+        assert "\x1b" not in str(caught.value)
 
 
 def test_a_program_that_neither_reads_nor_ends_its_children_does_not_hang(program):

@@ -70,6 +70,14 @@ def test_trouble_is_a_backend_error_and_the_next_call_works(make, trouble, messa
     assert evaluate_cost(device, SMALL, SMALL.uniform(4))["latency_ms"] == pytest.approx(expected_latency(4))
 
 
+def test_a_device_that_prints_without_end_is_ended(make, monkeypatch):
+    monkeypatch.setattr("amed_env.hardware.external.isolation.LARGEST_OUTPUT_MIB", 1)
+    device = make(Troubled("babble"), timeout_s=1000.0)
+    with pytest.raises(BackendError, match=r"printed more than 1 MiB during evaluate\(\)"):
+        evaluate_cost(device, SMALL, SMALL.uniform(2))
+    assert evaluate_cost(device, SMALL, SMALL.uniform(8))["latency_ms"] == pytest.approx(expected_latency(8))
+
+
 @pytest.mark.parametrize("trouble", ["fail", "die"])
 def test_passing_trouble_is_mended_by_a_retry(make, tmp_path, trouble):
     device = make(Troubled(trouble, times=2, counter=str(tmp_path / "count")), retries=2)

@@ -8,7 +8,7 @@ from amed_env import Layer, Precision
 from amed_env.errors import BackendError, DeviceError, UnsupportedPrecisionError
 from amed_env.hardware import evaluate_cost, load_device
 from amed_env.hardware.external import measured as measured_module
-from amed_env.hardware.external.measured import OnnxRuntimeCpu, batch_times
+from amed_env.hardware.external.measured import OnnxRuntimeCpu, batch_times, least_noisy
 from amed_env.hardware.external.onnx_layers import PAIRS, image_size, layer_model
 from amed_env.support.machine import cpu_name
 from amed_env.testing import HardwareConformance
@@ -109,11 +109,11 @@ def test_long_runs_are_timed_once_at_least_and_not_for_ever():
 
 def test_what_was_measured_is_kept_by_shape_and_precision(monkeypatch):
     measured = []
-    monkeypatch.setattr(measured_module, "batch_times", lambda run, batches: measured.append(1) or [3e6, 5e6, 4e6])
+    monkeypatch.setattr(measured_module, "batch_times", lambda run, batches: measured.append(1) or [3e6, 3.5e6, 3.25e6])
     device = OnnxRuntimeCpu()
     layer = LAYERS["linear"]
     first = device.layer_cost(layer, Precision(4, 8))
-    assert first == {"latency_ms": 3.0, "latency_spread_ms": 1.0}
+    assert first == {"latency_ms": 3.0, "latency_spread_ms": 0.25}
     same_shape = Layer("another", "linear", m=2, n=10, k=64)
     assert OnnxRuntimeCpu().layer_cost(same_shape, Precision(4, 8)) == first and len(measured) == 1
     device.layer_cost(layer, Precision(8, 8))
@@ -124,6 +124,36 @@ def test_what_was_measured_is_kept_by_shape_and_precision(monkeypatch):
     monkeypatch.setattr(measured_module, "cpu_name", lambda: "another")
     device.layer_cost(layer, Precision(4, 8))
     assert len(measured) == 5
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ([[10, 10.9, 30]], [10, 10.9]),
+        ([[10, 20, 20], [30, 30, 30]], [30, 30]),
+        ([[10, 20, 20], [10, 15, 15], [9, 18, 18]], [10, 15]),
+    ],
+)
+def test_what_is_noisy_is_measured_again(monkeypatch, measured, expected):
+    left = list(measured)
+    monkeypatch.setattr(measured_module, "batch_times", lambda run, batches: left.pop(0))
+    assert least_noisy(None, 3).tolist() == expected and not left
+
+
+def test_what_stays_noisy_is_not_kept_for_good(monkeypatch):
+    measured = []
+
+    def answer(run, batches):
+        measured.append(batches)
+        return np.array([1e6, 1.2e6])
+
+    monkeypatch.setattr(measured_module, "least_noisy", answer)
+    device, layer = OnnxRuntimeCpu(batches=1), LAYERS["linear"]
+    for _ in range(3):
+        assert device.layer_cost(layer, Precision(8, 8))["latency_spread_ms"] == pytest.approx(0.2)
+    assert len(measured) == 1
+    OnnxRuntimeCpu(batches=1).layer_cost(layer, Precision(8, 8))
+    assert len(measured) == 2
 
 
 def test_the_device_says_what_it_is():

@@ -8,7 +8,7 @@ from amed_env.hardware.simulator.precision_models import PRECISION_MODELS, Seria
 
 
 def shapes(m, n, k, groups=1, positions=1):
-    return GemmShapes(*(np.array([value], dtype=np.int64) for value in (m, n, k, groups, positions)))
+    return GemmShapes(*(np.array([value], dtype=np.int64) for value in (m, n, k, groups, positions, 1)))
 
 
 def cycles(model, shape, weight_bits, activation_bits, array=None):

@@ -34,6 +34,7 @@ def layer_of(name, batch=BATCH):
         groups=groups,
         input_elements=batch * size**2 * channels * groups,
         kernel=(kernel, kernel),
+        batch=batch,
     )
 
 
@@ -45,7 +46,14 @@ def mapping_of(layer, rows=12, cols=14):
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_elements_at_work_are_those_of_the_chip(name):
     # CONV1 works in strips of 14 rows here, the last of them narrower, and in two half-strips on the chip.
-    assert mapping_of(layer_of(name, batch=1)).active[0] == pytest.approx(MEASURED[name][7], rel=0.015)
+    assert mapping_of(layer_of(name)).active[0] == pytest.approx(MEASURED[name][7], rel=0.015)
+
+
+def test_a_batch_is_not_folded_into_one_image():
+    for name in MEASURED:
+        one, four = (mapping_of(layer_of(name, batch)) for batch in (1, 4))
+        assert four.cycles[0] == 4 * one.cycles[0] and four.active[0] == one.active[0]
+        assert four.weight_reads[0] == 4 * one.weight_reads[0] and four.sum_writes[0] == 4 * one.sum_writes[0]
 
 
 @pytest.mark.parametrize("name", MEASURED)

@@ -1,6 +1,7 @@
 """Tables as devices: the three file formats, what is wrong with them, interpolation, and the builder."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,82 @@ def test_empty_tables_and_those_of_amed(load, text, message):
         load(text)
 
 
+NAMED = "layer,w_bits,a_bits,latency_us,energy_mj,area:mm2\nc0,8,8,1500,2,1\npool,8,8,3,1,1\nc1,8,8,250,0.5,1\n"
+OPTIONS = "format: amed-table/1\nname: t\ntable: table.csv\n"
+
+
+def test_names_of_others_are_mapped_and_their_units_converted(tmp_path, load):
+    load(NAMED)
+    (tmp_path / "t.yaml").write_text(OPTIONS + "layers: {c0: first, c1: second, pool: null}\n")
+    device = load_device(tmp_path / "t.yaml")
+    assert device.metrics == {"latency_ms": "ms", "energy_uj": "uJ", "area": "mm2"}
+    cost = evaluate_cost(device, TWO, TWO.uniform(8))
+    assert cost["latency_ms"] == pytest.approx(1.75) and cost["energy_uj"] == pytest.approx(2500) and cost["area"] == 2
+    check_hardware(device)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("{c2: first}", r"t\.yaml: layers: .*table\.csv has no 'c2'; did you mean 'c[01]'"),
+        ("{c0: first, c1: first}", "two layers of .* get the same name"),
+        ("{c0: pool}", "two layers of .* get the same name"),
+        ("{c0: null, c1: null, pool: null}", "the table is empty"),
+        ("{c0: 3}", "line 4: layers.c0"),
+    ],
+)
+def test_faults_of_a_mapping(tmp_path, load, layers, message):
+    load(NAMED)
+    (tmp_path / "t.yaml").write_text(f"{OPTIONS}layers: {layers}\n")
+    with pytest.raises(DeviceError, match=message):
+        load_device(tmp_path / "t.yaml")
+
+
+def test_every_name_that_is_missing_or_not_used_is_listed(load):
+    device = load("layer,w_bits,a_bits,latency_ms\n" + "".join(f"theirs{i},8,8,1\n" for i in range(9)))
+    ours = Workload("ours", tuple(Layer(f"ours{i}", "linear", m=1, n=1, k=1) for i in range(9)))
+    with pytest.raises(UnsupportedLayerError, match="If these are other names for the same layers") as caught:
+        evaluate_cost(device, ours, ours.uniform(8))
+    assert all(f"'{side}{i}'" in str(caught.value) for side in ("ours", "theirs") for i in range(9))
+
+
+def test_a_table_with_other_names_is_still_for_its_shapes_alone(tmp_path):
+    table = build_table(load_device("bitfusion"), SMALL, [Precision(8, 8)], {})
+    (tmp_path / "table.csv").write_text(csv_text(table))
+    names = {layer.name: f"my {layer.name}" for layer in SMALL}
+    (tmp_path / "t.yaml").write_text(f"{OPTIONS}layers: {json.dumps(names)}\n")
+    device = load_device(tmp_path / "t.yaml")
+    renamed = Workload("renamed", tuple(replace(layer, name=names[layer.name]) for layer in SMALL))
+    assert evaluate_cost(device, renamed, renamed.uniform(8))["latency_ms"] == pytest.approx(
+        evaluate_cost(load_device("bitfusion"), SMALL, SMALL.uniform(8))["latency_ms"]
+    )
+    wider = Workload("wider", tuple(replace(layer, k=2 * layer.k, input_elements=0) for layer in renamed))
+    with pytest.raises(DeviceError, match="made for other shapes"):
+        evaluate_cost(device, wider, wider.uniform(8))
+
+
+def test_a_metric_is_there_once(load):
+    with pytest.raises(DeviceError, match="column 'latency_us' is latency_ms, which another column is too"):
+        load("layer,w_bits,a_bits,latency_ms,latency_us\na,8,8,1,1000\n")
+
+
+def test_arrays_in_microseconds_and_layers_without_names(tmp_path):
+    np.save(tmp_path / "t.npy", np.full((2, 8, 8), 500.0))
+    (tmp_path / "t.json").write_text(
+        '{"format": "amed-table/1", "metrics": {"latency_us": "us"}, "layers": ["a", "b"]}'
+    )
+    assert load_device(tmp_path / "t.npy").lookup.metrics["latency_ms"].max() == 0.5
+    (tmp_path / "t.json").unlink()
+    (tmp_path / "t.yaml").write_text("format: amed-table/1\nname: t\ntable: t.npy\nlayers: {a: b}\n")
+    with pytest.raises(DeviceError, match="have no names; leave 'layers' out"):
+        load_device(tmp_path / "t.yaml")
+
+
+def test_comments_that_a_spreadsheet_put_into_quotes_stay_comments():
+    table = parse_csv('"# measured: 2024, twice",,,\nlayer,w_bits,a_bits,latency_ms\n"#1",8,8,1\n', "text")
+    assert table.layers == ("#1",) and table.provenance["measured"].startswith("2024, twice")
+
+
 def test_other_networks_are_refused_with_the_names(load):
     device = load(OWN)
     other = Workload("other", (TWO.layers[0], Layer("third", "linear", m=1, n=1, k=1)))
@@ -235,16 +312,14 @@ def test_what_does_not_add_up_is_no_table():
 
 @given(
     st.dictionaries(
-        st.text(st.characters(codec="utf-8", exclude_characters="#\r\n\0"), min_size=1, max_size=8).map(str.strip),
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+        | st.text("# \t\r\n,\"'a", min_size=1, max_size=4),
         st.lists(st.floats(0, 1e300), min_size=2, max_size=2),
         min_size=1,
         max_size=4,
     )
 )
-def test_tables_survive_their_file(tmp_path, costs):
-    costs = {name: values for name, values in costs.items() if name}
-    if not costs:
-        return
+def test_tables_survive_their_file(costs):
     workload = Workload("any", tuple(Layer(name, "linear", m=1, n=1, k=1) for name in costs))
 
     class Listed(HardwareBackend):
