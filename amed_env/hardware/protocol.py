@@ -48,9 +48,19 @@ class Capabilities:
     granule_bytes: int = 1
 
     @classmethod
-    def same_for_all_kinds(cls, bits: Sequence[int], metrics: Mapping[str, str], **options: Any) -> Capabilities:
+    def same_for_all_kinds(
+        cls,
+        bits: Sequence[int],
+        metrics: Mapping[str, str],
+        *,
+        deterministic: bool = True,
+        additive: bool = True,
+        limits: Mapping[str, float] | None = None,
+        granule_bytes: int = 1,
+    ) -> Capabilities:
         """Capabilities of a device that treats every kind of layer, weights and activations alike."""
-        return cls.same_for_kinds(KINDS, bits, bits, metrics, **options)
+        options = {"deterministic": deterministic, "additive": additive, "granule_bytes": granule_bytes}
+        return cls.same_for_kinds(KINDS, bits, bits, metrics, limits=limits or {}, **options)
 
     @classmethod
     def same_for_kinds(
