@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from amed_env.errors import AllocationError, StoreError
 from amed_env.evaluation.quality import Quality
 from amed_env.problem.allocation import BitAllocation
 
-_SCHEMA_VERSION = 4
+logger = logging.getLogger(__name__)
+
+_SCHEMA_VERSION = 5
 _ANSWERS = "CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL);"
 """Since version 2: what a slow device answered, by a digest of everything that it was asked."""
 _PARTIAL = "ALTER TABLE trials ADD COLUMN partial INTEGER NOT NULL DEFAULT 0;"
@@ -43,6 +47,8 @@ INSERT OR IGNORE INTO facts SELECT 'score', 'top-1' WHERE EXISTS (SELECT 1 FROM 
 """
 """Since version 4: score and metrics as JSON, and samples without labels. Earlier trials have none: their score is
 top-1 accuracy, which the store is then tied to."""
+_CHECKSUMS = "ALTER TABLE trials ADD COLUMN checksum TEXT; ALTER TABLE answers ADD COLUMN checksum TEXT;"
+"""Since version 5; what was kept before has none, and is believed as it is."""
 _COLUMNS = "allocation, correct, samples, loss, costs, seconds, scores"
 _SCHEMA = """
 CREATE TABLE trials (
@@ -125,17 +131,32 @@ class TrialStore:
             )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")  # WAL survives a killed process
-        steps = [_SCHEMA, _ANSWERS, _PARTIAL, _SCORES][version:]
+        steps = [_SCHEMA, _ANSWERS, _PARTIAL, _SCORES, _CHECKSUMS][version:]
         if steps:
             self._connection.executescript(f"BEGIN;{''.join(steps)}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
 
     def get(self, allocation: BitAllocation) -> Trial | None:
         """The trial of an allocation, or None if it was never evaluated."""
-        rows = self._run(
-            f"SELECT {_COLUMNS} FROM trials WHERE allocation_key=? AND NOT partial",
-            (allocation.key(),),
-        )
+        rows = self._sound_rows("WHERE allocation_key=? AND NOT partial", (allocation.key(),))
         return _trial(rows[0]) if rows else None
+
+    def _sound_rows(self, where: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of trials whose checksum is right; others are gone, so that they are evaluated again."""
+        sound, damaged = [], []
+        for number, checksum, *row in self._run(f"SELECT number, checksum, {_COLUMNS} FROM trials {where}", values):
+            if checksum is None or checksum == _checksum(row):
+                sound.append(tuple(row))
+            else:
+                damaged.append(number)
+        if damaged:
+            logger.warning(
+                "%s is damaged: %d of its trials do not match their checksums and are evaluated again.",
+                self.path or "the trial store",
+                len(damaged),
+            )
+            for number in damaged:
+                self._run("DELETE FROM trials WHERE number=?", (number,))
+        return sound
 
     def add(self, trial: Trial) -> None:
         """Keep a trial; one of the same allocation that is there already stays, unless it is an estimate.
@@ -149,28 +170,32 @@ class TrialStore:
         scores = quality.to_json()
         for name in ("correct", "accuracy", "samples", "loss"):  # these have columns of their own
             scores.pop(name, None)
+        row = (
+            json.dumps(trial.allocation.to_json()),
+            None if quality.correct is None else int(quality.correct),
+            int(quality.samples),
+            # As SQLite gives them back: a zero has no sign there.
+            None if quality.loss is None else float(quality.loss) + 0.0,
+            json.dumps(dict(trial.costs)),
+            float(trial.seconds) + 0.0,
+            json.dumps(scores),
+        )
         self._run(
-            "INSERT INTO trials (allocation_key, allocation, correct, samples, loss, costs, seconds, created, scores) "
-            "VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (allocation_key) DO UPDATE SET correct=excluded.correct, "
-            "samples=excluded.samples, loss=excluded.loss, seconds=excluded.seconds, partial=0, scores=excluded.scores "
-            "WHERE trials.partial",
-            (
-                trial.allocation.key(),
-                json.dumps(trial.allocation.to_json()),
-                quality.correct,
-                quality.samples,
-                quality.loss,
-                json.dumps(dict(trial.costs)),
-                trial.seconds,
-                time.time(),
-                json.dumps(scores),
-            ),
+            f"INSERT INTO trials (allocation_key, created, checksum, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?) "
+            "ON CONFLICT (allocation_key) DO UPDATE SET allocation=excluded.allocation, correct=excluded.correct, "
+            "samples=excluded.samples, loss=excluded.loss, costs=excluded.costs, seconds=excluded.seconds, partial=0, "
+            "scores=excluded.scores, checksum=excluded.checksum WHERE trials.partial",
+            (trial.allocation.key(), time.time(), _checksum(row), *row),
         )
 
     def answer(self, question: str) -> str | None:
         """What a device answered to a question that it was asked before, or None."""
-        rows = self._run("SELECT answer FROM answers WHERE question=?", (question,))
-        return str(rows[0][0]) if rows else None
+        for answer, checksum in self._run("SELECT answer, checksum FROM answers WHERE question=?", (question,)):
+            if checksum is None or checksum == _checksum((answer,)):
+                return str(answer)
+            logger.warning("%s is damaged: an answer of a device is asked for again.", self.path or "the trial store")
+            self._run("DELETE FROM answers WHERE question=?", (question,))
+        return None
 
     def add_answer(self, question: str, answer: str) -> None:
         """Keep a device's answer; one to the same question that is there already stays.
@@ -178,12 +203,11 @@ class TrialStore:
         Raises:
             StoreError: If it cannot be written.
         """
-        self._run("INSERT OR IGNORE INTO answers VALUES (?,?)", (question, answer))
+        self._run("INSERT OR IGNORE INTO answers VALUES (?,?,?)", (question, answer, _checksum((answer,))))
 
     def __iter__(self) -> Iterator[Trial]:
         """All trials, oldest first."""
-        rows = self._run(f"SELECT {_COLUMNS} FROM trials WHERE NOT partial ORDER BY number")
-        return iter([_trial(row) for row in rows])
+        return iter([_trial(row) for row in self._sound_rows("WHERE NOT partial ORDER BY number")])
 
     def __len__(self) -> int:
         return int(self._run("SELECT COUNT(*) FROM trials WHERE NOT partial")[0][0])
@@ -216,6 +240,11 @@ class TrialStore:
                 f"the trial store {self.path or 'in memory'} failed: {error}. Finished trials are kept; "
                 "see that the disk has space and continue with --resume."
             ) from error
+
+
+def _checksum(row: Sequence[Any]) -> str:
+    """A digest (hex) of the values of a row as SQLite gives them back."""
+    return hashlib.sha256(repr(tuple(row)).encode()).hexdigest()
 
 
 def _trial(row: tuple[Any, ...]) -> Trial:

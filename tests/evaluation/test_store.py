@@ -3,6 +3,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -69,6 +70,7 @@ def test_trials_as_json():
 
 WRITER = """
 import sys
+from contextlib import closing
 from amed_env import BitAllocation, Quality, Trial, TrialStore
 
 store = TrialStore(sys.argv[1])
@@ -143,10 +145,10 @@ def test_a_damaged_page_is_reported(path, page):
     ("column", "value"),
     [("allocation", "{"), ("allocation", "{}"), ("allocation", "[" * 10_000), ("costs", "nonsense"), ("costs", "3")],
 )
-def test_a_damaged_row_is_reported(path, column, value):
+def test_a_damaged_row_of_an_older_version_is_reported(path, column, value):
     fill(path, 3)
     with sqlite3.connect(path) as connection:
-        connection.execute(f"UPDATE trials SET {column}=? WHERE number=2", (value,))
+        connection.execute(f"UPDATE trials SET {column}=?, checksum=NULL WHERE number=2", (value,))
     connection.close()
     store = TrialStore(path)
     with pytest.raises(StoreError, match="damaged row"):
@@ -295,3 +297,44 @@ def test_a_closed_store_says_so(path):
     store.close()
     with pytest.raises(StoreError, match="closed"):
         store.add(trial(1))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("correct", 999), ("loss", 0.125), ("costs", '{"latency_ms": 0.5}'), ("samples", 999), ("seconds", 1e9)],
+)
+def test_a_changed_value_is_not_believed(path, caplog, column, value):
+    trials = [trial(number) for number in range(4)]
+    with closing(TrialStore(path)) as store:
+        for each in trials:
+            store.add(each)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE trials SET {column}=? WHERE number=2", (value,))
+        connection.commit()
+    with closing(TrialStore(path)) as store:
+        assert list(store) == [trials[0], *trials[2:]]
+        assert "1 of its trials do not match their checksums and are evaluated again" in caplog.text
+        store.add(trials[1])  # evaluated again
+        assert store.get(trials[1].allocation) == trials[1]
+
+
+def test_a_changed_answer_of_a_device_is_asked_for_again(path):
+    with closing(TrialStore(path)) as store:
+        store.add_answer("question", "answer")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE answers SET answer='other'")
+        connection.commit()
+    with closing(TrialStore(path)) as store:
+        assert store.answer("question") is None
+        store.add_answer("question", "answer")
+        assert store.answer("question") == "answer"
+
+
+def test_values_without_sign_or_fraction_match_their_checksum(store):
+    first = Trial(BitAllocation.uniform(["a"], 4), Quality(5, 10, -0.0), {"latency_ms": 1}, 0)
+    second = Trial(
+        BitAllocation.uniform(["a"], 8), Quality(None, 10, None, score=0.5), {"latency_ms": 0.1 + 0.2}, 1e-300
+    )
+    for each in (first, second):
+        store.add(each)
+    assert len(list(store)) == 2
