@@ -17,17 +17,11 @@ dependencies; networks of a library that is missing are left out, and named. A c
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import json
-import sys
 import time
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-from other_networks import NETWORKS
+from other_networks import NETWORKS, run_rows
 from torch import fx, nn
 
 from amed_env.errors import AmedError
@@ -187,33 +181,5 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", help="networks; all by default")
-    parser.add_argument("--out", type=Path, help="JSON file; networks that it has are not run again")
-    parser.add_argument("--table", type=Path, help="print the table of such a file and do nothing else")
-    given = parser.parse_args()
-    if given.table is not None:
-        print(table(json.loads(given.table.read_text())))
-        return
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out and given.out.exists() else []
-    missing = {library for library, _ in NETWORKS.values() if importlib.util.find_spec(library) is None}
-    if missing:
-        print(f"left out, as they are not installed: {', '.join(sorted(missing))}", file=sys.stderr)
-    for name in given.names or NETWORKS:
-        if NETWORKS[name][0] in missing or name in {row["network"] for row in rows}:
-            continue
-        try:
-            rows.append(row_of(name))
-        except Exception as error:  # a row with the reason says more than a run that ends
-            rows.append({"network": name, "library": NETWORKS[name][0], "failed": f"{type(error).__name__}: {error}"})
-        print(json.dumps(rows[-1]), flush=True)
-        if given.out is not None:
-            given.out.write_text(json.dumps(rows, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run_rows(__doc__, row_of, table)

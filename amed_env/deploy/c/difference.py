@@ -10,10 +10,10 @@ import torch
 
 from amed_env.deploy.c.building import build, run_raw
 from amed_env.deploy.c.lowering import Lowered
-from amed_env.deploy.c.recording import node_values
 from amed_env.deploy.c.writing import Bias, Epilogue, write_c
 from amed_env.quantization.codes import quantize
 from amed_env.quantization.network import QuantizedNetwork
+from amed_env.tracing.execution.recording import node_values
 from amed_env.tracing.execution.steps import LayerStep
 
 

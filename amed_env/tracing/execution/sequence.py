@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from amed_env.tracing.execution.recording import node_values
 from amed_env.tracing.execution.steps import (
     Codes,
     ConvertStep,
@@ -51,19 +52,6 @@ def positions(shape: Sequence[int], order: Sequence[int]) -> torch.Tensor:
     stored = torch.arange(math.prod(shape)).reshape([shape[axis] for axis in order])
     back = sorted(range(len(order)), key=lambda axis: order[axis])
     return stored.permute(*back) if len(shape) else stored
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a program, and notes the shape of every tensor and every number."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.found[n] = _shape_or_value(result)
-        return result
 
 
 def _shape_or_value(value: Any) -> Any:
@@ -108,10 +96,7 @@ class _Sequence:
     ) -> None:
         self._module, self._layers, self._groups, self._stored = module, layers, groups, set(stored)
         self._skipped = skipped
-        recorder = _Recorder(module)
-        with torch.no_grad():
-            recorder.run(sample)
-        self._known = recorder.found
+        self._known = node_values(module, sample, _shape_or_value)
         self._calls = {group.call: group.layer for group in groups.values()}
         self._inside = {
             node
